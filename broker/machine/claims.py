@@ -1,0 +1,219 @@
+"""What a claim's message does to its decisions and grants: the rules that free a device, and no other.
+
+A grant ends exactly when (a) the claim is deleted, or a finished full sync lacks it; or (b) a message shows no
+allocation, or another one, and says that the grant's decision is settled (or the grant was adopted: nobody settles
+those). A message that has not settled the decision says nothing about the grant: the agent may not have written yet.
+"""
+
+from broker.allocation.validate_selectors import compile_claim
+from broker.machine.core import Core
+from broker.world import observe
+from broker.world.keys import ClaimKey, ClaimUid, ClusterId
+from broker.world.records import Claim, Grant
+from schemas.resource import ResourceClaim
+from schemas.resource.validate import validate_claim
+from schemas.wire.ledger import Adopted, CollisionFound, EndCause, GrantEnded, OutcomeRecorded, Release
+from schemas.wire.state import ClaimState, ObjectName
+
+BACK_OFF_FIRST_MS = 1_000
+BACK_OFF_MOST_MS = 300_000
+
+
+def on_claim(
+    core: Core, cluster: ClusterId, uid: str, state: ClaimState, spec: ResourceClaim | None, stream_sequence: int
+) -> None:
+    """The claim lives, and this is all that its agent knows of it."""
+    world = core.world
+    if state.decision is not None and state.decision.ledger_sequence > world.ledger_last and not core.ledger_lost:
+        core.ledger_lost = (
+            f"{cluster} knows of decision {state.decision.ledger_sequence}, the ledger ends at {world.ledger_last}: "
+            f"the ledger was lost or cut. Nothing is granted until it is rebuilt from the clusters"
+        )
+        core.notice("error", "LedgerLost", cluster, core.ledger_lost)
+    claim = observe.observe_claim(world, cluster, ClaimUid(uid), state, spec, stream_sequence)
+    claim.invalid = _why_invalid(core, spec) if spec is not None else ("Unreadable", claim.error)
+    if core.is_replaying:
+        return
+    core.wake_devices(claim.shown_devices)
+    if core.ledger_lost:
+        return
+    _settle(core, claim)
+    if spec is not None:  # what cannot be read ends nothing: its grants stay
+        for grant in reversed(list(claim.grants)):
+            if claim.shown != grant.holds and _is_settled(claim, grant):
+                end_grant(core, grant, "AllocationCleared" if claim.shown is None else "AllocationReplaced")
+        _release_if_rejected(core, claim)
+    if claim.is_shown_without_grant:
+        core.to_adopt.add(claim.key)
+    core.queue.make_due(claim.key)
+
+
+def on_tombstone(core: Core, cluster: ClusterId, uid: str) -> None:
+    """The claim was deleted."""
+    core.world.know(core.world.cluster(cluster), ObjectName("claim", uid), None)
+    key = ClaimKey(cluster, ClaimUid(uid))
+    if key in core.world.claims and not core.is_replaying:
+        _end_claim(core, key, "ClaimDeleted")
+
+
+def on_unreadable(core: Core, cluster: ClusterId, uid: str, error: str, stream_sequence: int) -> None:
+    """A message on the claim's subject that is not JSON or not a claim's: the claim is there, that is all."""
+    claim = observe.observe_unreadable_claim(core.world, cluster, ClaimUid(uid), error, stream_sequence)
+    claim.invalid = ("Unreadable", error)
+    core.queue.make_due(claim.key)
+
+
+def end_missing(core: Core) -> None:
+    """End what a finished full sync lacked, as much as the batch has room for."""
+    while core.to_end and core.has_room():
+        key, cause, stream_sequence = core.to_end.popleft()
+        claim = core.world.claims.get(key)
+        if claim is not None and claim.state_sequence <= stream_sequence:
+            core.world.know(core.world.cluster(key.cluster), ObjectName("claim", key.uid), None)
+            _end_claim(core, key, cause)
+
+
+def adopt(core: Core) -> None:
+    """Allocations that no grant covers become grants, as soon as nobody else's grant holds their devices."""
+    world = core.world
+    if world.federation.believe_labels and not world.inventory.labels_open:
+        return  # which fabric a device is on is not known yet, and nothing is granted before it is
+    for claim in sorted(
+        (world.claims[key] for key in core.to_adopt if key in world.claims), key=lambda each: each.state_sequence
+    ):
+        if not core.has_room():
+            return
+        core.to_adopt.discard(claim.key)
+        if not claim.is_shown_without_grant or claim.shown is None or claim.spec is None:
+            continue
+        devices = [world.device_key(claim.key.cluster, hold) for hold in claim.shown]
+        others = world.others_with(claim, claim.shown_devices)
+        exclusive = [grant for grant in others if not _are_shares(claim, grant)]
+        if not exclusive:
+            core.record(
+                Adopted(
+                    cluster=claim.key.cluster,
+                    uid=claim.key.uid,
+                    namespace=claim.namespace,
+                    name=claim.name,
+                    state_sequence=claim.state_sequence,
+                    holds=list(claim.shown),
+                    scopes=[device.pool.scope for device in devices],
+                )
+            )
+        elif claim.collision != claim.shown:
+            held_by = [f"{world.holder_name(grant.claim)} (grant {grant.ledger_sequence})" for grant in exclusive]
+            core.record(
+                CollisionFound(
+                    cluster=claim.key.cluster,
+                    uid=claim.key.uid,
+                    namespace=claim.namespace,
+                    name=claim.name,
+                    holds=list(claim.shown),
+                    held_by=held_by,
+                )
+            )
+            core.notice(
+                "error",
+                "DeviceHeldTwice",
+                f"claim {world.holder_name(claim.key)}",
+                f"its allocation has devices that are held by {', '.join(held_by)}; it is adopted when those end",
+            )
+    core.to_adopt &= world.claims.keys()
+
+
+def end_grant(core: Core, grant: Grant, cause: EndCause) -> None:
+    """The grant's devices are free from here on."""
+    core.record(
+        GrantEnded(cluster=grant.claim.cluster, uid=grant.claim.uid, grant_sequence=grant.ledger_sequence, cause=cause)
+    )
+    core.wake_devices(grant.devices)
+    for device in grant.devices:
+        core.to_adopt.update(core.world.shown.get(device, ()))
+
+
+def back_off_ms(failures: int) -> int:
+    """How long to wait after so many failures in a row (at least one)."""
+    return min(BACK_OFF_FIRST_MS << min(failures - 1, 20), BACK_OFF_MOST_MS)
+
+
+def _why_invalid(core: Core, spec: ResourceClaim) -> tuple[str, str] | None:
+    errors = validate_claim(spec)
+    if errors:
+        return "InvalidClaim", "; ".join(str(error) for error in errors)
+    selector_errors = compile_claim(spec, core.index)
+    if selector_errors:
+        return "InvalidSelector", "; ".join(error.sentence() for error in selector_errors)
+    return None
+
+
+def _is_settled(claim: Claim, grant: Grant) -> bool:
+    return grant.is_adopted or (claim.settled is not None and claim.settled.ledger_sequence >= grant.ledger_sequence)
+
+
+def _settle(core: Core, claim: Claim) -> None:
+    unsettled, said = claim.unsettled, claim.settled
+    if unsettled is None or said is None or said.ledger_sequence < unsettled.ledger_sequence:
+        return
+    failed = said.outcome == "Failed"
+    failures = claim.failures + 1 if failed else 0
+    core.record(
+        OutcomeRecorded(
+            cluster=claim.key.cluster,
+            uid=claim.key.uid,
+            decision_sequence=unsettled.ledger_sequence,
+            outcome=said.outcome,
+            message=said.message,
+            failures=failures,
+            retry_at_ms=core.now_ms + back_off_ms(failures) if failed else 0,
+        )
+    )
+
+
+def _release_if_rejected(core: Core, claim: Claim) -> None:
+    rejected = claim.rejected
+    if rejected is None or claim.unsettled is not None:
+        return
+    grant = next((grant for grant in claim.grants if grant.ledger_sequence == rejected.ledger_sequence), None)
+    if grant is None or grant.is_released:
+        return
+    rejections = claim.failures + 1
+    core.record(
+        Release(
+            cluster=claim.key.cluster,
+            uid=claim.key.uid,
+            namespace=claim.namespace,
+            name=claim.name,
+            grant_sequence=grant.ledger_sequence,
+            holds=list(grant.holds),
+            reason=rejected.reason,
+            message=rejected.message,
+            rejections=rejections,
+            retry_at_ms=core.now_ms + back_off_ms(rejections),
+        )
+    )
+
+
+def _end_claim(core: Core, key: ClaimKey, cause: EndCause) -> None:
+    """The claim is gone for ever: whatever it held or waited for ends."""
+    claim = core.world.claims[key]
+    if claim.unsettled is not None:
+        core.record(
+            OutcomeRecorded(
+                cluster=key.cluster,
+                uid=key.uid,
+                decision_sequence=claim.unsettled.ledger_sequence,
+                outcome="Gone",
+            )
+        )
+    for grant in list(claim.grants):
+        end_grant(core, grant, cause)
+    core.wake_devices(claim.shown_devices)
+    core.queue.remove(key)
+    core.to_adopt.discard(key)
+    core.world.forget_claim(claim)
+
+
+def _are_shares(claim: Claim, grant: Grant) -> bool:
+    """Both hold nothing but shares, of which one device can have several."""
+    return all(hold.share_id for hold in claim.shown or ()) and all(hold.share_id for hold in grant.holds)

@@ -1,0 +1,154 @@
+"""What the parts of the machine share: the world, the work that is left, and the batch that is being made."""
+
+from collections import deque
+from collections.abc import Iterable
+
+from broker.allocation.index import DeviceIndex
+from broker.machine.effects import ALGORITHM, Effects, Identity, Notice, NoticeLevel
+from broker.machine.queue import PendingQueue
+from broker.world import fold
+from broker.world.keys import ClaimKey, ClusterId, DeviceKey
+from broker.world.world import World
+from schemas.wire.bus import StoredMessage
+from schemas.wire.calls import Ask, DeadLetter
+from schemas.wire.ledger import AnyEntry, EndCause, Inputs, Step
+
+MAX_BATCH = 1000  # messages in one of JetStream's atomic batches
+ROOM_FOR_MESSAGE = 16  # entries that one message can cause at once, with a margin
+STEPS_WITHOUT_BATCH = 256  # then the position is recorded even though nothing happened, lest it expires
+
+
+class Core:
+    """The world and one batch in the making. `record` is the only way to change what the ledger says."""
+
+    def __init__(self, world: World, index: DeviceIndex, identity: Identity) -> None:
+        self.world = world
+        self.index = index
+        self.identity = identity
+        self.now_ms = 0
+        self.queue = PendingQueue()
+        self.to_adopt: set[ClaimKey] = set()  # may have an allocation that no grant covers
+        self.to_end: deque[tuple[ClaimKey, EndCause, int]] = deque()  # missing in a full sync; with the sync's sequence
+        self.classes_changed = False  # members are to be told
+        self.is_replaying = False  # a start: messages are taken in without their consequences
+        self.ledger_lost = ""  # why nothing is decided any more
+        self._steps: list[Step] = []
+        self._epochs: dict[str, int] = {}
+        self._synced: dict[str, int] = {}
+        self._position_expired = False
+        self._entries: list[AnyEntry] = []
+        self._dead_letters: list[DeadLetter] = []
+        self._asks: list[tuple[str, Ask]] = []
+        self._notices: list[Notice] = []
+
+    @property
+    def must_record(self) -> bool:
+        """Something happened that no entry says yet."""
+        return bool(self._epochs or self._synced or self._position_expired)
+
+    def has_room(self, entries: int = ROOM_FOR_MESSAGE) -> bool:
+        """Whether the batch can take `entries` more."""
+        return len(self._entries) + 1 + entries <= MAX_BATCH
+
+    def next_sequence(self) -> int:
+        """The ledger sequence that the next recorded entry gets."""
+        return self.world.ledger_last + 2 + len(self._entries)  # the Inputs entry comes first
+
+    def record(self, entry: AnyEntry) -> int:
+        """Put an entry into the batch and into the world; returns its ledger sequence."""
+        sequence = self.next_sequence()
+        self._entries.append(entry)
+        last = self.world.ledger_last
+        fold.apply_entry(self.world, entry, sequence)
+        self.world.ledger_last = last  # moves when the batch is closed
+        return sequence
+
+    def note_epoch(self, cluster: ClusterId, epoch: int) -> None:
+        """A new run of a cluster's agent is believed from here on."""
+        self.world.cluster(cluster).epoch = epoch
+        self._epochs[cluster] = epoch
+
+    def note_synced(self, cluster: ClusterId, stream_sequence: int) -> None:
+        """A full sync of the cluster is finished."""
+        self.world.cluster(cluster).synced_sequence = stream_sequence
+        self._synced[cluster] = stream_sequence
+
+    def note_position_expired(self) -> None:
+        """The recorded position was lost; the next batch says so."""
+        self._position_expired = True
+
+    def dead_letter(self, message: StoredMessage, cluster: str, reason: str, text: str) -> None:
+        """Keep a message aside with its reason; everything else goes on."""
+        if self.is_replaying:
+            return
+        self._dead_letters.append(
+            DeadLetter(
+                cluster=cluster,
+                subject=message.subject,
+                stream_sequence=message.stream_sequence,
+                reason=reason,
+                message=text,
+                payload=message.payload,
+            )
+        )
+        self.notice("warning", reason, f"{message.subject} at {message.stream_sequence}", text)
+
+    def dead_letter_claim(self, key: ClaimKey, reason: str, text: str) -> None:
+        """Keep a claim aside that could not be decided."""
+        claim = self.world.claims[key]
+        subject = f"claim {self.world.holder_name(key)}"
+        self._dead_letters.append(
+            DeadLetter(
+                cluster=key.cluster,
+                subject=subject,
+                stream_sequence=claim.state_sequence,
+                reason=reason,
+                message=text,
+            )
+        )
+        self.notice("error", reason, subject, text)
+
+    def ask(self, cluster: ClusterId, ask: Ask) -> None:
+        """Ask a cluster's agent to publish again."""
+        if self.is_replaying:
+            return
+        if not ask.objects:
+            self.world.cluster(cluster).asked_at = max(self.world.position, 1)
+        self._asks.append((cluster, ask))
+
+    def notice(self, level: NoticeLevel, code: str, place: str, text: str) -> None:
+        """Tell people."""
+        if self.is_replaying:
+            return
+        self._notices.append(Notice(level, code, place, text))
+
+    def changed(self, *topics: str) -> None:
+        """Something changed that claims may wait for; see `queue` for the topics."""
+        self.queue.wake(topics)
+
+    def wake_devices(self, devices: Iterable[DeviceKey]) -> None:
+        """Who has these devices changed."""
+        self.changed(*{f"scope:{device.pool.scope}" for device in devices})
+
+    def close_step(self) -> Effects:
+        """The step is done: its orders, with the batch if there is something to record."""
+        self._steps.append(Step(self.world.position, self.now_ms))
+        first = self.world.ledger_last + 1
+        effects = Effects([], first, self._dead_letters, self._asks, self._notices)
+        self._dead_letters, self._asks, self._notices = [], [], []
+        if not (self._entries or self.must_record) and len(self._steps) < STEPS_WITHOUT_BATCH:
+            return effects
+        inputs = Inputs(
+            leader_epoch=self.world.leader_epoch,
+            steps=self._steps,
+            epochs=self._epochs,
+            synced=self._synced,
+            position_expired=self._position_expired,
+            settings_digest=self.identity.settings_digest,
+            build=self.identity.build,
+            algorithm=ALGORITHM,
+        )
+        effects.entries = [inputs, *self._entries]
+        self.world.ledger_last += len(effects.entries)
+        self._entries, self._steps, self._epochs, self._synced, self._position_expired = [], [], {}, {}, False
+        return effects

@@ -1,0 +1,306 @@
+"""Who gets what. Pending claims are tried in the order in which they began to wait; each one that cannot be placed
+gets a reason, and waits for whatever could change the answer.
+"""
+
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import msgspec
+
+from broker.allocation.allocate import allocate_claim
+from broker.allocation.nodes import NodeView
+from broker.allocation.reasons import NoFit, Reason
+from broker.allocation.snapshot import Snapshot
+from broker.machine.core import Core
+from broker.world.federation import ALLOCATE_ANNOTATION, BROKERED_LABEL
+from broker.world.fold import waiting_of
+from broker.world.keys import ClusterId, cluster_scope, fabric_scope
+from broker.world.observe import allocation_holds
+from broker.world.pools import Pool
+from broker.world.records import Claim
+from schemas.resource import AllocationResult, DeviceClass, ResourceClaim
+from schemas.wire.ledger import Allocate, ConsumerRef, ReasonChanged, RequestState
+
+STEP_BUDGET = 1_000_000  # of one search, see broker.allocation
+_NOT_ABOUT_DEVICES = frozenset(
+    (Reason.INVALID_SELECTOR, Reason.UNKNOWN_DEVICE_CLASS, Reason.INVALID_DEVICE_CLASS, Reason.TOO_MANY_DEVICES)
+)
+MAX_RESERVED_FOR = 256  # consumers in a claim's status.reservedFor (resource.k8s.io/v1)
+
+
+class Verdict(NamedTuple):
+    """Why a claim stays without an allocation, and what it waits for."""
+
+    state: RequestState
+    reason: str
+    message: str
+    topics: tuple[str, ...] = ()
+    until_ms: int | None = None
+    explanation: dict[str, object] = {}  # noqa: RUF012  # never changed
+
+
+class Reached(NamedTuple):
+    """What a cluster's claims can use now."""
+
+    pools: list[Pool]
+    topics: tuple[str, ...]  # that can change it
+    unheard: tuple[str, ...]  # "fabric NAME: CLUSTER, ..." for each fabric that waits for clusters
+
+
+class Round:
+    """One round of decisions: what does not change within it is looked up once.
+
+    Within a round devices only get fewer, so a claim that is the same as one that could not be placed cannot be
+    placed either, and is not searched for again.
+    """
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self._reached: dict[ClusterId, Reached] = {}
+        self._nodes: dict[ClusterId, list[NodeView] | None] = {}
+        self._classes: dict[ClusterId, dict[str, DeviceClass]] = {}
+        self._failed: dict[bytes, NoFit] = {}
+
+    def reached(self, cluster: ClusterId) -> Reached:
+        """Pools that `cluster` reaches and whose clusters were all heard."""
+        if cluster not in self._reached:
+            self._reached[cluster] = _reached(self.core, cluster)
+        return self._reached[cluster]
+
+    def classes(self, cluster: ClusterId) -> dict[str, DeviceClass]:
+        """The DeviceClasses that hold for claims of `cluster`."""
+        owner = self.core.world.federation.class_owner(cluster)
+        if owner not in self._classes:
+            known = self.core.world.classes
+            self._classes[owner] = {name: each for (whose, name), each in known.items() if whose == owner}
+        return self._classes[owner]
+
+    def snapshot(self, claim: Claim) -> Snapshot:
+        """What the allocation core may see for this claim."""
+        cluster = claim.key.cluster
+        if cluster not in self._nodes:
+            nodes = self.core.world.nodes.get(cluster)
+            self._nodes[cluster] = (
+                [NodeView(name, nodes[name].metadata.labels) for name in sorted(nodes)] if nodes else None
+            )
+        return Snapshot(
+            pools=self.reached(cluster).pools,
+            classes=self.classes(cluster),
+            nodes=self._nodes[cluster],
+            in_use=self.core.world.in_use,
+            avoid=claim.avoid,
+        )
+
+    def allocate(self, claim: Claim, spec: ResourceClaim) -> AllocationResult | NoFit:
+        """Search, unless an equal claim was searched for in vain in this round."""
+        likeness = msgspec.json.encode((claim.key.cluster, spec.spec, sorted(map(str, claim.avoid))))
+        failed = self._failed.get(likeness)
+        if failed is not None:
+            return failed
+        found = allocate_claim(spec, self.snapshot(claim), self.core.index, step_budget=STEP_BUDGET)
+        if isinstance(found, NoFit):
+            self._failed[likeness] = found
+        return found
+
+
+def decide(core: Core) -> None:
+    """Try every claim that is due, as far as the batch has room."""
+    due = [core.world.claims[key] for key in core.queue.due(core.now_ms) if key in core.world.claims]
+    due.sort(key=_place_in_queue)
+    turn = Round(core)
+    for claim in due:
+        if not core.has_room():
+            return
+        try:
+            verdict = _decide(core, turn, claim)
+        except Exception as error:  # one claim must not stop every replica in turn
+            text = f"deciding it failed, which is a fault of the broker: {type(error).__name__}: {error}"
+            core.dead_letter_claim(claim.key, "InternalError", text)
+            verdict = Verdict("Pending", "InternalError", text)
+        if verdict is None:
+            core.queue.remove(claim.key)
+        else:
+            _wait(core, claim, verdict)
+
+
+def _place_in_queue(claim: Claim) -> tuple[int, str, str]:
+    order = claim.waiting.order if claim.waiting else claim.state_sequence
+    return order, claim.key.cluster, claim.key.uid
+
+
+def _decide(core: Core, turn: Round, claim: Claim) -> Verdict | None:
+    """Allocate, or say why not; None when there is nothing to decide."""
+    spec = claim.spec
+    if claim.state_sequence == 0 or claim.unsettled or claim.grants:
+        return None  # not heard of yet, or something is under way; its next message makes it due again
+    if claim.shown is not None and claim.invalid is None:
+        return None  # adopted, or colliding
+    if claim.invalid is not None:
+        return Verdict("Invalid", *claim.invalid)
+    assert spec is not None, f"claim {claim.key} is neither readable nor invalid"
+    if spec.metadata.deletion_timestamp is not None:
+        return None
+    blocked = _class_verdict(core, turn, claim, spec) or _consumer_verdict(claim, spec)
+    if blocked is not None:
+        return blocked
+    if claim.not_before_ms > core.now_ms:
+        text = (
+            f"the last {claim.failures} tries failed at the cluster; tried again at {_timestamp(claim.not_before_ms)}"
+        )
+        return Verdict("Pending", "BackingOff", text, until_ms=claim.not_before_ms)
+    found = turn.allocate(claim, spec)
+    if isinstance(found, NoFit):
+        return _no_fit_verdict(core, turn, claim, found)
+    _record_allocate(core, claim, found)
+    return None
+
+
+def _class_verdict(core: Core, turn: Round, claim: Claim, spec: ResourceClaim) -> Verdict | None:
+    owner = core.world.federation.class_owner(claim.key.cluster)
+    classes = turn.classes(claim.key.cluster)
+    named = class_names(spec)
+    topics = tuple(f"class:{owner}/{name}" for name in named)
+    missing = [name for name in named if name not in classes]
+    if missing:
+        if not core.world.cluster(owner).is_heard:
+            return Verdict("Pending", "WaitingForCluster", f"cluster {owner} was not heard yet", ("heard", *topics))
+        text = f"there is no DeviceClass {missing[0]} in {owner}; create it, or name another in the claim"
+        return Verdict("Pending", "UnknownDeviceClass", text, topics)
+    ours = [name for name in named if classes[name].metadata.labels.get(BROKERED_LABEL) == "true"]
+    if not ours:
+        text = (
+            f'no DeviceClass of the claim is brokered: label {named[0]} with {BROKERED_LABEL}: "true" if it should be'
+        )
+        return Verdict("Pending", "ClassNotBrokered", text, topics)
+    if len(ours) < len(named):
+        others = ", ".join(name for name in named if name not in ours)
+        text = (
+            f"the claim mixes brokered classes ({', '.join(ours)}) and others ({others}), and a claim is allocated "
+            f"as a whole: use one for each"
+        )
+        return Verdict("Invalid", "MixedClasses", text, topics)
+    return None
+
+
+def _consumer_verdict(claim: Claim, spec: ResourceClaim) -> Verdict | None:
+    waiting = claim.live_unscheduled
+    if spec.metadata.annotations.get(ALLOCATE_ANNOTATION) != "Immediate" and not waiting:
+        text = (
+            f"no pod that is still to be scheduled uses the claim; to allocate it now, annotate it "
+            f"{ALLOCATE_ANNOTATION}: Immediate"
+        )
+        return Verdict("Pending", "WaitingForConsumer", text)
+    if waiting in claim.spent:
+        text = "its allocation was cleared after use, and nothing new has come that would use another"
+        return Verdict("Pending", "WaitingForConsumer", text)
+    if len(claim.consumers) > MAX_RESERVED_FOR:
+        text = f"{len(claim.consumers)} pods use the claim, at most {MAX_RESERVED_FOR} may"
+        return Verdict("Pending", "TooManyConsumers", text)
+    return None
+
+
+def _no_fit_verdict(core: Core, turn: Round, claim: Claim, found: NoFit) -> Verdict:
+    cluster = claim.key.cluster
+    reached = turn.reached(cluster)
+    waits_on = found.waits_on
+    owner = core.world.federation.class_owner(cluster)
+    topics = {f"class:{owner}/{name}" for name in waits_on.classes}
+    topics.update(f"scope:{key.scope}" for key in waits_on.pools)
+    if waits_on.slices:
+        topics.update(reached.topics)
+    if waits_on.nodes:
+        topics.add(f"nodes:{cluster}")
+    explanation: dict[str, object] = {"requests": msgspec.to_builtins(found.requests)}
+    if reached.unheard and found.reason not in _NOT_ABOUT_DEVICES:
+        text = f"nothing of {'; '.join(reached.unheard)} is granted before those clusters finished a full sync"
+        return Verdict("Pending", "WaitingForCluster", text, tuple(sorted(topics | set(reached.topics))))
+    return Verdict("Pending", found.reason.value, found.message, tuple(sorted(topics)), explanation=explanation)
+
+
+def _record_allocate(core: Core, claim: Claim, found: AllocationResult) -> None:
+    world = core.world
+    holds = allocation_holds(found)
+    assert holds is not None
+    found = msgspec.structs.replace(found, allocation_timestamp=_timestamp(core.now_ms))
+    live = sorted(ConsumerRef(pod.uid, pod.name) for pod in claim.consumers if pod.is_live)
+    core.record(
+        Allocate(
+            cluster=claim.key.cluster,
+            uid=claim.key.uid,
+            namespace=claim.namespace,
+            name=claim.name,
+            resource_version=claim.resource_version,
+            state_sequence=claim.state_sequence,
+            allocation=msgspec.to_builtins(found),
+            holds=list(holds),
+            scopes=[world.device_key(claim.key.cluster, hold).pool.scope for hold in holds],
+            reserved_for=live,
+            unscheduled=sorted(claim.live_unscheduled),
+        )
+    )
+
+
+def _wait(core: Core, claim: Claim, verdict: Verdict) -> None:
+    core.queue.wait(claim.key, verdict.topics, verdict.until_ms)
+    before = claim.waiting
+    order = before.order if before else claim.state_sequence
+    since_ms = before.since_ms if before else core.now_ms
+    entry = ReasonChanged(
+        cluster=claim.key.cluster,
+        uid=claim.key.uid,
+        namespace=claim.namespace,
+        name=claim.name,
+        state=verdict.state,
+        reason=verdict.reason,
+        message=verdict.message,
+        since_ms=since_ms,
+        order=order,
+        explanation=verdict.explanation,
+    )
+    if before is None or (before.state, before.reason) != (verdict.state, verdict.reason):
+        core.record(entry)
+    else:
+        # The same code with other numbers: news for people who look, not worth an entry for each waiting claim.
+        claim.waiting = waiting_of(entry)
+
+
+def class_names(spec: ResourceClaim) -> list[str]:
+    """The DeviceClasses that a claim names, each once, in order."""
+    names = []
+    for request in spec.spec.devices.requests:
+        if request.exactly is not None:
+            names.append(request.exactly.device_class_name)
+        names.extend(sub.device_class_name for sub in request.first_available)
+    return list(dict.fromkeys(names))
+
+
+def _reached(core: Core, cluster: ClusterId) -> Reached:
+    world = core.world
+    federation = world.federation
+    scopes, topics, unheard = [], [], []
+
+    def consider(scope: str, place: str, must_hear: list[ClusterId]) -> None:
+        topics.append(f"scope:{scope}")
+        silent = [name for name in must_hear if not world.cluster(name).is_heard]
+        if silent:
+            unheard.append(f"{place} ({', '.join(silent)} silent)")
+        else:
+            scopes.append(scope)
+
+    consider(cluster_scope(cluster), f"cluster {cluster}", [cluster])
+    for fabric in federation.fabrics:
+        if cluster in fabric.clusters:
+            consider(fabric_scope(fabric.name), f"fabric {fabric.name}", federation.must_be_heard(fabric))
+    if federation.believe_labels and not world.inventory.labels_open:
+        silent = [name for name in federation.clusters if not world.cluster(name).is_heard]
+        unheard.append(f"fabrics declared by label ({', '.join(silent)} silent)")
+    else:
+        for scope in world.inventory.label_scopes():
+            consider(scope, scope.replace("/", " "), list(federation.clusters))
+    if unheard:
+        topics.append("heard")
+    return Reached(world.inventory.pools_of_scopes(scopes), tuple(topics), tuple(unheard))
+
+
+def _timestamp(unix_ms: int) -> str:
+    return datetime.fromtimestamp(unix_ms // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,249 @@
+"""One state message: is it believed, what does it change, who should be told.
+
+A message that cannot be applied is kept as a dead letter with its reason; nothing else is spoiled by it.
+"""
+
+import msgspec
+
+from broker.machine import claims, syncs
+from broker.machine.core import Core
+from broker.world import observe
+from broker.world.federation import BROKERED_LABEL
+from broker.world.keys import ClusterId, PoolKey
+from broker.world.records import Known
+from schemas.errors import DecodeError
+from schemas.resource import DeviceClass, Node, ResourceClaim, ResourceSlice
+from schemas.resource.decode import decode_json
+from schemas.resource.validate import validate_class, validate_slice
+from schemas.wire.bus import PayloadError, StoredMessage
+from schemas.wire.calls import Ask
+from schemas.wire.codec import (
+    WireError,
+    decode_agent_message,
+    decode_claim_state,
+    decode_object_state,
+    peek_epoch,
+)
+from schemas.wire.state import AgentStarted, ClaimState, ObjectName, ObjectState, SyncFinished, SyncPart
+from schemas.wire.subjects import KINDS, RUN_KEY, StateSubject, parse_state_subject
+
+
+def accept(core: Core, message: StoredMessage) -> None:
+    """Apply one message of DRA_STATE."""
+    subject = parse_state_subject(message.subject)
+    if subject is None or subject.kind not in (*KINDS, "agent"):
+        cluster = subject.cluster if subject else "_"
+        core.dead_letter(message, cluster, "UnknownSubject", f"nothing is expected on subject {message.subject}")
+        return
+    members = core.world.federation.clusters
+    if members and subject.cluster not in members:
+        text = f"cluster {subject.cluster} is not in the broker's config, which lists {', '.join(members)}"
+        core.dead_letter(message, subject.cluster, "UnknownCluster", text)
+        return
+    try:
+        payload = message.body()
+        if subject.kind == "agent":
+            _agent(core, message, subject, payload)
+        elif subject.kind == "claim":
+            state = decode_claim_state(payload)
+            if _is_believed(core, message, subject, state.agent_epoch):
+                _claim(core, message, subject, state)
+        else:
+            seen = decode_object_state(payload)
+            if _is_believed(core, message, subject, seen.agent_epoch):
+                _object(core, message, subject, seen)
+    except WireError as error:
+        _unreadable(core, message, subject, error.reason, error.message)
+    except PayloadError as error:
+        _unreadable(core, message, subject, "Malformed", str(error))
+
+
+def counts(core: Core, message: StoredMessage) -> bool:
+    """At a start: whether the message was believed when it was the last of its subject. What cannot be read counts."""
+    subject = parse_state_subject(message.subject)
+    if subject is None:
+        return False
+    try:
+        epoch = peek_epoch(message.body())
+    except (WireError, PayloadError):
+        return True
+    newest = core.world.cluster(ClusterId(subject.cluster)).epoch
+    return epoch is None or epoch >= newest or message.stream_sequence < newest
+
+
+def _is_believed(core: Core, message: StoredMessage, subject: StateSubject, epoch: int) -> bool:
+    cluster = core.world.cluster(ClusterId(subject.cluster))
+    if epoch > message.stream_sequence:
+        text = f"epoch {epoch} is above the message's own stream sequence {message.stream_sequence}"
+        core.dead_letter(message, subject.cluster, "ImpossibleEpoch", text)
+        return False
+    # One that was stored before the newest run began was believed then; in stream order that is only met at a start.
+    if epoch < cluster.epoch <= message.stream_sequence:
+        text = f"epoch {epoch} is lower than {cluster.epoch}, of the agent that came after it"
+        core.dead_letter(message, subject.cluster, "LowerEpoch", text)
+        if subject.kind != "agent":
+            core.ask(cluster.name, Ask([ObjectName(subject.kind, subject.key)]))
+        return False
+    if epoch > cluster.epoch and not core.is_replaying:  # the message with which that run began has expired
+        core.note_epoch(cluster.name, epoch)
+    cluster.last_sequence = max(cluster.last_sequence, message.stream_sequence)
+    return True
+
+
+def _agent(core: Core, message: StoredMessage, subject: StateSubject, payload: bytes) -> None:
+    said = decode_agent_message(payload)
+    cluster = ClusterId(subject.cluster)
+    if isinstance(said, AgentStarted):
+        if subject.key == RUN_KEY:
+            syncs.agent_started(core, cluster, message.stream_sequence)
+        else:
+            raise WireError("Malformed", f"an agent starts on agent.{RUN_KEY}, not on agent.{subject.key}")
+        return
+    if not _is_believed(core, message, subject, said.agent_epoch):
+        return
+    match said:
+        case SyncPart():
+            syncs.sync_part(core, cluster, said)
+        case SyncFinished():
+            syncs.sync_finished(core, cluster, said, message.stream_sequence)
+
+
+def _claim(core: Core, message: StoredMessage, subject: StateSubject, state: ClaimState) -> None:
+    cluster = ClusterId(subject.cluster)
+    if state.is_tombstone:
+        claims.on_tombstone(core, cluster, subject.key)
+        return
+    spec, error = None, state.error
+    if not error:
+        try:
+            found = decode_json(bytes(state.claim))
+            if not isinstance(found, ResourceClaim):
+                error = f"a {type(found).__name__} on a claim's subject"
+            elif found.metadata.uid != subject.key:
+                error = f"claim of UID {found.metadata.uid!r} on the subject of {subject.key!r}"
+            else:
+                spec = found
+        except DecodeError as failure:
+            error = str(failure)
+    if error:
+        state = msgspec.structs.replace(state, error=error)
+        core.dead_letter(message, cluster, "Unreadable", error)
+    claims.on_claim(core, cluster, subject.key, state, spec, message.stream_sequence)
+
+
+def _object(core: Core, message: StoredMessage, subject: StateSubject, state: ObjectState) -> None:
+    world, cluster = core.world, ClusterId(subject.cluster)
+    name = ObjectName(subject.kind, subject.key)
+    if state.is_tombstone:
+        world.know(world.cluster(cluster), name, None)
+        _forget(core, cluster, name)
+        return
+    world.know(world.cluster(cluster), name, Known(state.resource_version, 0, message.stream_sequence))
+    error = state.error
+    if not error:
+        try:
+            found = decode_json(bytes(state.object))
+        except DecodeError as failure:
+            error = str(failure)
+        else:
+            error = _take_in(core, message, cluster, name, found)
+    if error:
+        core.dead_letter(message, cluster, "Unreadable", error)
+        # What it said before is not true any more, and what it says now cannot be read.
+        _forget(core, cluster, name)
+
+
+def _take_in(core: Core, message: StoredMessage, cluster: ClusterId, name: ObjectName, found: object) -> str:
+    """Returns why the object cannot be used, or ""."""
+    match name.kind, found:
+        case "slice", ResourceSlice():
+            errors = validate_slice(found)
+            if errors:
+                return f"ResourceSlice {name.key}: {errors[0]}"
+            return _slice(core, message, cluster, name, found)
+        case "class", DeviceClass():
+            errors = validate_class(found)
+            if errors:
+                return f"DeviceClass {name.key}: {errors[0]}"
+            _class(core, cluster, found)
+        case "node", Node():
+            observe.observe_node(core.world, cluster, found)
+            core.changed(f"nodes:{cluster}")
+        case "taintrule", _:
+            core.notice(
+                "warning",
+                "UnsupportedFeature",
+                f"DeviceTaintRule {name.key} of {cluster}",
+                "DeviceTaintRules are not applied yet; taint the devices in their ResourceSlice",
+            )
+        case _:
+            return f"a {type(found).__name__} on the subject of {name.kind} {name.key}"
+    return ""
+
+
+def _slice(core: Core, message: StoredMessage, cluster: ClusterId, name: ObjectName, found: ResourceSlice) -> str:
+    if found.metadata.name != name.key:
+        return f"ResourceSlice {found.metadata.name} on the subject of {name.key}"
+    before = core.world.inventory.placed.get((cluster, name.key))
+    placed = observe.observe_slice(core.world, cluster, name.key, found)
+    if before is not None and before.key is not None and before.key != placed.key:
+        _pool_changed(core, before.key)
+    if placed.key is not None:
+        _pool_changed(core, placed.key)
+    elif placed.reason != "SetAside":
+        core.dead_letter(message, cluster, placed.reason, placed.message)
+    return ""
+
+
+def _pool_changed(core: Core, key: PoolKey) -> None:
+    core.changed(f"scope:{key.scope}")
+    pool = core.world.inventory.pool(key)
+    if pool is None:
+        return
+    if pool.problem:
+        core.notice("warning", "PoolProblem", f"pool {key}", f"not used: {pool.problem}")
+    for obsolete in pool.obsolete:
+        text = f"ResourceSlice {obsolete} is of an older generation than {pool.generation} and is not used"
+        core.notice("warning", "OldGeneration", f"pool {key}", text)
+
+
+def _class(core: Core, cluster: ClusterId, found: DeviceClass) -> None:
+    name = found.metadata.name
+    world = core.world
+    observe.observe_class(world, cluster, found)
+    core.changed(f"class:{cluster}/{name}")
+    hub = world.federation.hub
+    if hub and cluster != hub:
+        theirs = world.classes.get((hub, name))
+        if theirs is not None and theirs.spec != found.spec and _is_brokered(found):
+            text = f"differs from the hub's DeviceClass of that name; the hub's ({hub}) is used"
+            core.notice("warning", "ClassDiffers", f"DeviceClass {name} of {cluster}", text)
+    core.classes_changed = True
+
+
+def _is_brokered(device_class: DeviceClass) -> bool:
+    return device_class.metadata.labels.get(BROKERED_LABEL) == "true"
+
+
+def _forget(core: Core, cluster: ClusterId, name: ObjectName) -> None:
+    placed = core.world.inventory.placed.get((cluster, name.key)) if name.kind == "slice" else None
+    observe.forget_object(core.world, cluster, name)
+    if placed is not None and placed.key is not None:
+        _pool_changed(core, placed.key)
+    elif name.kind == "class":
+        core.changed(f"class:{cluster}/{name.key}")
+        core.classes_changed = True
+    elif name.kind == "node":
+        core.changed(f"nodes:{cluster}")
+
+
+def _unreadable(core: Core, message: StoredMessage, subject: StateSubject, reason: str, text: str) -> None:
+    """Not even the envelope can be read: nobody knows which run of the agent wrote it."""
+    core.dead_letter(message, subject.cluster, reason, text)
+    if subject.kind == "claim":
+        claims.on_unreadable(core, ClusterId(subject.cluster), subject.key, text, message.stream_sequence)
+    elif subject.kind in KINDS:
+        cluster = core.world.cluster(ClusterId(subject.cluster))
+        name = ObjectName(subject.kind, subject.key)
+        core.world.know(cluster, name, Known("", 0, message.stream_sequence))
+        cluster.unverifiable.add(name)

@@ -1,0 +1,76 @@
+"""The machine: state messages in, ledger batches out. The sole writer of the world.
+
+`feed` takes messages in stream order; `step` applies some of them, decides what can be decided, and returns one batch.
+The caller stores the batch before it lets anybody see the world, and before the next step. Replaying the same messages
+in the same steps gives the same bytes: there is no clock, random or await in here.
+
+Where things are: `intake` one message at a time; `claims` what a claim's message does to its grants; `syncs` runs of
+agents and full syncs; `deciding` who gets what; `recovery` a start from the ledger; `report` the world for people.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+
+from broker.allocation.index import DeviceIndex
+from broker.machine import claims, deciding, intake, syncs
+from broker.machine.core import Core
+from broker.machine.effects import Effects, Identity
+from broker.world.world import World
+from schemas.wire.bus import StoredMessage
+
+
+class Machine:
+    """Drives a world by messages and time."""
+
+    def __init__(self, world: World, index: DeviceIndex, identity: Identity) -> None:
+        self.core = Core(world, index, identity)
+        self._inbox: deque[StoredMessage] = deque()
+        self._catch_up_to = 0  # until then the old position stays the recorded one, see feed_after_expiry
+
+    @property
+    def world(self) -> World:
+        """What is believed. To be read only between a stored batch and the next step."""
+        return self.core.world
+
+    def feed(self, messages: Iterable[StoredMessage]) -> None:
+        """Messages of DRA_STATE, in stream order, each once."""
+        self._inbox.extend(messages)
+
+    def feed_after_expiry(self, messages: Iterable[StoredMessage], position: int) -> None:
+        """The last message of each subject, where the log between our position and `position` is lost.
+
+        Only when all of them are applied do we stand at `position`: a crash before that begins with them again.
+        """
+        self._inbox.extend(messages)
+        self._catch_up_to = position
+
+    def has_work(self, now_ms: int) -> bool:
+        """Whether a step would do anything."""
+        core = self.core
+        decides = not core.ledger_lost and (core.to_adopt or core.queue.has_due(now_ms))
+        return bool(self._inbox or core.to_end or core.must_record or decides)
+
+    def wake_at_ms(self) -> int | None:
+        """When a claim may be tried again that waits for time to pass; None if none does."""
+        return self.core.queue.next_due_ms()
+
+    def step(self, now_ms: int) -> Effects:
+        """Apply messages, then decide, until there is nothing left or the batch is full.
+
+        now_ms: broker clock, Unix milliseconds; a clock that goes back stands still here.
+        """
+        core = self.core
+        core.now_ms = max(now_ms, core.now_ms)
+        while self._inbox and core.has_room() and not core.to_end:
+            message = self._inbox.popleft()
+            intake.accept(core, message)
+            if message.stream_sequence > self._catch_up_to:
+                core.world.position = message.stream_sequence
+        if not self._inbox:
+            core.world.position = max(core.world.position, self._catch_up_to)
+        claims.end_missing(core)
+        if not core.ledger_lost and not core.to_end:
+            syncs.tell_classes(core)
+            claims.adopt(core)
+            deciding.decide(core)
+        return core.close_step()

@@ -1,0 +1,98 @@
+"""A start: the world from the ledger, then what was believed at its position, then the log goes on.
+
+The ledger gives who holds what. What clusters said is read again from DRA_STATE: the last message of each subject at
+or below the recorded position counts as believed, without its consequences, for those are in the ledger already.
+"""
+
+from collections.abc import Iterable
+
+from broker.machine import intake
+from broker.machine.core import Core
+from broker.machine.machine import Machine
+from broker.world import fold
+from broker.world.keys import ClusterId
+from schemas.wire.bus import PayloadError, StoredMessage
+from schemas.wire.calls import Ask
+from schemas.wire.codec import WireError, decode_agent_message, decode_entry
+from schemas.wire.state import AgentStarted
+from schemas.wire.subjects import parse_state_subject
+
+
+def fold_ledger(machine: Machine, messages: Iterable[StoredMessage]) -> None:
+    """Fold ledger entries, in order, into the machine's world.
+
+    Raises: WireError if an entry cannot be read (a newer broker wrote it); InvariantError if one cannot follow.
+    """
+    for message in messages:
+        fold.apply_entry(machine.world, decode_entry(message.payload), message.stream_sequence)
+
+
+def believe_again(machine: Machine, messages: Iterable[StoredMessage]) -> None:
+    """Take in what was believed: messages of DRA_STATE up to the recorded position, in stream order.
+
+    Of each subject only the last one that counts is needed; more do no harm. A message counts if its epoch is its
+    cluster's highest, or lower and stored before that epoch began.
+    """
+    core = machine.core
+    last: dict[str, StoredMessage] = {}
+    for message in messages:
+        if intake.counts(core, message):
+            last[message.subject] = message
+    core.is_replaying = True
+    for message in sorted(last.values(), key=lambda each: each.stream_sequence):
+        intake.accept(core, message)
+    core.is_replaying = False
+
+
+def position_expired(machine: Machine, messages: Iterable[StoredMessage], position: int) -> None:
+    """DRA_STATE dropped messages after the recorded position: go on from the last message of each subject.
+
+    messages: those last messages, in stream order. position: the end of the log when they were read.
+    Epochs come first. No sync found there counts: every cluster is asked for a new one, and until it is finished
+    nothing of its fabrics is granted.
+    """
+    core = machine.core
+    kept = list(messages)
+    core.note_position_expired()
+    for message in kept:
+        subject = parse_state_subject(message.subject)
+        if subject is not None and _is_of_an_agent(message):
+            _learn_epoch(core, ClusterId(subject.cluster), message)
+    for cluster in core.world.clusters.values():
+        cluster.synced_sequence = 0
+    believed = (each for each in kept if not _is_of_an_agent(each) and intake.counts(core, each))
+    machine.feed_after_expiry(believed, position)
+    for name in sorted(core.world.clusters):
+        core.ask(name, Ask())
+
+
+def resume(machine: Machine) -> None:
+    """All is known again: everything that may be undone is looked at once more."""
+    core, world = machine.core, machine.world
+    for key in sorted(world.claims):
+        claim = world.claims[key]
+        if claim.state_sequence == 0 and not claim.grants and claim.unsettled is None:
+            world.forget_claim(claim)  # it ended; only its history is in the ledger
+            continue
+        if claim.is_shown_without_grant:
+            core.to_adopt.add(key)
+        core.queue.make_due(key)
+    if world.federation.believe_labels and world.all_heard():
+        world.inventory.open_labels()
+        world.resolve_again()
+    core.classes_changed = bool(world.federation.hub)
+
+
+def _is_of_an_agent(message: StoredMessage) -> bool:
+    subject = parse_state_subject(message.subject)
+    return subject is not None and subject.kind == "agent"
+
+
+def _learn_epoch(core: Core, cluster: ClusterId, message: StoredMessage) -> None:
+    try:
+        said = decode_agent_message(message.body())
+    except (WireError, PayloadError):
+        return  # the step that applies it keeps it as a dead letter
+    epoch = message.stream_sequence if isinstance(said, AgentStarted) else said.agent_epoch
+    if core.world.cluster(cluster).epoch < epoch <= message.stream_sequence:
+        core.note_epoch(cluster, epoch)

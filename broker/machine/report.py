@@ -1,0 +1,165 @@
+"""The world for people and for machines: where each claim is, and why. Read only after a batch is stored."""
+
+from typing import Literal
+
+import msgspec
+
+from broker.machine.deciding import class_names
+from broker.world.keys import ClusterId
+from broker.world.records import Claim
+from broker.world.world import World
+
+ClaimStateName = Literal["Allocated", "Pending", "Invalid"]
+
+
+class ResultRow(msgspec.Struct, frozen=True):
+    """One allocated device."""
+
+    request: str
+    driver: str
+    pool: str
+    device: str
+
+
+class ClaimRow(msgspec.Struct, frozen=True):
+    """Where a claim is. results: empty unless Allocated; reason and message: empty only if it is."""
+
+    cluster: str
+    namespace: str
+    name: str
+    uid: str
+    state: ClaimStateName
+    results: list[ResultRow]
+    reason: str
+    message: str
+
+
+class PoolRow(msgspec.Struct, frozen=True):
+    """A pool and how much of it is free."""
+
+    scope: str
+    driver: str
+    pool: str
+    generation: int
+    devices: int
+    free: int
+    problem: str
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """All that is known about why a claim is where it is."""
+
+    claim: ClaimRow
+    classes: list[str]
+    resource_version: str
+    grants: list[int]  # ledger sequences
+    unsettled: str
+    waiting_since_ms: int | None
+    requests: list[dict[str, object]]  # what became of the devices, see broker.allocation.reasons
+    selectors: list[str]  # of the claim and of its classes, in order
+
+
+def claim_rows(world: World) -> list[ClaimRow]:
+    """All claims, by cluster, namespace and name."""
+    rows = [claim_row(claim) for claim in world.claims.values() if claim.state_sequence]
+    return sorted(rows, key=lambda row: (row.cluster, row.namespace, row.name, row.uid))
+
+
+def claim_row(claim: Claim) -> ClaimRow:
+    """One claim as people see it."""
+
+    def row(state: ClaimStateName, reason: str, message: str) -> ClaimRow:
+        holds = (claim.shown or ()) if state == "Allocated" else ()
+        results = [ResultRow(hold.request, hold.driver, hold.pool, hold.device) for hold in holds]
+        return ClaimRow(claim.key.cluster, claim.namespace, claim.name, claim.key.uid, state, results, reason, message)
+
+    waiting = claim.waiting
+    if claim.invalid is not None:
+        return row("Invalid", *claim.invalid)
+    if claim.shown is not None:
+        if claim.collision is not None and claim.is_shown_without_grant:
+            return row("Allocated", "DeviceHeldTwice", "its allocation has devices that another claim holds")
+        return row("Allocated", "", "")
+    if claim.unsettled is not None:
+        decision = claim.unsettled
+        text = f"decision {decision.ledger_sequence} ({decision.kind}) was given to the cluster, its outcome is awaited"
+        return row("Pending", "Allocating" if decision.kind == "Allocate" else "Releasing", text)
+    if claim.grants:
+        sequences = ", ".join(str(grant.ledger_sequence) for grant in claim.grants)
+        return row("Pending", "Allocating", f"grant {sequences} holds its devices, the cluster does not show it yet")
+    if waiting is not None:
+        return row(waiting.state, waiting.reason, waiting.message)
+    if claim.spec is not None and claim.spec.metadata.deletion_timestamp is not None:
+        return row("Pending", "BeingDeleted", "the claim is being deleted")
+    return row("Pending", "NotDecidedYet", "the claim was not looked at yet")
+
+
+def find_claim(world: World, namespace: str, name: str, cluster: str | None = None) -> list[Claim]:
+    """The claims of that name; more than one where several clusters have it."""
+    found = [
+        claim
+        for claim in world.claims.values()
+        if claim.state_sequence
+        and (claim.namespace, claim.name) == (namespace, name)
+        and cluster in (None, claim.key.cluster)
+    ]
+    return sorted(found, key=lambda claim: claim.key)
+
+
+def explain(world: World, claim: Claim) -> Explanation:
+    """Why the claim is where it is, or why it waits."""
+    waiting = claim.waiting
+    requests = waiting.explanation.get("requests", []) if waiting else []
+    assert isinstance(requests, list)
+    named = class_names(claim.spec) if claim.spec else []
+    owner = world.federation.class_owner(claim.key.cluster)
+    return Explanation(
+        claim=claim_row(claim),
+        classes=named,
+        resource_version=claim.resource_version,
+        grants=[grant.ledger_sequence for grant in claim.grants],
+        unsettled=f"{claim.unsettled.kind} {claim.unsettled.ledger_sequence}" if claim.unsettled else "",
+        waiting_since_ms=waiting.since_ms if waiting and not claim.grants else None,
+        requests=requests,
+        selectors=_selectors(world, owner, claim, named),
+    )
+
+
+def pool_rows(world: World) -> list[PoolRow]:
+    """All pools, by key."""
+    rows = []
+    for pool in world.inventory.all_pools():
+        held = {key.device for key in world.in_use if key.pool == pool.key}
+        names = [device.name for _, device in pool]
+        free = sum(name not in held for name in names) if pool.is_usable else 0
+        rows.append(
+            PoolRow(
+                pool.key.scope, pool.key.driver, pool.key.pool, pool.generation, len(names), free, pool.problem or ""
+            )
+        )
+    return rows
+
+
+def is_settled(world: World, *, clusters: list[ClusterId]) -> bool:
+    """Nothing is under way: every cluster was heard, and every Allocate and Release has its outcome."""
+    return all(world.cluster(name).is_heard and not world.cluster(name).asked_at for name in clusters) and not any(
+        claim.unsettled or _is_on_its_way(claim) for claim in world.claims.values()
+    )
+
+
+def _is_on_its_way(claim: Claim) -> bool:
+    """A grant of ours whose allocation the cluster does not show (any more)."""
+    return any(not grant.is_adopted and grant.holds != claim.shown for grant in claim.grants)
+
+
+def _selectors(world: World, owner: ClusterId, claim: Claim, class_names_: list[str]) -> list[str]:
+    expressions = []
+    for name in class_names_:
+        device_class = world.classes.get((owner, name))
+        if device_class is not None:
+            expressions += [each.cel.expression for each in device_class.spec.selectors if each.cel]
+    for request in claim.spec.spec.devices.requests if claim.spec else []:
+        for part in [request.exactly, *request.first_available]:
+            if part is not None:
+                expressions += [each.cel.expression for each in part.selectors if each.cel]
+    return expressions

@@ -1,0 +1,119 @@
+"""Runs of agents, full syncs, and what members are told besides decisions."""
+
+import msgspec
+
+from broker.machine.core import Core
+from broker.world import observe
+from broker.world.federation import BROKERED_LABEL
+from broker.world.keys import ClusterId
+from schemas.wire.calls import Ask, Beat
+from schemas.wire.ledger import ClassBrokered
+from schemas.wire.state import ObjectName, SyncFinished, SyncPart
+
+
+def agent_started(core: Core, cluster: ClusterId, stream_sequence: int) -> None:
+    """A new run of the cluster's agent: it is the one that is believed."""
+    record = core.world.cluster(cluster)
+    record.last_sequence = max(record.last_sequence, stream_sequence)
+    if stream_sequence > record.epoch and not core.is_replaying:
+        core.note_epoch(cluster, stream_sequence)
+        record.sync_parts.clear()
+
+
+def sync_part(core: Core, cluster: ClusterId, part: SyncPart) -> None:
+    """Collect a part of a sync's list."""
+    record = core.world.cluster(cluster)
+    if record.sync != part.sync:
+        record.sync, record.sync_parts = part.sync, {}
+    record.sync_parts[part.part] = part.objects
+
+
+def sync_finished(core: Core, cluster: ClusterId, said: SyncFinished, stream_sequence: int) -> None:
+    """All that lives in the cluster was published: end the grants of what is missing, and count the cluster as heard.
+
+    Where we have met no message of something that lives, a message was lost or not believed: then nothing follows
+    from this sync, and everything is asked for again.
+    """
+    if core.is_replaying:
+        return  # whether it counted is in the ledger
+    world, record = core.world, core.world.cluster(cluster)
+    parts = record.sync_parts if record.sync == said.sync else {}
+    living = set(said.objects).union(*parts.values())
+    unmet = living - record.known.keys()
+    if len(parts) != said.parts or unmet:
+        lost = (
+            f"{len(unmet)} objects, such as {min(unmet)}" if unmet else f"{said.parts - len(parts)} parts of its list"
+        )
+        core.notice("warning", "SyncIncomplete", cluster, f"a full sync names {lost} that never arrived; asking again")
+        core.ask(cluster, Ask())
+        return
+    record.sync_parts.clear()
+    record.asked_at = 0
+    for name in sorted(record.known.keys() - living):
+        if name.kind != "claim":
+            world.know(record, name, None)
+            observe.forget_object(world, cluster, name)
+    for key in sorted(key for key in world.claims if key.cluster == cluster):
+        if ObjectName("claim", key.uid) not in living:
+            core.to_end.append((key, "ClaimMissing", stream_sequence))
+    was_heard = record.is_heard
+    core.note_synced(cluster, stream_sequence)
+    if not was_heard:
+        core.changed("heard")
+        _open_labels(core)
+    core.changed(f"nodes:{cluster}", *(f"scope:{scope}" for scope in world.scopes_from(cluster)))
+
+
+def _open_labels(core: Core) -> None:
+    world = core.world
+    if not world.federation.believe_labels or world.inventory.labels_open or not world.all_heard():
+        return
+    for (cluster, name), placed in world.inventory.open_labels():
+        if placed.key is not None:
+            core.changed(f"scope:{placed.key.scope}")
+            pool = world.inventory.pool(placed.key)
+            if pool is not None and pool.problem:
+                core.notice("warning", "PoolProblem", f"pool {placed.key}", f"not used: {pool.problem}")
+        else:
+            core.notice("warning", placed.reason, f"ResourceSlice {name} of {cluster}", placed.message)
+    world.resolve_again()
+    core.to_adopt.update(claim.key for claim in world.claims.values() if claim.is_shown_without_grant)
+
+
+def tell_classes(core: Core) -> None:
+    """Where a hub defines the classes: tell each member what changed, through the ledger."""
+    world = core.world
+    hub = world.federation.hub
+    if not hub or not core.classes_changed:
+        return
+    classes = {
+        name: msgspec.to_builtins(device_class.spec)
+        for (owner, name), device_class in world.classes.items()
+        if owner == hub and device_class.metadata.labels.get(BROKERED_LABEL) == "true"
+    }
+    members = sorted({cluster for fabric in world.federation.fabrics for cluster in fabric.clusters} - {hub})
+    for member in members:
+        told = {
+            name: spec for (cluster, name), spec in world.told_classes.items() if cluster == member and spec is not None
+        }
+        for name in sorted(classes.keys() | told.keys()):
+            if not core.has_room():
+                return  # the rest in the next step
+            if classes.get(name) != told.get(name):
+                core.record(ClassBrokered(cluster=member, name=name, spec=classes.get(name)))
+    core.classes_changed = False
+
+
+def on_beat(core: Core, cluster: ClusterId, beat: Beat) -> Ask | None:
+    """Whether an agent's heartbeat shows that we believe something else than it published; then what to ask for."""
+    record = core.world.cluster(cluster)
+    if beat.agent_epoch < record.epoch or core.world.position < beat.last_sequence:
+        return None
+    if record.asked_at or not record.is_heard:
+        return Ask()  # not answered yet; an ask is not kept, so it is repeated
+    if record.unverifiable or record.last_sequence > beat.last_sequence:
+        return None  # nothing to compare with, or the beat is older than what we have read since
+    if record.last_sequence == beat.last_sequence and format(record.digest, "x") == beat.digest:
+        return None
+    record.asked_at = max(core.world.position, 1)
+    return Ask()

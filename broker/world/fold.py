@@ -1,0 +1,173 @@
+"""Fold one ledger entry into the world. The only way in which grants, decisions and reasons change."""
+
+from dataclasses import replace
+from typing import assert_never
+
+from broker.errors import InvariantError
+from broker.world.keys import ClaimKey, ClaimUid, ClusterId, DeviceKey, PoolKey
+from broker.world.records import Claim, Grant, Unsettled, Waiting
+from broker.world.world import World
+from schemas.wire.ledger import (
+    Adopted,
+    Allocate,
+    AnyEntry,
+    ClassBrokered,
+    CollisionFound,
+    DeviceHold,
+    GrantEnded,
+    Inputs,
+    LeaderElected,
+    OutcomeRecorded,
+    ReasonChanged,
+    Release,
+    SegmentOpened,
+)
+
+
+def apply_entry(world: World, entry: AnyEntry, ledger_sequence: int) -> None:
+    """The world after `entry`, which stands at `ledger_sequence`.
+
+    Raises: InvariantError if the entry cannot follow what was folded before.
+    """
+    match entry:
+        case SegmentOpened():
+            if entry.covers or entry.checkpoint:
+                raise InvariantError(f"segment {entry.segment} opens with a checkpoint, which this release cannot read")
+        case LeaderElected():
+            world.leader_epoch = ledger_sequence
+        case Inputs():
+            _inputs(world, entry)
+        case Allocate():
+            _allocate(world, entry, ledger_sequence)
+        case Release():
+            _release(world, entry, ledger_sequence)
+        case Adopted():
+            claim = _claim(world, entry)
+            world.add_grant(
+                Grant(
+                    claim=claim.key,
+                    ledger_sequence=ledger_sequence,
+                    holds=tuple(entry.holds),
+                    devices=_devices(entry.holds, entry.scopes),
+                    is_adopted=True,
+                    state_sequence=entry.state_sequence,
+                )
+            )
+            claim.waiting = claim.collision = None
+        case OutcomeRecorded():
+            _outcome(world, entry)
+        case GrantEnded():
+            _grant_ended(world, entry)
+        case CollisionFound():
+            _claim(world, entry).collision = tuple(entry.holds)
+        case ReasonChanged():
+            _claim(world, entry).waiting = waiting_of(entry)
+        case ClassBrokered():
+            world.told_classes[ClusterId(entry.cluster), entry.name] = entry.spec
+        case _:
+            assert_never(entry)
+    world.ledger_last = ledger_sequence
+
+
+def waiting_of(entry: ReasonChanged) -> Waiting:
+    """What a ReasonChanged says, as the claim's record keeps it."""
+    return Waiting(entry.state, entry.reason, entry.message, entry.since_ms, entry.order, entry.explanation)
+
+
+def _inputs(world: World, entry: Inputs) -> None:
+    if entry.position_expired:
+        for cluster in world.clusters.values():
+            cluster.synced_sequence = 0
+    for name, epoch in entry.epochs.items():
+        world.cluster(ClusterId(name)).epoch = epoch
+    for name, sequence in entry.synced.items():
+        world.cluster(ClusterId(name)).synced_sequence = sequence
+    if entry.steps:
+        world.position = entry.steps[-1].position
+
+
+def _allocate(world: World, entry: Allocate, ledger_sequence: int) -> None:
+    claim = _claim(world, entry)
+    if claim.unsettled or claim.grants:
+        before = claim.unsettled or claim.grants
+        raise InvariantError(f"Allocate {ledger_sequence} for {claim.key}, which still has {before}")
+    world.add_grant(
+        Grant(
+            claim=claim.key,
+            ledger_sequence=ledger_sequence,
+            holds=tuple(entry.holds),
+            devices=_devices(entry.holds, entry.scopes),
+            is_adopted=False,
+            state_sequence=entry.state_sequence,
+            unscheduled=frozenset(entry.unscheduled),
+        )
+    )
+    claim.unsettled = Unsettled(ledger_sequence, "Allocate")
+    claim.last_decision = ledger_sequence
+    claim.waiting = None
+
+
+def _release(world: World, entry: Release, ledger_sequence: int) -> None:
+    claim = _claim(world, entry)
+    grant = _grant(claim, entry.grant_sequence)
+    if claim.unsettled or grant is None:
+        raise InvariantError(f"Release {ledger_sequence} of {claim.key}: unsettled {claim.unsettled}, grant {grant}")
+    world.replace_grant(grant, replace(grant, is_released=True))
+    claim.unsettled = Unsettled(ledger_sequence, "Release")
+    claim.last_decision = ledger_sequence
+    claim.avoid.update(grant.devices)
+    claim.failures = entry.rejections
+    claim.not_before_ms = entry.retry_at_ms
+
+
+def _outcome(world: World, entry: OutcomeRecorded) -> None:
+    claim = _claim_of(world, entry.cluster, entry.uid)
+    unsettled = claim.unsettled
+    if unsettled is None or unsettled.ledger_sequence != entry.decision_sequence:
+        raise InvariantError(f"outcome of {entry.decision_sequence} for {claim.key}, which waits for {unsettled}")
+    claim.unsettled = None
+    if unsettled.kind == "Release":
+        if entry.outcome != "Applied":
+            for released in [grant for grant in claim.grants if grant.is_released]:
+                world.replace_grant(released, replace(released, is_released=False))
+        return
+    grant = _grant(claim, entry.decision_sequence)
+    if entry.outcome == "Applied":
+        if grant is not None:
+            world.replace_grant(grant, replace(grant, was_applied=True))
+        claim.failures, claim.not_before_ms = 0, 0
+        claim.avoid.clear()
+    else:
+        claim.failures, claim.not_before_ms = entry.failures, entry.retry_at_ms
+
+
+def _grant_ended(world: World, entry: GrantEnded) -> None:
+    claim = _claim_of(world, entry.cluster, entry.uid)
+    grant = _grant(claim, entry.grant_sequence)
+    if grant is None:
+        raise InvariantError(f"grant {entry.grant_sequence} of {claim.key} ends, but is not there")
+    world.end_grant(grant)
+    if grant.was_applied and not grant.is_released:
+        # kube-controller-manager cleared it: it would clear the next one for the same consumers too, for ever.
+        claim.spent.add(grant.unscheduled)
+
+
+def _claim(world: World, entry: Allocate | Release | Adopted | CollisionFound | ReasonChanged) -> Claim:
+    claim = _claim_of(world, entry.cluster, entry.uid)
+    claim.namespace, claim.name = entry.namespace, entry.name
+    return claim
+
+
+def _claim_of(world: World, cluster: str, uid: str) -> Claim:
+    return world.claim(ClaimKey(ClusterId(cluster), ClaimUid(uid)))
+
+
+def _grant(claim: Claim, ledger_sequence: int) -> Grant | None:
+    return next((grant for grant in claim.grants if grant.ledger_sequence == ledger_sequence), None)
+
+
+def _devices(holds: list[DeviceHold], scopes: list[str]) -> tuple[DeviceKey, ...]:
+    return tuple(
+        DeviceKey(PoolKey(scope, hold.driver, hold.pool), hold.device)
+        for hold, scope in zip(holds, scopes, strict=True)
+    )

@@ -1,0 +1,155 @@
+"""Whose ResourceSlices make up which pools.
+
+A slice counts only when its cluster may speak for the pool: the fabric's source for a shared pool, the cluster itself
+for a local one. The pools are assembled when they are asked for, and only those that changed.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from broker.world.federation import FABRIC_LABEL, Federation
+from broker.world.keys import ClusterId, PoolKey, cluster_scope, fabric_scope
+from broker.world.pools import Pool, assemble_pool
+from schemas.resource import ResourceSlice
+
+SliceRef = tuple[ClusterId, str]  # cluster and name of a ResourceSlice
+PlaceReason = Literal["", "NotTheSource", "FabricLabelNotBelieved", "SetAside"]
+
+
+@dataclass(slots=True, frozen=True)
+class Placed:
+    """Where a slice belongs; without a key it is not used, for `reason`."""
+
+    key: PoolKey | None
+    reason: PlaceReason = ""
+    message: str = ""
+
+
+@dataclass(slots=True)
+class Inventory:
+    """All slices, by the pool that they belong to.
+
+    `labels_open`: every cluster was heard, so that fabrics declared by label can have a source.
+    """
+
+    federation: Federation
+    slices: dict[SliceRef, ResourceSlice] = field(default_factory=dict)
+    placed: dict[SliceRef, Placed] = field(default_factory=dict)
+    labels_open: bool = False
+    _members: dict[PoolKey, dict[SliceRef, ResourceSlice]] = field(default_factory=dict)
+    _pools: dict[PoolKey, Pool] = field(default_factory=dict)
+    _keys_by_scope: dict[str, set[PoolKey]] = field(default_factory=dict)
+    _label_sources: dict[PoolKey, ClusterId] = field(default_factory=dict)  # keys are fabric pools with members
+
+    def put(self, ref: SliceRef, resource_slice: ResourceSlice) -> Placed:
+        """Take in a slice, new or changed, and say where it belongs."""
+        self.remove(ref)
+        self.slices[ref] = resource_slice
+        return self._place(ref)
+
+    def remove(self, ref: SliceRef) -> PoolKey | None:
+        """Forget a slice; returns the pool that lost it."""
+        if self.slices.pop(ref, None) is None:
+            return None
+        placed = self.placed.pop(ref)
+        if placed.key is None:
+            return None
+        members = self._members[placed.key]
+        del members[ref]
+        self._pools.pop(placed.key, None)
+        if not members:
+            del self._members[placed.key]
+            self._keys_by_scope[placed.key.scope].discard(placed.key)
+            self._label_sources.pop(placed.key, None)
+        elif self._label_sources.get(placed.key) == ref[0] and not any(member[0] == ref[0] for member in members):
+            self._label_sources.pop(placed.key)
+        return placed.key
+
+    def open_labels(self) -> list[tuple[SliceRef, Placed]]:
+        """Every cluster was heard: place what was set aside, in the order of the clusters, which decides sources."""
+        self.labels_open = True
+        order = {cluster: index for index, cluster in enumerate(self.federation.clusters)}
+        waiting = [ref for ref, placed in self.placed.items() if placed.reason == "SetAside"]
+        waiting.sort(key=lambda ref: (order.get(ref[0], len(order)), ref))
+        return [(ref, self._place(ref)) for ref in waiting]
+
+    def pool(self, key: PoolKey) -> Pool | None:
+        """The pool as its slices have it now."""
+        if key not in self._members:
+            return None
+        pool = self._pools.get(key)
+        if pool is None:
+            pool = self._pools[key] = assemble_pool(key, self._members[key].values())
+        return pool
+
+    def pools_of_scopes(self, scopes: Iterable[str]) -> list[Pool]:
+        """The pools of these scopes, ascending by driver and pool name (upstream's ID order), then by scope."""
+        keys = [key for scope in scopes for key in self._keys_by_scope.get(scope, ())]
+        keys.sort(key=lambda key: (key.driver, key.pool, key.scope))
+        return [pool for key in keys if (pool := self.pool(key)) is not None]
+
+    def all_pools(self) -> Iterator[Pool]:
+        """Every pool, ascending by key."""
+        for key in sorted(self._members):
+            pool = self.pool(key)
+            assert pool is not None
+            yield pool
+
+    def scope_of(self, cluster: ClusterId, driver: str, pool: str) -> str:
+        """The scope of a pool that an allocation in `cluster` names."""
+        scope = self.federation.scope_by_config(cluster, driver, pool)
+        if scope == cluster_scope(cluster) and self.federation.believe_labels:
+            for key in self._label_sources:
+                if key.driver == driver and key.pool == pool:
+                    return key.scope
+        return scope
+
+    def label_scopes(self) -> list[str]:
+        """Scopes of fabrics that are declared by label."""
+        return sorted({key.scope for key in self._label_sources})
+
+    def _place(self, ref: SliceRef) -> Placed:
+        placed = self._choose(ref)
+        self.placed[ref] = placed
+        if placed.key is not None:
+            self._members.setdefault(placed.key, {})[ref] = self.slices[ref]
+            self._keys_by_scope.setdefault(placed.key.scope, set()).add(placed.key)
+            self._pools.pop(placed.key, None)
+        return placed
+
+    def _choose(self, ref: SliceRef) -> Placed:
+        cluster, name = ref
+        spec = self.slices[ref].spec
+        driver, pool = spec.driver, spec.pool.name
+        label = self.slices[ref].metadata.labels.get(FABRIC_LABEL, "")
+        fabric = self.federation.fabric_of(driver, pool)
+        if fabric is not None:
+            if cluster == fabric.source:
+                return Placed(PoolKey(fabric_scope(fabric.name), driver, pool))
+            return _not_the_source(name, driver, pool, fabric.name, cluster, fabric.source)
+        if not label:
+            return Placed(PoolKey(cluster_scope(cluster), driver, pool))
+        if not self.federation.believe_labels:
+            return Placed(
+                None,
+                "FabricLabelNotBelieved",
+                f"ResourceSlice {name} of {cluster} declares fabric {label} by label, which is not believed here: "
+                f"declare the fabric and its source in the broker's config file",
+            )
+        if not self.labels_open:
+            return Placed(None, "SetAside", f"ResourceSlice {name} waits until every cluster was heard")
+        key = PoolKey(fabric_scope(label), driver, pool)
+        source = self._label_sources.setdefault(key, cluster)
+        if cluster == source:
+            return Placed(key)
+        return _not_the_source(name, driver, pool, label, cluster, source)
+
+
+def _not_the_source(name: str, driver: str, pool: str, fabric: str, cluster: str, source: str) -> Placed:
+    return Placed(
+        None,
+        "NotTheSource",
+        f"ResourceSlice {name} of {cluster} is for pool {driver}/{pool} of fabric {fabric}, whose source is {source}: "
+        f"only the source's slices are believed",
+    )

@@ -1,0 +1,143 @@
+"""Take in what clusters say. Facts only: nothing here ends a grant or decides anything."""
+
+from typing import Any
+
+import msgspec
+
+from broker.world.inventory import Placed
+from broker.world.keys import ClaimKey, ClaimUid, ClusterId
+from broker.world.records import Claim, Known
+from broker.world.world import World
+from schemas.resource import AllocationResult, DeviceClass, Node, ResourceClaim, ResourceSlice
+from schemas.wire.ledger import DeviceHold
+from schemas.wire.state import ClaimState, ObjectName
+
+
+def observe_claim(
+    world: World, cluster: ClusterId, uid: ClaimUid, state: ClaimState, spec: ResourceClaim | None, stream_sequence: int
+) -> Claim:
+    """The claim is now as its agent says. spec: None when it could not be read; its allocation is read apart."""
+    claim = world.claim(ClaimKey(cluster, uid))
+    decision_sequence = state.decision.ledger_sequence if state.decision else 0
+    known = Known(state.resource_version, decision_sequence, stream_sequence)
+    world.know(world.cluster(cluster), ObjectName("claim", uid), known)
+    claim.state_sequence = stream_sequence
+    claim.first_sequence = claim.first_sequence or stream_sequence
+    claim.spec, claim.error = spec, state.error
+    claim.resource_version = state.resource_version
+    claim.consumers = tuple(state.consumers)
+    claim.namespace_labels = state.namespace_labels
+    claim.settled, claim.rejected = state.decision, state.rejected
+    if spec is not None:
+        claim.namespace, claim.name = spec.metadata.namespace, spec.metadata.name
+        claim.shown_allocation = spec.status.allocation
+        world.show(claim, allocation_holds(spec.status.allocation))
+    else:
+        fields = _loosely(state.claim)
+        metadata = fields.get("metadata")
+        if isinstance(metadata, dict):
+            claim.namespace = str(metadata.get("namespace") or claim.namespace)
+            claim.name = str(metadata.get("name") or claim.name)
+        claim.shown_allocation = None
+        world.show(claim, _loose_holds(fields))
+    return claim
+
+
+def observe_unreadable_claim(
+    world: World, cluster: ClusterId, uid: ClaimUid, error: str, stream_sequence: int
+) -> Claim:
+    """A claim's message that is not a ClaimState at all: the claim is there, and no more is known of it than before."""
+    claim = world.claim(ClaimKey(cluster, uid))
+    claim.state_sequence = stream_sequence
+    claim.first_sequence = claim.first_sequence or stream_sequence
+    claim.spec, claim.error = None, error
+    record = world.cluster(cluster)
+    name = ObjectName("claim", uid)
+    world.know(record, name, Known("", 0, stream_sequence))
+    record.unverifiable.add(name)
+    return claim
+
+
+def observe_slice(world: World, cluster: ClusterId, name: str, resource_slice: ResourceSlice) -> Placed:
+    """A ResourceSlice, new or changed; says where it belongs."""
+    return world.inventory.put((cluster, name), resource_slice)
+
+
+def observe_class(world: World, cluster: ClusterId, device_class: DeviceClass) -> None:
+    """A DeviceClass, new or changed."""
+    world.classes[cluster, device_class.metadata.name] = device_class
+
+
+def observe_node(world: World, cluster: ClusterId, node: Node) -> None:
+    """A Node, new or changed."""
+    world.nodes.setdefault(cluster, {})[node.metadata.name] = node
+
+
+def forget_object(world: World, cluster: ClusterId, name: ObjectName) -> None:
+    """The object is gone, or what it says can no longer be believed. (Claims: World.forget_claim.)"""
+    if name.kind == "slice":
+        world.inventory.remove((cluster, name.key))
+    elif name.kind == "class":
+        world.classes.pop((cluster, name.key), None)
+    elif name.kind == "node":
+        world.nodes.get(cluster, {}).pop(name.key, None)
+
+
+def allocation_holds(allocation: AllocationResult | None) -> tuple[DeviceHold, ...] | None:
+    """What an allocation holds; two allocations are the same when this is equal. None: no allocation."""
+    if allocation is None:
+        return None
+    return tuple(
+        DeviceHold(
+            request=result.request,
+            driver=result.driver,
+            pool=result.pool,
+            device=result.device,
+            share_id=result.share_id or "",
+            admin_access=bool(result.admin_access),
+        )
+        for result in allocation.devices.results
+    )
+
+
+class _LooseResult(msgspec.Struct, rename="camel"):
+    request: str = ""
+    driver: str = ""
+    pool: str = ""
+    device: str = ""
+    share_id: str | None = msgspec.field(name="shareID", default=None)
+    admin_access: bool | None = None
+
+
+def _loosely(raw: msgspec.Raw) -> dict[str, Any]:
+    try:
+        fields = msgspec.json.decode(raw)
+    except msgspec.DecodeError:
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _loose_holds(fields: dict[str, Any]) -> tuple[DeviceHold, ...] | None:
+    """The devices in a claim that cannot be read as a whole: each result that makes sense by itself counts."""
+    found: Any = fields
+    for step in ("status", "allocation", "devices", "results"):
+        found = found.get(step) if isinstance(found, dict) else None
+    if not isinstance(found, list):
+        return None
+    holds = []
+    for item in found:
+        try:
+            result = msgspec.convert(item, _LooseResult)
+        except msgspec.ValidationError:
+            continue
+        holds.append(
+            DeviceHold(
+                request=result.request,
+                driver=result.driver,
+                pool=result.pool,
+                device=result.device,
+                share_id=result.share_id or "",
+                admin_access=bool(result.admin_access),
+            )
+        )
+    return tuple(holds)

@@ -1,0 +1,124 @@
+"""What we believe of clusters, claims and grants. Plain data; `world` keeps the indexes over it true."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from broker.world.keys import ClaimKey, ClusterId, DeviceKey
+from schemas.resource import AllocationResult, ResourceClaim
+from schemas.wire.ledger import DeviceHold, RequestState
+from schemas.wire.state import Consumer, ObjectName, Rejected, Settled
+
+
+@dataclass(slots=True)
+class Known:
+    """A live object as last published, as far as the digest of its cluster goes."""
+
+    resource_version: str
+    decision_sequence: int
+    stream_sequence: int
+
+
+@dataclass(slots=True)
+class Cluster:
+    """A member (or the hub): which run of its agent is believed, and whether it was heard in this ledger's life."""
+
+    name: ClusterId
+    epoch: int = 0
+    synced_sequence: int = 0  # stream sequence of the last finished sync that counted; 0: not heard
+    known: dict[ObjectName, Known] = field(default_factory=dict)  # live objects as the agent last published them
+    digest: int = 0  # over `known`
+    unverifiable: set[ObjectName] = field(default_factory=set)  # no resourceVersion could be read from their message
+    sync: int = 0  # the sync whose parts are being collected
+    sync_parts: dict[int, list[ObjectName]] = field(default_factory=dict)
+    last_sequence: int = 0  # stream sequence of the last message of its that was believed
+    asked_at: int = 0  # our position when everything was asked for; 0: nothing is asked for
+
+    @property
+    def is_heard(self) -> bool:
+        """It has finished one full sync in this ledger's life (DESIGN: unheard is not free)."""
+        return self.synced_sequence > 0
+
+
+@dataclass(slots=True, frozen=True)
+class Grant:
+    """A hold on devices: an Allocate that has not ended, or an allocation that was found and adopted.
+
+    state_sequence: of the claim's message that it was made from.
+    """
+
+    claim: ClaimKey
+    ledger_sequence: int
+    holds: tuple[DeviceHold, ...]
+    devices: tuple[DeviceKey, ...]  # of `holds`, index by index
+    is_adopted: bool
+    state_sequence: int
+    unscheduled: frozenset[str] = frozenset()  # consumers that it was decided for
+    reserved_uids: frozenset[str] = frozenset()
+    was_applied: bool = False
+    is_released: bool = False  # we asked for it back
+
+
+@dataclass(slots=True, frozen=True)
+class Unsettled:
+    """The one decision of a claim whose outcome is not known yet."""
+
+    ledger_sequence: int
+    kind: Literal["Allocate", "Release"]
+
+
+@dataclass(slots=True, frozen=True)
+class Waiting:
+    """Why a claim has no allocation. order: its place in the queue."""
+
+    state: RequestState
+    reason: str
+    message: str
+    since_ms: int
+    order: int
+    explanation: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Claim:
+    """A ResourceClaim: what its cluster last said of it, and what the ledger holds for it.
+
+    The first block comes from DRA_STATE and is read again at a start; the second comes from the ledger alone.
+    """
+
+    key: ClaimKey
+    namespace: str = ""
+    name: str = ""
+
+    state_sequence: int = 0  # of the last believed message; 0: only the ledger knows of it
+    first_sequence: int = 0
+    spec: ResourceClaim | None = None  # None: unreadable, see error
+    error: str = ""
+    invalid: tuple[str, str] | None = None  # reason and message why it can never be allocated as it is
+    resource_version: str = ""
+    consumers: tuple[Consumer, ...] = ()
+    namespace_labels: dict[str, str] = field(default_factory=dict)
+    settled: Settled | None = None
+    rejected: Rejected | None = None
+    shown: tuple[DeviceHold, ...] | None = None  # what status.allocation says; None: no allocation
+    shown_allocation: AllocationResult | None = None
+    shown_devices: tuple[DeviceKey, ...] = ()
+
+    grants: list[Grant] = field(default_factory=list)
+    unsettled: Unsettled | None = None
+    last_decision: int = 0  # ledger sequence of the last Allocate or Release
+    spent: set[frozenset[str]] = field(default_factory=set)  # consumers that an Applied allocation has already served
+    avoid: set[DeviceKey] = field(default_factory=set)  # rejected before; cleared when an allocation is Applied
+    failures: int = 0  # Failed outcomes or rejections in a row
+    not_before_ms: int = 0
+    waiting: Waiting | None = None
+    collision: tuple[DeviceHold, ...] | None = None  # reported for this shown allocation
+
+    @property
+    def is_shown_without_grant(self) -> bool:
+        """It has an allocation that no grant covers: to be adopted, or colliding."""
+        return self.shown is not None and all(grant.holds != self.shown for grant in self.grants)
+
+    @property
+    def live_unscheduled(self) -> frozenset[str]:
+        """UIDs of the consumers that an allocation would help to start."""
+        return frozenset(pod.uid for pod in self.consumers if pod.is_live and not pod.scheduled)

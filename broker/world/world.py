@@ -1,0 +1,173 @@
+"""The world: what the broker believes, with the indexes that keep a decision from scanning it.
+
+Two kinds of facts meet here. What clusters say (`observe_*`, from DRA_STATE) can be read again at any start. What was
+decided (`fold.apply_entry`, from the ledger) changes only by ledger entries, so that folding the ledger gives it back.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from broker.world.federation import Federation
+from broker.world.inventory import Inventory
+from broker.world.keys import ClaimKey, ClusterId, DeviceKey, PoolKey, cluster_scope, fabric_scope
+from broker.world.records import Claim, Cluster, Grant, Known
+from schemas.resource import DeviceClass, Node
+from schemas.wire.ledger import DeviceHold
+from schemas.wire.state import ObjectName, add_to_digest, object_digest
+
+
+@dataclass(slots=True)
+class World:
+    """Everything that a decision may depend on.
+
+    position: DRA_STATE's sequence up to which every message was applied.
+    ledger_last: the last ledger sequence that is folded in.
+    in_use: who has a device, by grant or by what its claim's status shows, for people to read; keys are exactly the
+    devices that are not free.
+    """
+
+    federation: Federation
+    inventory: Inventory = field(init=False)
+    clusters: dict[ClusterId, Cluster] = field(default_factory=dict)
+    claims: dict[ClaimKey, Claim] = field(default_factory=dict)
+    classes: dict[tuple[ClusterId, str], DeviceClass] = field(default_factory=dict)
+    nodes: dict[ClusterId, dict[str, Node]] = field(default_factory=dict)
+    position: int = 0
+    ledger_last: int = 0
+    leader_epoch: int = 0
+    in_use: dict[DeviceKey, str] = field(default_factory=dict)
+    granted: dict[DeviceKey, list[Grant]] = field(default_factory=dict)  # live grants by device
+    shown: dict[DeviceKey, set[ClaimKey]] = field(default_factory=dict)  # claims whose status shows the device
+    told_classes: dict[tuple[ClusterId, str], dict[str, Any] | None] = field(default_factory=dict)  # to members
+
+    def __post_init__(self) -> None:
+        self.inventory = Inventory(self.federation)
+        for name in self.federation.clusters:
+            self.cluster(name)
+
+    def cluster(self, name: ClusterId) -> Cluster:
+        """The record of a cluster, made when it is first heard of."""
+        record = self.clusters.get(name)
+        if record is None:
+            record = self.clusters[name] = Cluster(name)
+        return record
+
+    def all_heard(self) -> bool:
+        """Every cluster of the config has finished a full sync."""
+        return all(self.cluster(name).is_heard for name in self.federation.clusters)
+
+    def scopes_from(self, cluster: ClusterId) -> list[str]:
+        """The scopes whose pools `cluster` may speak for."""
+        own = [fabric_scope(fabric.name) for fabric in self.federation.fabrics if fabric.source == cluster]
+        return [cluster_scope(cluster), *own, *self.inventory.label_scopes()]
+
+    def claim(self, key: ClaimKey) -> Claim:
+        """The record of a claim, made when it is first heard of."""
+        record = self.claims.get(key)
+        if record is None:
+            record = self.claims[key] = Claim(key)
+        return record
+
+    # --- objects as published, for digests and syncs
+
+    def know(self, cluster: Cluster, name: ObjectName, known: Known | None) -> None:
+        """Note what `cluster`'s agent last published of an object; None: a tombstone."""
+        before = cluster.known.pop(name, None)
+        if before is not None:
+            share = object_digest(name, before.resource_version, before.decision_sequence)
+            cluster.digest = add_to_digest(cluster.digest, -share)
+        cluster.unverifiable.discard(name)
+        if known is not None:
+            cluster.known[name] = known
+            share = object_digest(name, known.resource_version, known.decision_sequence)
+            cluster.digest = add_to_digest(cluster.digest, share)
+
+    # --- devices and who has them
+
+    def device_key(self, cluster: ClusterId, hold: DeviceHold) -> DeviceKey:
+        """The device that an allocation in `cluster` names."""
+        scope = self.inventory.scope_of(cluster, hold.driver, hold.pool)
+        return DeviceKey(PoolKey(scope, hold.driver, hold.pool), hold.device)
+
+    def add_grant(self, grant: Grant) -> None:
+        """A grant begins."""
+        self.claim(grant.claim).grants.append(grant)
+        for device in _held(grant):
+            self.granted.setdefault(device, []).append(grant)
+            self._refresh(device)
+
+    def end_grant(self, grant: Grant) -> None:
+        """A grant holds nothing any more."""
+        self.claims[grant.claim].grants.remove(grant)
+        for device in _held(grant):
+            grants = self.granted[device]
+            grants.remove(grant)
+            if not grants:
+                del self.granted[device]
+            self._refresh(device)
+
+    def replace_grant(self, before: Grant, after: Grant) -> None:
+        """The same grant with other particulars; it goes on holding the same devices."""
+        grants = self.claims[before.claim].grants
+        grants[grants.index(before)] = after
+        for device in _held(before):
+            holders = self.granted[device]
+            holders[holders.index(before)] = after
+
+    def show(self, claim: Claim, holds: tuple[DeviceHold, ...] | None) -> None:
+        """The claim's status shows this allocation now; None: it has none."""
+        for device in claim.shown_devices:
+            claims = self.shown.get(device)
+            if claims is not None:
+                claims.discard(claim.key)
+                if not claims:
+                    del self.shown[device]
+            self._refresh(device)
+        claim.shown = holds
+        occupying = [hold for hold in holds or () if not hold.admin_access]
+        claim.shown_devices = tuple(self.device_key(claim.key.cluster, hold) for hold in occupying)
+        for device in claim.shown_devices:
+            self.shown.setdefault(device, set()).add(claim.key)
+            self._refresh(device)
+
+    def resolve_again(self) -> None:
+        """Fabrics were declared: look up anew which devices the shown allocations name."""
+        for claim in self.claims.values():
+            if claim.shown is not None:
+                self.show(claim, claim.shown)
+
+    def forget_claim(self, claim: Claim) -> None:
+        """The claim is gone for ever. Its grants must have ended."""
+        assert not claim.grants, f"claim {claim.key} is forgotten while it holds {claim.grants}"
+        self.show(claim, None)
+        del self.claims[claim.key]
+
+    def others_with(self, claim: Claim, devices: Iterable[DeviceKey]) -> list[Grant]:
+        """Grants of other claims over any of these devices, each once, by ledger sequence."""
+        found = {
+            grant.ledger_sequence: grant
+            for device in devices
+            for grant in self.granted.get(device, ())
+            if grant.claim != claim.key
+        }
+        return [found[sequence] for sequence in sorted(found)]
+
+    def holder_name(self, key: ClaimKey) -> str:
+        """A claim as people call it."""
+        claim = self.claims.get(key)
+        return f"{key.cluster}/{claim.namespace}/{claim.name}" if claim and claim.name else str(key)
+
+    def _refresh(self, device: DeviceKey) -> None:
+        holders = [grant.claim for grant in self.granted.get(device, ())] + sorted(self.shown.get(device, ()))
+        if holders:
+            self.in_use[device] = self.holder_name(holders[0])
+        else:
+            self.in_use.pop(device, None)
+
+
+def _held(grant: Grant) -> list[DeviceKey]:
+    """The devices that the grant takes from others; admin access takes none (KEP-5018). Each once."""
+    return list(
+        dict.fromkeys(key for key, hold in zip(grant.devices, grant.holds, strict=True) if not hold.admin_access)
+    )

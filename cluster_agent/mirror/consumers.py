@@ -1,0 +1,91 @@
+"""Which pods use which claims, and the labels of their namespaces."""
+
+from typing import Any
+
+from cluster_agent.mirror.tracked import metadata_of
+from schemas.wire.state import Consumer
+
+ClaimName = tuple[str, str]  # namespace and name
+
+
+class Consumers:
+    """Pods by the claims that they name."""
+
+    def __init__(self) -> None:
+        self._pods: dict[str, Consumer] = {}
+        self._claims_of_pod: dict[str, set[ClaimName]] = {}
+        self._pods_of_claim: dict[ClaimName, set[str]] = {}
+        self._namespaces: dict[str, dict[str, str]] = {}
+
+    def see(self, kind: str, obj: dict[str, Any]) -> set[ClaimName] | str:
+        """A pod or a namespace as it is now; returns the claims it concerns, or the namespace's name: all in it."""
+        metadata = metadata_of(obj)
+        if kind == "namespace":
+            name = str(metadata.get("name", ""))
+            self._namespaces[name] = dict(metadata.get("labels") or {})
+            return name
+        uid = str(metadata.get("uid", ""))
+        before = self._drop(uid)
+        claims = _claims_named(obj)
+        spec, status = obj.get("spec") or {}, obj.get("status") or {}
+        self._pods[uid] = Consumer(
+            uid=uid,
+            name=str(metadata.get("name", "")),
+            scheduled=bool(spec.get("nodeName")),
+            terminal=status.get("phase") in ("Succeeded", "Failed"),
+            deleting=metadata.get("deletionTimestamp") is not None,
+        )
+        self._claims_of_pod[uid] = claims
+        for claim in claims:
+            self._pods_of_claim.setdefault(claim, set()).add(uid)
+        return before | claims
+
+    def lose(self, kind: str, obj: dict[str, Any]) -> set[ClaimName] | str:
+        """A pod or a namespace is gone; returns the claims it concerned."""
+        metadata = metadata_of(obj)
+        if kind == "namespace":
+            name = str(metadata.get("name", ""))
+            self._namespaces.pop(name, None)
+            return name
+        return self._drop(str(metadata.get("uid", "")))
+
+    def forget(self, kind: str) -> None:
+        """A new list of all pods, or all namespaces, follows."""
+        if kind == "namespace":
+            self._namespaces.clear()
+        else:
+            self._pods.clear()
+            self._claims_of_pod.clear()
+            self._pods_of_claim.clear()
+
+    def of(self, claim: dict[str, Any]) -> list[Consumer]:
+        """The pods that use a claim, by UID."""
+        metadata = metadata_of(claim)
+        uids = set(self._pods_of_claim.get((str(metadata.get("namespace", "")), str(metadata.get("name", ""))), ()))
+        for owner in metadata.get("ownerReferences") or []:
+            if isinstance(owner, dict) and owner.get("kind") == "Pod" and owner.get("uid") in self._pods:
+                uids.add(owner["uid"])
+        return [self._pods[uid] for uid in sorted(uids)]
+
+    def namespace_labels(self, namespace: str) -> dict[str, str]:
+        """The labels of a namespace; {} where it is not known."""
+        return self._namespaces.get(namespace, {})
+
+    def _drop(self, uid: str) -> set[ClaimName]:
+        claims = self._claims_of_pod.pop(uid, set())
+        self._pods.pop(uid, None)
+        for claim in claims:
+            self._pods_of_claim[claim].discard(uid)
+            if not self._pods_of_claim[claim]:
+                del self._pods_of_claim[claim]
+        return claims
+
+
+def _claims_named(pod: dict[str, Any]) -> set[ClaimName]:
+    namespace = str(metadata_of(pod).get("namespace", ""))
+    spec, status = pod.get("spec") or {}, pod.get("status") or {}
+    named = [each.get("resourceClaimName") for each in spec.get("resourceClaims") or [] if isinstance(each, dict)]
+    made = [
+        each.get("resourceClaimName") for each in status.get("resourceClaimStatuses") or [] if isinstance(each, dict)
+    ]
+    return {(namespace, str(name)) for name in [*named, *made] if name}

@@ -1,0 +1,502 @@
+"""The mirror: what the cluster shows against what the bus was told, and what follows from the difference.
+
+`handle` takes one event and returns actions; there is no clock, random or await in here. One publish is in flight per
+subject and one write per claim. What the agent owes the broker (DESIGN section 4) is kept here and nowhere else.
+"""
+
+from collections.abc import Iterable
+from typing import Any, assert_never
+
+from cluster_agent.mirror import settling
+from cluster_agent.mirror.actions import (
+    Action,
+    Asked,
+    ClaimRead,
+    ClaimRejected,
+    DecisionSeen,
+    Event,
+    Exit,
+    LastMessage,
+    ObjectGone,
+    ObjectSeen,
+    Publish,
+    Published,
+    PublishRefused,
+    Relisted,
+    RunTaken,
+    Started,
+    Tick,
+    WriteFailed,
+    Wrote,
+)
+from cluster_agent.mirror.consumers import ClaimName, Consumers
+from cluster_agent.mirror.tracked import Job, Tracked, fingerprint, holds_of, metadata_of, raw
+from schemas.wire.calls import Beat
+from schemas.wire.state import (
+    NO_OBJECT,
+    ClaimState,
+    ObjectName,
+    ObjectState,
+    Rejected,
+    SyncFinished,
+    SyncPart,
+    add_to_digest,
+    object_digest,
+)
+from schemas.wire.subjects import KINDS, RUN_KEY
+
+NAMES_IN_PART = 2_000  # of a full sync's list; at most about half a MiB
+BROKERED_LABEL = "dragoman.dev/brokered"
+
+
+class Mirror:
+    """One cluster's agent, without its hands.
+
+    publishes_all: every claim is the broker's business (a directory of manifests); else those on a brokered class and
+    those that have an allocation.
+    refresh_ms: publish each object again when its last message is older; a third of what the stream keeps.
+    """
+
+    def __init__(self, cluster: str, *, publishes_all: bool, refresh_ms: int) -> None:
+        self.cluster = cluster
+        self.publishes_all = publishes_all
+        self.refresh_ms = refresh_ms
+        self.epoch = 0
+        self.has_synced = False
+        self.tracked: dict[ObjectName, Tracked] = {}
+        self.consumers = Consumers()
+        self._digest = 0
+        self._last_stored = 0
+        self._attempts = 0
+        self._in_flight = 0  # publishes of objects
+        self._now_ms = 0
+        self._synced_ms = 0
+        self._uids: dict[ClaimName, set[str]] = {}  # of claims, by the name that pods use
+        self._brokered: set[str] = set()  # names of the classes that the cluster itself marks as brokered
+        self._agent_sequences: dict[str, int] = {}  # last sequence of agent.<key>
+        self._sync = 0
+        self._wants_sync = False
+        self._republishes = False  # everything was asked for, and the sync after it is still to come
+        self._owed: set[ObjectName] = set()  # must be published before the sync may say that it is finished
+        self._sync_queue: list[SyncPart | SyncFinished] = []  # the sync that is being published; nothing else is then
+        self._sync_in_flight: Publish | None = None
+        self._actions: list[Action] = []
+
+    def handle(self, event: Event) -> list[Action]:
+        """What follows from an event."""
+        self._actions = []
+        match event:
+            case Started():
+                self._start(event)
+            case ObjectSeen():
+                self._see(event)
+            case ObjectGone():
+                self._lose(event)
+            case Relisted():
+                self._relist(event)
+            case DecisionSeen():
+                self._take_decision(event)
+            case Published():
+                self._published(event.action, event.stream_sequence)
+            case PublishRefused():
+                self._refused(event)
+            case Wrote() | WriteFailed() | ClaimRead():
+                tracked = self.tracked.get(ObjectName("claim", event.action.claim.uid))
+                if tracked is not None:
+                    self._actions += settling.answer(tracked, event)
+                    self._advance(tracked)
+            case ClaimRejected():
+                self._reject(event)
+            case Asked():
+                self._asked(event)
+            case RunTaken():
+                if event.stream_sequence > self._agent_sequences[RUN_KEY]:
+                    self._actions.append(
+                        Exit(f"another agent serves cluster {self.cluster} (epoch {event.stream_sequence})")
+                    )
+            case Tick():
+                self._tick(event)
+            case _:
+                assert_never(event)
+        self._maybe_sync()
+        return self._actions
+
+    def beat(self) -> Beat | None:
+        """The heartbeat; None before the first sync is finished."""
+        return Beat(self.epoch, format(self._digest, "x"), self._last_stored) if self.has_synced else None
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is under way and nothing is left to tell."""
+        return (
+            self.has_synced
+            and not self._wants_sync
+            and not self._sync_queue
+            and not any(each.in_flight or each.job or self._differs(each) for each in self.tracked.values())
+        )
+
+    # --- the start
+
+    def _start(self, event: Started) -> None:
+        self.epoch = event.epoch
+        self._agent_sequences = {RUN_KEY: event.run_sequence}
+        for part, sequence in event.sync_part_sequences.items():
+            self._agent_sequences[f"sync-{part}"] = sequence
+        self._last_stored = event.run_sequence
+        for last in event.last_messages:
+            self._learn(last)
+        met = set(self.tracked)
+        self._wants_sync = True
+        for seen in event.objects:
+            self._view(seen)
+        for tracked in self.tracked.values():
+            if tracked.object is None:  # it went while no agent was there
+                tracked.view_version = max(tracked.subject_version, 1)
+        for sequence, decision in event.decisions:
+            name = ObjectName("claim", decision.uid)
+            known = self.tracked.get(name)
+            if known is None or sequence <= known.decision_sequence:
+                continue  # of a claim that is gone: the sync says so
+            known.job = Job(sequence, decision)
+            if name not in met and known.object is not None:
+                # Its messages have expired, so nobody knows what was written for it: find out before doing anything.
+                self._actions += settling.settle(known, known.job)
+        self._owed = {each.name for each in self.tracked.values() if self._differs(each)}
+        for tracked in list(self.tracked.values()):
+            self._advance(tracked)
+
+    def _learn(self, last: LastMessage) -> None:
+        """The last message of a subject says what was published, perhaps by an agent before us."""
+        if last.message is None:
+            return
+        tracked = self.tracked.setdefault(last.name, Tracked(last.name))
+        self._note_published(tracked, last.message, last.stream_sequence, last.stored_ms)
+        if isinstance(last.message, ClaimState):
+            tracked.subject_version = _version(last.message.resource_version)
+            if last.message.decision and last.message.decision.ledger_sequence > tracked.decision_sequence:
+                tracked.decision = last.message.decision
+            tracked.rejected = last.message.rejected
+
+    # --- views
+
+    def _see(self, event: ObjectSeen) -> None:
+        changed = self._view(event)
+        for tracked in changed:
+            self._advance(tracked)
+
+    def _view(self, event: ObjectSeen) -> list[Tracked]:
+        """Take in an object; returns whose messages it can change."""
+        metadata = metadata_of(event.object)
+        if event.kind in ("pod", "namespace"):
+            return self._concerned(self.consumers.see(event.kind, event.object))
+        key = str(metadata.get("uid" if event.kind == "claim" else "name", ""))
+        name = ObjectName(event.kind, key)
+        tracked = self.tracked.setdefault(name, Tracked(name))
+        if event.resource_version < tracked.view_version:
+            return []  # a late event; the view never goes back
+        tracked.object, tracked.error, tracked.view_version = event.object, event.error, event.resource_version
+        tracked.is_dirty = True
+        if event.kind == "claim":
+            self._uids.setdefault((tracked.ref.namespace, tracked.ref.name), set()).add(key)
+        if event.kind == "class":
+            return [tracked, *self._class_changed(tracked)]
+        return [tracked]
+
+    def _concerned(self, names: set[ClaimName] | str) -> list[Tracked]:
+        """The claims of these names, or of a whole namespace: what is said of them has changed."""
+        if isinstance(names, str):
+            uids = {uid for (namespace, _), each in self._uids.items() if namespace == names for uid in each}
+        else:
+            uids = {uid for name in names for uid in self._uids.get(name, ())}
+        found = [self.tracked[name] for uid in sorted(uids) if (name := ObjectName("claim", uid)) in self.tracked]
+        for tracked in found:
+            tracked.is_dirty = True
+        return found
+
+    def _class_changed(self, tracked: Tracked) -> list[Tracked]:
+        """A class became brokered: claims that were not our business may be now."""
+        labels = metadata_of(tracked.object).get("labels") or {}
+        is_brokered = labels.get(BROKERED_LABEL) == "true"
+        if is_brokered == (tracked.name.key in self._brokered):
+            return []
+        (self._brokered.add if is_brokered else self._brokered.discard)(tracked.name.key)
+        return [each for each in self.tracked.values() if each.name.kind == "claim"]
+
+    def _lose(self, event: ObjectGone) -> None:
+        metadata = metadata_of(event.object)
+        if event.kind in ("pod", "namespace"):
+            for claim in self._concerned(self.consumers.lose(event.kind, event.object)):
+                self._advance(claim)
+            return
+        key = str(metadata.get("uid" if event.kind == "claim" else "name", ""))
+        tracked = self.tracked.get(ObjectName(event.kind, key))
+        if tracked is not None and event.resource_version >= tracked.view_version:
+            self._gone(tracked, event.resource_version)
+
+    def _gone(self, tracked: Tracked, resource_version: int) -> None:
+        if tracked.name.kind == "claim":
+            ref = tracked.ref
+            self._uids.get((ref.namespace, ref.name), set()).discard(tracked.name.key)
+        tracked.object, tracked.error = None, ""
+        tracked.must_be_gone, tracked.is_dirty = False, True
+        tracked.view_version = max(tracked.view_version, tracked.own_version, tracked.subject_version, resource_version)
+        if tracked.name.kind == "class":
+            self._brokered.discard(tracked.name.key)
+        self._advance(tracked)
+        self._forget_if_done(tracked)
+
+    def _relist(self, event: Relisted) -> None:
+        if event.kind in ("pod", "namespace"):
+            self.consumers.forget(event.kind)
+        for seen in event.objects:
+            self._view(seen)
+        there = {
+            str(metadata_of(seen.object).get("uid" if event.kind == "claim" else "name", "")) for seen in event.objects
+        }
+        for tracked in [each for each in self.tracked.values() if each.name.kind == event.kind]:
+            if tracked.name.key not in there and tracked.object is not None:
+                self._gone(tracked, event.resource_version)
+        for tracked in list(self.tracked.values()):
+            self._advance(tracked)
+
+    def _forget_if_done(self, tracked: Tracked) -> None:
+        """Gone, and nobody has to be told (any more)."""
+        done = tracked.object is None and tracked.job is None and tracked.in_flight is None
+        if done and not self._differs(tracked) and tracked.name not in self._owed:
+            del self.tracked[tracked.name]
+
+    # --- decisions
+
+    def _take_decision(self, event: DecisionSeen) -> None:
+        tracked = self.tracked.get(ObjectName("claim", event.decision.uid))
+        if tracked is None or event.ledger_sequence <= tracked.decision_sequence:
+            return  # gone, which our messages say; or settled
+        if tracked.job is not None and tracked.job.ledger_sequence >= event.ledger_sequence:
+            return
+        tracked.job = Job(event.ledger_sequence, event.decision)
+        self._advance(tracked)
+
+    def _reject(self, event: ClaimRejected) -> None:
+        tracked = self.tracked.get(ObjectName("claim", event.uid))
+        if tracked is None or tracked.decision is None or tracked.decision.outcome != "Applied":
+            return
+        if holds_of(tracked.object) is not None and tracked.job is None:
+            tracked.rejected = Rejected(tracked.decision.ledger_sequence, event.reason, event.message)
+            self._advance(tracked)
+
+    # --- publishing
+
+    def _advance(self, tracked: Tracked) -> None:
+        """Do whatever can be done for an object now."""
+        if tracked.name.kind == "claim":
+            self._actions += settling.advance(tracked)
+        if tracked.in_flight is not None or not tracked.view_is_current:
+            return
+        if not self._differs(tracked):
+            self._owed.discard(tracked.name)
+        elif not self._holds_back:
+            self._publish(tracked)
+
+    @property
+    def _holds_back(self) -> bool:
+        """A sync is about to be published: nothing may come between its list and its last message."""
+        return bool(self._sync_queue) or (self._wants_sync and not self._owed)
+
+    def _differs(self, tracked: Tracked) -> bool:
+        """What the object's last message says is not what it should say."""
+        if tracked.object is None and tracked.published_version is None:
+            # Never told of, or a tombstone: told (again) only where somebody asked, or we do not know what is there.
+            return tracked.published is None and (tracked.last_sequence > 0 or tracked.name in self._owed)
+        if tracked.object is not None and not self._is_our_business(tracked):
+            return False
+        if tracked.published is not None and not tracked.is_dirty:
+            return False
+        differs = fingerprint(self._message(tracked)) != tracked.published
+        tracked.is_dirty = differs
+        return differs
+
+    def _is_our_business(self, tracked: Tracked) -> bool:
+        if tracked.name.kind != "claim" or self.publishes_all or tracked.published_version is not None:
+            return True
+        assert tracked.object is not None
+        return holds_of(tracked.object) is not None or any(
+            name in self._brokered for name in _class_names(tracked.object)
+        )
+
+    def _message(self, tracked: Tracked) -> ClaimState | ObjectState:
+        version = str(tracked.view_version)
+        body = raw(tracked.object) if tracked.object is not None else NO_OBJECT
+        if tracked.name.kind != "claim":
+            return ObjectState(agent_epoch=self.epoch, object=body, resource_version=version, error=tracked.error)
+        if tracked.object is None:
+            return ClaimState(agent_epoch=self.epoch, resource_version=version, decision=tracked.decision)
+        return ClaimState(
+            agent_epoch=self.epoch,
+            claim=body,
+            resource_version=version,
+            consumers=self.consumers.of(tracked.object),
+            namespace_labels=self.consumers.namespace_labels(tracked.ref.namespace),
+            decision=tracked.decision,
+            rejected=tracked.rejected,
+            error=tracked.error,
+        )
+
+    def _publish(self, tracked: Tracked) -> None:
+        self._attempts += 1
+        action = Publish(tracked.name, self._message(tracked), tracked.last_sequence, self._attempts)
+        tracked.in_flight = action
+        self._in_flight += 1
+        self._actions.append(action)
+
+    def _published(self, action: Publish, stream_sequence: int) -> None:
+        self._last_stored = max(self._last_stored, stream_sequence)
+        if action.name.kind == "agent":
+            self._sync_published(action, stream_sequence)
+            return
+        tracked = self.tracked[action.name]
+        assert isinstance(action.message, ClaimState | ObjectState)
+        tracked.in_flight = None
+        self._in_flight -= 1
+        self._note_published(tracked, action.message, stream_sequence, self._now_ms)
+        self._owed.discard(tracked.name)
+        self._advance(tracked)
+        self._forget_if_done(tracked)
+
+    def _note_published(
+        self, tracked: Tracked, message: ClaimState | ObjectState, stream_sequence: int, stored_ms: int
+    ) -> None:
+        if tracked.published_version is not None:
+            self._digest = add_to_digest(self._digest, -self._share(tracked))
+        decision = message.decision if isinstance(message, ClaimState) else None
+        tracked.last_sequence = stream_sequence
+        tracked.published = fingerprint(message)
+        tracked.published_version = None if message.is_tombstone else message.resource_version
+        tracked.published_decision = decision.ledger_sequence if decision else 0
+        tracked.subject_version = _version(message.resource_version)
+        tracked.published_ms = stored_ms
+        if tracked.published_version is not None:
+            self._digest = add_to_digest(self._digest, self._share(tracked))
+
+    def _share(self, tracked: Tracked) -> int:
+        return object_digest(tracked.name, tracked.published_version or "", tracked.published_decision)
+
+    def _refused(self, event: PublishRefused) -> None:
+        action = event.action
+        if event.is_ours:
+            assert event.last is not None
+            self._published(action, event.last.stream_sequence)
+            return
+        if event.last_epoch > self.epoch:
+            self._actions.append(Exit(f"another agent serves cluster {self.cluster} (epoch {event.last_epoch})"))
+            return
+        if action.name.kind == "agent":
+            self._sync_in_flight = None
+            self._agent_sequences[action.name.key] = event.last.stream_sequence if event.last else 0
+            self._publish_next_part()
+            return
+        tracked = self.tracked[action.name]
+        tracked.in_flight = None
+        self._in_flight -= 1
+        if event.last is None or event.last.message is None:
+            tracked.last_sequence = event.last.stream_sequence if event.last else 0
+        else:
+            # What is there was written by an agent that came before: it may know more than we do.
+            self._learn(event.last)
+            job = tracked.job
+            if job is not None and job.ledger_sequence <= tracked.decision_sequence:
+                tracked.job = None
+        tracked.published = None
+        self._advance(tracked)
+
+    # --- full syncs
+
+    def _asked(self, event: Asked) -> None:
+        if not event.objects:
+            if self._republishes:
+                return  # asks are repeated; the answer is on its way
+            self._republishes = self._wants_sync = True
+            self._sync_queue.clear()
+            self._mark(self.tracked)
+        else:
+            for name in event.objects:
+                if name.kind in KINDS:
+                    self.tracked.setdefault(name, Tracked(name))
+            self._mark(name for name in event.objects if name.kind in KINDS)
+
+    def _mark(self, names: Iterable[ObjectName]) -> None:
+        """Publish these whatever was published before."""
+        for name in list(names):
+            tracked = self.tracked[name]
+            tracked.published = None
+            if tracked.object is None or self._is_our_business(tracked):
+                self._owed.add(name)
+        for name in list(self._owed):
+            self._advance(self.tracked[name])
+
+    def _maybe_sync(self) -> None:
+        if not self._wants_sync or self._sync_queue or self._owed or self._in_flight:
+            return
+        self._wants_sync = False
+        self._sync += 1
+        names = sorted(each.name for each in self.tracked.values() if each.published_version is not None)
+        parts = [names[start : start + NAMES_IN_PART] for start in range(0, len(names), NAMES_IN_PART)] or [[]]
+        self._sync_queue = [
+            SyncPart(self.epoch, self._sync, number, part) for number, part in enumerate(parts[:-1], start=1)
+        ]
+        self._sync_queue.append(SyncFinished(self.epoch, self._sync, len(parts) - 1, parts[-1]))
+        self._publish_next_part()
+
+    def _publish_next_part(self) -> None:
+        if self._sync_in_flight is not None or not self._sync_queue:
+            return
+        message = self._sync_queue[0]
+        key = RUN_KEY if isinstance(message, SyncFinished) else f"sync-{message.part}"
+        self._attempts += 1
+        action = Publish(ObjectName("agent", key), message, self._agent_sequences.get(key, 0), self._attempts)
+        self._sync_in_flight = action
+        self._actions.append(action)
+
+    def _sync_published(self, action: Publish, stream_sequence: int) -> None:
+        self._sync_in_flight = None
+        self._agent_sequences[action.name.key] = stream_sequence
+        if self._sync_queue and self._sync_queue[0] is action.message:
+            self._sync_queue.pop(0)
+        if self._sync_queue:
+            self._publish_next_part()
+            return
+        if isinstance(action.message, SyncFinished):
+            self.has_synced = True
+            self._synced_ms = self._now_ms
+            if not self._wants_sync:
+                self._republishes = False
+        for tracked in list(self.tracked.values()):
+            self._advance(tracked)
+
+    def _tick(self, event: Tick) -> None:
+        self._now_ms = event.now_ms
+        old = event.now_ms - self.refresh_ms
+        for tracked in list(self.tracked.values()):
+            if tracked.job is not None and tracked.job.stage == "stuck":
+                self._actions += settling.settle(tracked, tracked.job)
+                self._advance(tracked)
+            if tracked.published_version is not None and tracked.published_ms < old:
+                tracked.published = None
+                self._advance(tracked)
+        if self.has_synced and self._synced_ms < old:
+            self._wants_sync = True
+
+
+def _version(text: str) -> int:
+    return int(text) if text.isdigit() else 0
+
+
+def _class_names(claim: dict[str, Any]) -> list[str]:
+    names = []
+    spec = claim.get("spec")
+    devices = spec.get("devices") if isinstance(spec, dict) else None
+    requests = devices.get("requests") if isinstance(devices, dict) else None
+    for request in requests if isinstance(requests, list) else []:
+        if isinstance(request, dict):
+            parts = [request.get("exactly"), *(request.get("firstAvailable") or [])]
+            names += [str(part.get("deviceClassName", "")) for part in parts if isinstance(part, dict)]
+    return names

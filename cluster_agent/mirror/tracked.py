@@ -1,0 +1,152 @@
+"""What the mirror knows of one object: the view, what was published of it, and the decision that is being settled."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from cluster_agent.mirror.actions import ClaimRef, Decision, Publish
+from schemas.wire.codec import encode
+from schemas.wire.ledger import Allocate, DeviceHold
+from schemas.wire.state import ClaimState, ObjectName, ObjectState, Outcome, Rejected, Settled
+
+DELETE_PROTECTION = "resource.kubernetes.io/delete-protection"
+HELD = "dragoman.dev/held"
+VOIDED_ANNOTATION = "dragoman.dev/voided"
+
+_sorted = msgspec.json.Encoder(order="sorted")
+
+
+@dataclass(slots=True)
+class Job:
+    """A decision that is being settled.
+
+    stage: start, nothing was sent; sent, an action is under way; stuck, tried again when time passes.
+    failure: what to report once it is certain that nothing of it can land any more.
+    """
+
+    ledger_sequence: int
+    decision: Decision
+    stage: Literal["start", "sent", "stuck"] = "start"
+    failure: tuple[Outcome, str] = ("Conflict", "")
+    is_unknown: bool = False  # the last write's result is not known; it is tried again where that is safe
+    voids: int = 0
+
+
+@dataclass(slots=True)
+class Tracked:
+    """One object of the cluster.
+
+    Versions are resourceVersions: of the view (from the watch alone), of our own last write, of the subject's last
+    message. A claim is published only when the view is not older than either of the others.
+    """
+
+    name: ObjectName
+    object: dict[str, Any] | None = None  # None: gone, or not seen yet
+    error: str = ""
+    view_version: int = 0
+    own_version: int = 0
+    subject_version: int = 0
+    must_be_gone: bool = False  # a read found no such claim; the watch has not said so yet
+
+    last_sequence: int = 0  # of the subject's last message, as far as we know
+    published: bytes | None = None  # fingerprint of what the subject's last message says; None: publish in any case
+    published_version: str | None = None  # of the live object in it; None: a tombstone, or nothing
+    published_decision: int = 0  # ledger sequence of the settled decision in it
+    published_ms: int = 0
+    is_dirty: bool = True  # what it would say now was not compared with what was published
+    in_flight: Publish | None = None
+
+    decision: Settled | None = None
+    rejected: Rejected | None = None
+    job: Job | None = None
+    is_removing: bool = False  # a RemoveFinalizer is under way
+
+    @property
+    def decision_sequence(self) -> int:
+        """Ledger sequence of the last settled decision, else 0."""
+        return self.decision.ledger_sequence if self.decision else 0
+
+    @property
+    def view_is_current(self) -> bool:
+        """The watch has delivered our own last write, and whatever the subject's last message was made from."""
+        return self.view_version >= max(self.own_version, self.subject_version) and not self.must_be_gone
+
+    @property
+    def ref(self) -> ClaimRef:
+        """The claim as the API server addresses it."""
+        metadata = metadata_of(self.object)
+        return ClaimRef(self.name.key, str(metadata.get("namespace", "")), str(metadata.get("name", "")))
+
+
+def metadata_of(obj: dict[str, Any] | None) -> dict[str, Any]:
+    """An object's metadata, {} where there is none to be read."""
+    metadata = (obj or {}).get("metadata")
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def raw(obj: dict[str, Any]) -> msgspec.Raw:
+    """An object as JSON; equal objects give equal bytes."""
+    return msgspec.Raw(_sorted.encode(obj))
+
+
+def fingerprint(message: ClaimState | ObjectState) -> bytes:
+    """What a message says, whoever says it."""
+    return hashlib.sha256(encode(msgspec.structs.replace(message, agent_epoch=0))).digest()
+
+
+def holds_of(claim: dict[str, Any] | None) -> list[DeviceHold] | None:
+    """What the claim's status.allocation holds; None where it has none."""
+    allocation = ((claim or {}).get("status") or {}).get("allocation")
+    if allocation is None:
+        return None
+    results = ((allocation.get("devices") or {}).get("results")) or []
+    return [
+        DeviceHold(
+            request=result.get("request", ""),
+            driver=result.get("driver", ""),
+            pool=result.get("pool", ""),
+            device=result.get("device", ""),
+            share_id=result.get("shareID") or "",
+            admin_access=bool(result.get("adminAccess")),
+        )
+        for result in results
+    ]
+
+
+def with_finalizers(claim: dict[str, Any]) -> dict[str, Any] | None:
+    """The claim with both finalizers; None where it has them."""
+    finalizers = list(metadata_of(claim).get("finalizers") or [])
+    missing = [each for each in (DELETE_PROTECTION, HELD) if each not in finalizers]
+    if not missing:
+        return None
+    return {**claim, "metadata": {**metadata_of(claim), "finalizers": finalizers + missing}}
+
+
+def without_held(claim: dict[str, Any]) -> dict[str, Any]:
+    """The claim without our finalizer."""
+    finalizers = [each for each in metadata_of(claim).get("finalizers") or [] if each != HELD]
+    return {**claim, "metadata": {**metadata_of(claim), "finalizers": finalizers}}
+
+
+def with_void_mark(claim: dict[str, Any], ledger_sequence: int, attempt: int) -> dict[str, Any]:
+    """The claim with a mark that no other write left: writing it changes the resourceVersion for certain."""
+    metadata = metadata_of(claim)
+    annotations = {**(metadata.get("annotations") or {}), VOIDED_ANNOTATION: f"{ledger_sequence}-{attempt}"}
+    return {**claim, "metadata": {**metadata, "annotations": annotations}}
+
+
+def with_allocation(claim: dict[str, Any], decision: Decision) -> dict[str, Any]:
+    """The claim with what an Allocate says in its status, or without what a Release names."""
+    status = dict(claim.get("status") or {})
+    status.pop("reservedFor", None)
+    status.pop("devices", None)
+    if isinstance(decision, Allocate):
+        status["allocation"] = decision.allocation
+        reserved = [{"resource": "pods", "name": pod.name, "uid": pod.uid} for pod in decision.reserved_for]
+        if reserved:
+            status["reservedFor"] = reserved
+    else:
+        status.pop("allocation", None)
+    return {**claim, "status": status}

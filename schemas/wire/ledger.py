@@ -1,0 +1,212 @@
+"""Ledger entries: what was decided and what became of it. The ledger is the source of truth about who holds what.
+
+Kinds of subject: Allocate and Release go to `claim` (so that the last message of a claim's subject is its last
+decision), all else about a claim to `record`; leadership and inputs belong to no cluster.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+from schemas.wire.state import Outcome
+
+EndCause = Literal["ClaimDeleted", "ClaimMissing", "AllocationCleared", "AllocationReplaced"]
+RequestState = Literal["Pending", "Invalid"]
+
+
+class DeviceHold(msgspec.Struct, frozen=True, omit_defaults=True, order=True):
+    """One result of an allocation, as far as holding a device and telling allocations apart goes."""
+
+    request: str
+    driver: str
+    pool: str
+    device: str
+    share_id: str = ""
+    admin_access: bool = False
+
+
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", kw_only=True):
+    """What all ledger entries share; see the subclasses."""
+
+
+class SegmentOpened(Entry, frozen=True, tag="dev.dragoman.ledger.segment-opened.v1", kw_only=True):
+    """Opens a segment with a checkpoint: the world at `covers`, the last ledger sequence before it (0: empty)."""
+
+    shard: str
+    segment: int
+    covers: int = 0
+    checkpoint: dict[str, Any] = {}
+
+
+class LeaderElected(Entry, frozen=True, tag="dev.dragoman.ledger.leader-elected.v1", kw_only=True):
+    """Who writes from here on; its ledger sequence is the leader's epoch."""
+
+    instance: str
+    build: str
+
+
+class Step(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One step of the core: all state messages up to `position` were applied, at `now_ms` of the broker's clock."""
+
+    position: int
+    now_ms: int
+
+
+class Inputs(Entry, frozen=True, tag="dev.dragoman.ledger.inputs.v1", kw_only=True):
+    """Opens every batch: all that the core saw since the last one.
+
+    epochs, synced: what changed, by cluster; `synced` holds the stream sequence of the finished sync's last message.
+    position_expired: DRA_STATE had dropped messages after the recorded position, so the core started again from the
+    last message of each subject and asked every cluster for a new sync.
+    """
+
+    leader_epoch: int
+    steps: list[Step] = []
+    epochs: dict[str, int] = {}
+    synced: dict[str, int] = {}
+    position_expired: bool = False
+    settings_digest: str = ""
+    build: str = ""
+    algorithm: int = 0
+
+
+class ConsumerRef(msgspec.Struct, frozen=True, order=True):
+    """A pod for which a decision was made."""
+
+    uid: str
+    name: str
+
+
+class Allocate(Entry, frozen=True, tag="dev.dragoman.ledger.allocate.v1", kw_only=True):
+    """Write this allocation into the claim, guarded by the resourceVersion that the decision was made on.
+
+    allocation: a resource.k8s.io/v1 AllocationResult as JSON. reserved_for: the live consumers it was decided for.
+    unscheduled: UIDs of those that no node runs yet, sorted; the same set is not allocated for twice.
+    """
+
+    cluster: str
+    uid: str
+    namespace: str
+    name: str
+    resource_version: str
+    state_sequence: int
+    allocation: dict[str, Any]
+    holds: list[DeviceHold]
+    scopes: list[str]  # of the pools in `holds`, index by index
+    reserved_for: list[ConsumerRef] = []
+    unscheduled: list[str] = []
+
+
+class Release(Entry, frozen=True, tag="dev.dragoman.ledger.release.v1", kw_only=True):
+    """Clear the allocation of the grant `grant_sequence`, and only that one."""
+
+    cluster: str
+    uid: str
+    namespace: str
+    name: str
+    grant_sequence: int
+    holds: list[DeviceHold]
+    reason: str
+    message: str = ""
+    retry_at_ms: int = 0  # not decided again before this
+    rejections: int = 0  # in a row
+
+
+class Adopted(Entry, frozen=True, tag="dev.dragoman.ledger.adopted.v1", kw_only=True):
+    """A claim has an allocation that no grant covers: it is a grant from here on, and asks nothing of an agent."""
+
+    cluster: str
+    uid: str
+    namespace: str
+    name: str
+    state_sequence: int
+    holds: list[DeviceHold]
+    scopes: list[str]
+
+
+class OutcomeRecorded(Entry, frozen=True, tag="dev.dragoman.ledger.outcome.v1", kw_only=True):
+    """What became of a decision at its cluster; it is settled."""
+
+    cluster: str
+    uid: str
+    decision_sequence: int
+    outcome: Outcome
+    message: str = ""
+    retry_at_ms: int = 0
+    failures: int = 0  # in a row
+
+
+class GrantEnded(Entry, frozen=True, tag="dev.dragoman.ledger.grant-ended.v1", kw_only=True):
+    """A grant holds its devices no longer."""
+
+    cluster: str
+    uid: str
+    grant_sequence: int
+    cause: EndCause
+
+
+class CollisionFound(Entry, frozen=True, tag="dev.dragoman.ledger.collision.v1", kw_only=True):
+    """A claim has an allocation with devices that others hold; it is adopted when their grants end."""
+
+    cluster: str
+    uid: str
+    namespace: str
+    name: str
+    holds: list[DeviceHold]
+    held_by: list[str]
+
+
+class ReasonChanged(Entry, frozen=True, tag="dev.dragoman.ledger.reason.v1", kw_only=True):
+    """Why a claim has no allocation; written when the reason's code or what it is about changes.
+
+    order: place in the queue, the stream sequence of the message with which the claim began to wait.
+    explanation: counts by cause for each device request, as data.
+    """
+
+    cluster: str
+    uid: str
+    namespace: str
+    name: str
+    state: RequestState
+    reason: str
+    message: str
+    since_ms: int
+    order: int
+    explanation: dict[str, Any] = {}
+
+
+class ClassBrokered(Entry, frozen=True, tag="dev.dragoman.ledger.class.v1", kw_only=True):
+    """What a member must know of a brokered DeviceClass of the hub; without a spec, that it is gone."""
+
+    cluster: str
+    name: str
+    spec: dict[str, Any] | None = None
+
+
+Decision = Allocate | Release
+AnyEntry = (
+    SegmentOpened
+    | LeaderElected
+    | Inputs
+    | Allocate
+    | Release
+    | Adopted
+    | OutcomeRecorded
+    | GrantEnded
+    | CollisionFound
+    | ReasonChanged
+    | ClassBrokered
+)
+
+_CLAIM_KINDS = (Allocate, Release)
+
+
+def entry_place(entry: AnyEntry) -> tuple[str, str, str]:
+    """Cluster, kind and key of the entry's subject."""
+    if isinstance(entry, SegmentOpened | LeaderElected):
+        return "_", "leader", "checkpoint" if isinstance(entry, SegmentOpened) else "elected"
+    if isinstance(entry, Inputs):
+        return "_", "inputs", "batch"
+    if isinstance(entry, ClassBrokered):
+        return entry.cluster, "class", entry.name
+    return entry.cluster, "claim" if isinstance(entry, _CLAIM_KINDS) else "record", entry.uid

@@ -1,0 +1,141 @@
+"""State messages: what an agent knows of its cluster, level-triggered (DRA_STATE).
+
+The last message on a subject is the whole truth about its object; losing the ones before it loses only audit detail.
+A message without an object is a tombstone.
+"""
+
+import hashlib
+from typing import Literal
+
+import msgspec
+
+NO_OBJECT = msgspec.Raw(b"null")  # of a tombstone
+Outcome = Literal["Applied", "Conflict", "Gone", "Failed"]
+
+
+class Consumer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A pod that uses a claim."""
+
+    uid: str
+    name: str
+    scheduled: bool = False
+    terminal: bool = False
+    deleting: bool = False
+
+    @property
+    def is_live(self) -> bool:
+        """Neither finished nor being deleted."""
+        return not (self.terminal or self.deleting)
+
+
+class Settled(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The last decision of which the agent knows for certain what became of it."""
+
+    ledger_sequence: int
+    outcome: Outcome
+    message: str = ""
+
+
+class Rejected(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The cluster cannot use the allocation of this grant: no node takes its pod, or attaching failed."""
+
+    ledger_sequence: int
+    reason: str
+    message: str = ""
+
+
+class ClaimState(
+    msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="dev.dragoman.state.claim.v1", kw_only=True
+):
+    """All that is known of one ResourceClaim.
+
+    claim: the object as the API server has it; absent in a tombstone.
+    resource_version: of the view that this message tells.
+    error: why the agent could not read the object, which is published as it is.
+    """
+
+    agent_epoch: int
+    claim: msgspec.Raw = NO_OBJECT
+    resource_version: str = ""
+    consumers: list[Consumer] = []
+    namespace_labels: dict[str, str] = {}
+    decision: Settled | None = None
+    rejected: Rejected | None = None
+    error: str = ""
+
+    @property
+    def is_tombstone(self) -> bool:
+        """The claim is gone."""
+        return self.claim == NO_OBJECT
+
+
+class ObjectState(
+    msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="dev.dragoman.state.object.v1", kw_only=True
+):
+    """A ResourceSlice, DeviceClass, Node or DeviceTaintRule as the API server has it; no object: a tombstone."""
+
+    agent_epoch: int
+    object: msgspec.Raw = NO_OBJECT
+    resource_version: str = ""
+    error: str = ""
+
+    @property
+    def is_tombstone(self) -> bool:
+        """The object is gone."""
+        return self.object == NO_OBJECT
+
+
+class AgentStarted(
+    msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="dev.dragoman.state.agent-started.v1"
+):
+    """The first message of an agent's run: its stream sequence is the run's epoch."""
+
+    instance: str  # tells two runs apart, also when the answer to a publish was lost
+
+
+class ObjectName(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """An object of a cluster in the words of its subject."""
+
+    kind: str
+    key: str
+
+
+class SyncPart(
+    msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="dev.dragoman.state.sync-part.v1"
+):
+    """A part of the list of a full sync; the rest of it follows in later parts and in SyncFinished."""
+
+    agent_epoch: int
+    sync: int  # counts an agent's syncs; parts of another one are not part of this
+    part: int  # from 1
+    objects: list[ObjectName]
+
+
+class SyncFinished(
+    msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="dev.dragoman.state.sync-finished.v1"
+):
+    """A full sync is finished: what lives, as published up to this message, is this and the parts before it."""
+
+    agent_epoch: int
+    sync: int
+    parts: int  # how many SyncPart messages came before
+    objects: list[ObjectName] = []
+
+
+AgentMessage = AgentStarted | SyncPart | SyncFinished
+
+DIGEST_BITS = 128
+
+
+def object_digest(name: ObjectName, resource_version: str, decision_sequence: int) -> int:
+    """One object's share of a cluster's digest; the digest is the sum of all, modulo 2**DIGEST_BITS.
+
+    decision_sequence: ledger sequence of the claim's settled decision, else 0.
+    """
+    text = "\0".join((name.kind, name.key, resource_version, str(decision_sequence)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[: DIGEST_BITS // 8], "big")
+
+
+def add_to_digest(digest: int, share: int) -> int:
+    """`digest` with one object more (or, with a negative share, one less)."""
+    return (digest + share) % (1 << DIGEST_BITS)
