@@ -15,3 +15,11 @@ class TransientError(Exception):
     def __init__(self, message: str, delay_s: float) -> None:
         super().__init__(message)
         self.delay_s = delay_s
+
+
+class ConfigError(Exception):
+    """The config file is wrong; the text names each field and says what to do."""
+
+
+class DeposedError(Exception):
+    """Someone else leads: stop deciding, and start again from the ledger if our turn comes."""

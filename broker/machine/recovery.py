@@ -14,6 +14,7 @@ from broker.world.keys import ClusterId
 from schemas.wire.bus import PayloadError, StoredMessage
 from schemas.wire.calls import Ask
 from schemas.wire.codec import WireError, decode_agent_message, decode_entry
+from schemas.wire.ledger import AnyEntry
 from schemas.wire.state import AgentStarted
 from schemas.wire.subjects import parse_state_subject
 
@@ -25,6 +26,12 @@ def fold_ledger(machine: Machine, messages: Iterable[StoredMessage]) -> None:
     """
     for message in messages:
         fold.apply_entry(machine.world, decode_entry(message.payload), message.stream_sequence)
+
+
+def fold_entries(machine: Machine, entries: Iterable[AnyEntry], first_sequence: int) -> None:
+    """Fold entries that we appended ourselves, such as our election."""
+    for sequence, entry in enumerate(entries, start=first_sequence):
+        fold.apply_entry(machine.world, entry, sequence)
 
 
 def believe_again(machine: Machine, messages: Iterable[StoredMessage]) -> None:

@@ -135,6 +135,11 @@ class Mirror:
             and not any(each.in_flight or each.job or self._differs(each) for each in self.tracked.values())
         )
 
+    def has_published_outcome(self, uid: str, ledger_sequence: int) -> bool:
+        """Whether a decision needs nothing more of us: its outcome is stored in the log, or its claim is gone."""
+        tracked = self.tracked.get(ObjectName("claim", uid))
+        return tracked is None or tracked.published_decision >= ledger_sequence
+
     # --- the start
 
     def _start(self, event: Started) -> None:

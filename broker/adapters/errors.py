@@ -1,0 +1,43 @@
+"""Errors of the broker's edges. Trouble with the bus itself is in `schemas.client.errors`."""
+
+from collections.abc import Sequence
+
+
+class StreamSettingsError(Exception):
+    """Streams exist with other settings than the protocol needs; nothing was changed.
+
+    differences: one sentence each.
+    """
+
+    def __init__(self, differences: Sequence[str]) -> None:
+        super().__init__(
+            "the streams of this NATS do not have the settings that Dragoman needs: "
+            + "; ".join(differences)
+            + ". Correct them with `nats stream edit`, or use another NATS account"
+        )
+        self.differences = tuple(differences)
+
+
+class BatchTooLargeError(ValueError):
+    """A batch holds more messages than the server takes as one: nothing was sent."""
+
+    def __init__(self, count: int, limit: int) -> None:
+        super().__init__(f"a ledger batch of {count} messages: the server takes at most {limit} as one; split the step")
+        self.count = count
+        self.limit = limit
+
+
+class LedgerTornError(Exception):
+    """The ledger holds a part of a batch, although batches are atomic: it is damaged. Append nothing, stop."""
+
+    def __init__(self, stream: str, first_sequence: int, found: int, count: int) -> None:
+        super().__init__(
+            f"{stream} holds only {found} of the {count} messages of a batch that begins at sequence {first_sequence}:"
+            " the stream is damaged; stop all brokers and restore it from a backup"
+        )
+        self.stream = stream
+        self.first_sequence = first_sequence
+
+
+class EmbeddedNatsError(Exception):
+    """The nats-server of this process does not run."""

@@ -1,0 +1,212 @@
+"""The ledger at the edge: read it, and append to it by compare-and-append.
+
+Whether a batch is in the ledger is never concluded from an error: whatever came but a clean ack, the ledger's tail is
+read, from the stream's leader. What the entries say is not known here.
+"""
+
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+import anyio
+import msgspec
+
+from broker.adapters.errors import BatchTooLargeError, LedgerTornError
+from schemas.client.connection import REQUEST_DEADLINE_S, Connection, raise_api_error
+from schemas.client.errors import BusError, BusUnavailableError, StreamGapError
+from schemas.client.reader import StreamReader
+from schemas.wire.bus import OutgoingMessage, StoredMessage
+
+_log = logging.getLogger(__name__)
+
+BATCH_MESSAGES_MAX = 1000  # nats-server refuses a larger one (error 10199)
+APPEND_DEADLINE_S = 5.0
+RETRY_AFTER_S = 10.0  # nats-server drops an unfinished batch 10 s after its last message
+LOOK_AGAIN_S = 0.5
+
+
+class Committed(msgspec.Struct, frozen=True):
+    """The batch is in the ledger, once, and ends at `last_sequence`."""
+
+    last_sequence: int
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """The batch is not in the ledger and never will be: something else follows the expected last entry.
+
+    last_sequence: of the ledger; below the expected one if the ledger has lost entries.
+    """
+
+    last_sequence: int
+
+
+class Uncertain(msgspec.Struct, frozen=True):
+    """Nothing follows the expected last entry yet, or nobody answers: the batch may still land.
+
+    visible: how many of its messages are there already; more than 0 for long means that the ledger is damaged.
+    """
+
+    reason: str
+    visible: int = 0
+
+
+AppendResult = Committed | Refused | Uncertain
+
+
+class _PubAck(msgspec.Struct):
+    stream: str = ""
+    seq: int = 0
+    duplicate: bool = False
+    batch: str = ""
+    count: int = 0
+
+
+class LedgerStore:
+    """One segment of a ledger: an append-only stream with `allow_atomic`."""
+
+    def __init__(self, connection: Connection, stream: str) -> None:
+        self._connection = connection
+        self._reader = StreamReader(connection, stream)
+        self.stream = stream
+
+    async def last_sequence(self, deadline_s: float = REQUEST_DEADLINE_S) -> int:
+        """Of the last entry, as the stream's leader has it. Raises: BusUnavailableError, BusRefusedError."""
+        return (await self._reader.state(deadline_s)).last_sequence
+
+    async def read(self, after: int, until: int | None = None) -> AsyncGenerator[list[StoredMessage], None]:
+        """The entries after `after`, up to and with `until` (None: the last one there is now), in batches.
+
+        Close it (`contextlib.aclosing`) when you stop before its end.
+        Raises: StreamGapError if one is missing; StreamLostError; BusUnavailableError; BusRefusedError.
+        """
+        position = after
+        async with aclosing(self._reader.read(after, until)) as batches:
+            async for batch in batches:
+                for message in batch:
+                    position += 1
+                    if message.stream_sequence != position:
+                        raise StreamGapError(self.stream, position, message.stream_sequence)
+                yield batch
+
+    async def append(
+        self, messages: Sequence[OutgoingMessage], expected_last: int, deadline_s: float = APPEND_DEADLINE_S
+    ) -> AppendResult:
+        """Append `messages` as one atomic batch, if the ledger ends at `expected_last`.
+
+        messages: 1 to 1,000, in order; their ids (`Nats-Msg-Id`) differ. The batch says who wrote it: one of equal
+            content by another leader could not be told apart.
+        deadline_s: for the ack; to read the tail afterwards takes at most as long again.
+        Returns: Uncertain when the batch may still land: append the very same again (`append_until_known`).
+        Raises: BatchTooLargeError, MessageTooLargeError (nothing was sent); LedgerTornError.
+        """
+        self._check(messages)
+        reason = f"no ack within {deadline_s:g} s"
+        with anyio.move_on_after(deadline_s):
+            try:
+                ack = await self._send(messages, expected_last, deadline_s)
+                # A duplicate's ack names what is stored already: not for us to believe.
+                if ack.stream == self.stream and ack.seq == expected_last + len(messages) and not ack.duplicate:
+                    return Committed(ack.seq)
+                reason = f"the server's ack does not fit: {ack}"
+            except BusError as error:
+                reason = str(error)
+        return await self.look(messages, expected_last, reason, deadline_s)
+
+    async def append_until_known(
+        self,
+        messages: Sequence[OutgoingMessage],
+        expected_last: int,
+        deadline_s: float = APPEND_DEADLINE_S,
+        retry_after_s: float = RETRY_AFTER_S,
+    ) -> Committed | Refused:
+        """Append the batch, the same one again and again, until it is known what became of it.
+
+        It goes on for as long as NATS does not answer: cancel it to give up leading.
+        retry_after_s: from a failed try to the next, so that the server has dropped the first; the tail is looked at
+            meanwhile.
+        Raises: BatchTooLargeError, MessageTooLargeError, LedgerTornError.
+        """
+        while True:
+            result = await self.append(messages, expected_last, deadline_s)
+            if not isinstance(result, Uncertain):
+                return result
+            _log.warning("append to %s after %d is uncertain: %s", self.stream, expected_last, result.reason)
+            with anyio.move_on_after(retry_after_s):
+                while isinstance(result, Uncertain):
+                    await anyio.sleep(min(LOOK_AGAIN_S, retry_after_s / 4))
+                    result = await self.look(messages, expected_last, result.reason, deadline_s)
+            if not isinstance(result, Uncertain):
+                return result
+            if result.visible:
+                raise LedgerTornError(self.stream, expected_last + 1, result.visible, len(messages))
+
+    async def look(
+        self, messages: Sequence[OutgoingMessage], expected_last: int, reason: str, deadline_s: float
+    ) -> AppendResult:
+        """What the ledger's tail says of the batch, entry for entry.
+
+        reason: why we have to look; what an Uncertain repeats.
+        Raises: LedgerTornError.
+        """
+        with anyio.move_on_after(deadline_s):
+            try:
+                for index, message in enumerate(messages):
+                    stored = await self._reader.at(expected_last + 1 + index, deadline_s)
+                    if stored is not None and _is_same(stored, message):
+                        continue
+                    if index > 0 and stored is not None:
+                        raise LedgerTornError(self.stream, expected_last + 1, index, len(messages))
+                    last = await self.last_sequence(deadline_s)
+                    # Below what we have read ourselves: entries are lost, and nothing can be appended after them.
+                    if stored is not None or last < expected_last:
+                        return Refused(last)
+                    return Uncertain(reason, index)
+                return Committed(expected_last + len(messages))
+            except BusError as error:
+                return Uncertain(f"{reason}; then the tail could not be read: {error}")
+        return Uncertain(f"{reason}; then the tail could not be read within {deadline_s:g} s")
+
+    def _check(self, messages: Sequence[OutgoingMessage]) -> None:
+        assert messages, "a batch holds at least its inputs entry"
+        if len(messages) > BATCH_MESSAGES_MAX:
+            raise BatchTooLargeError(len(messages), BATCH_MESSAGES_MAX)
+        ids = [message.message_id for message in messages if message.message_id]
+        assert len(ids) == len(set(ids)), "a batch that repeats a message id is refused for ever"
+        for message in messages:
+            headers = _batch_headers(message, "x" * 22, BATCH_MESSAGES_MAX, 2**63)
+            self._connection.check_size(message.subject, message.payload, headers)
+
+    async def _send(self, messages: Sequence[OutgoingMessage], expected_last: int, deadline_s: float) -> _PubAck:
+        """Send the batch and wait for its ack.
+
+        A new batch id for every try: with the id of a try whose remains the server still holds, it would take the
+        first message for a gap.
+        """
+        batch_id = self._connection.unique_name()
+        losses = self._connection.losses
+        for number, message in enumerate(messages[:-1], start=1):
+            headers = _batch_headers(message, batch_id, number, expected_last if number == 1 else None)
+            await self._connection.publish(message.subject, message.payload, headers)
+        if losses != self._connection.losses:
+            raise BusUnavailableError("the connection was lost in the middle of the batch")
+        last = messages[-1]
+        headers = _batch_headers(last, batch_id, len(messages), expected_last if len(messages) == 1 else None)
+        headers["Nats-Batch-Commit"] = "1"
+        reply = await self._connection.request(last.subject, last.payload, headers, deadline_s=deadline_s)
+        raise_api_error(f"the batch for {self.stream}", reply.payload)
+        return msgspec.json.decode(reply.payload, type=_PubAck)
+
+
+def _batch_headers(message: OutgoingMessage, batch_id: str, number: int, expected_last: int | None) -> dict[str, str]:
+    headers = {**message.headers, "Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(number)}
+    if expected_last is not None:
+        headers["Nats-Expected-Last-Sequence"] = str(expected_last)
+    return headers
+
+
+def _is_same(stored: StoredMessage, message: OutgoingMessage) -> bool:
+    return (
+        stored.subject == message.subject
+        and stored.payload == message.payload
+        and stored.message_id == message.message_id
+    )

@@ -1,0 +1,181 @@
+"""Why nothing fits: one reason that a machine can match on, and a sentence for the operator.
+
+The reason is found by asking again with more and more in the way looked away from, what passes by itself first: the
+free devices of a busy fleet before its tainted ones, and so on down the list of causes. The first thing without
+which the claims would fit is the reason. So `DevicesInUse` promises that they fit once holders let go.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from broker.allocation.candidates import View
+from broker.allocation.cel.engine import SelectorPlace, describe_failure
+from broker.allocation.index import DeviceIndex, FailedSelector, IndexedDevice, IndexedPool
+from broker.allocation.narrow import narrow, pose
+from broker.allocation.nodes import ANY_NODE, NodeGroup, NodeView
+from broker.allocation.reasons import Cause, NoFit, Reason, RequestReport, WaitsOn
+from broker.allocation.report import Reporter, sentence
+from broker.allocation.requests import Alternative, Request, claim_name
+from broker.allocation.search import Budget, BudgetExceededError, Search, SelectorFailedError
+from broker.allocation.snapshot import Snapshot
+from schemas.resource import ResourceClaim
+from schemas.resource.limits import ALLOCATION_RESULTS_MAX
+
+# From what passes by itself to what never will: the causes of `reasons`, last first.
+_REASONS = {
+    Cause.AVOIDED: Reason.DEVICES_AVOIDED,
+    Cause.IN_USE: Reason.DEVICES_IN_USE,
+    Cause.TAINT: Reason.DEVICES_TAINTED,
+    Cause.POOL_INVALID: Reason.POOL_INVALID,
+    Cause.POOL_INCOMPLETE: Reason.POOL_INCOMPLETE,
+    Cause.NODE: Reason.NO_MATCHING_NODE,
+    Cause.UNSUPPORTED: Reason.UNSUPPORTED_FEATURE,
+}
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """An allocation that failed, with all that it looked at."""
+
+    claims: Sequence[ResourceClaim]
+    requests: Sequence[Request]
+    snapshot: Snapshot
+    pools: Sequence[IndexedPool]
+    device_index: DeviceIndex
+    views: Sequence[View]
+
+    @cached_property
+    def _reporter(self) -> Reporter:
+        groups = [view.group for view in self.views]
+        name = next((group.node.name for group in groups if group.node.name), "")
+        together = NodeGroup(NodeView(name), frozenset().union(*(group.reaches or () for group in groups)))
+        everyone = View(self.snapshot, self.pools, self.device_index, together)
+        return Reporter(self.snapshot, self.pools, self.device_index, everyone, self.views)
+
+    @cached_property
+    def reports(self) -> dict[Alternative, RequestReport]:
+        """What became of the devices, for each alternative in order."""
+        return {
+            each: self._reporter.report(self.claims[each.claim_index], each)
+            for request in self.requests
+            for each in request.alternatives
+        }
+
+    def no_fit(self, reason: Reason, message: str) -> NoFit:
+        """The answer, with the reports and with what could change it."""
+        reports = tuple(self.reports.values())
+        classes = dict.fromkeys(report.device_class for report in reports)
+        waits_on = WaitsOn(
+            pools=tuple(sorted(self._reporter.contended)),
+            classes=tuple(classes),
+            slices=True,
+            nodes=any(pool.reaches for pool in self.pools),
+        )
+        return NoFit(reason, message, reports, waits_on)
+
+    def message(self) -> str:
+        """About the requests that cannot be satisfied by themselves; about all of them if each one can."""
+        short = [
+            request for request in self.requests if all(_is_short(self.reports[each]) for each in request.alternatives)
+        ]
+        sentences = []
+        for request in short or self.requests:
+            where = f"claim {self.reports[request.alternatives[0]].claim}: " if len(self.claims) > 1 else ""
+            sentences += [where + sentence(self.reports[each], self.snapshot.node) for each in request.alternatives]
+        text = "; ".join(sentences)
+        return text if short else f"what the requests can use does not fit together: {text}"
+
+
+def _is_short(report: RequestReport) -> bool:
+    """The request cannot be satisfied even by itself."""
+    is_spoilt = report.takes_all and any(each.cause in _REASONS for each in report.ruled_out)
+    return is_spoilt or report.nearest < max(1, report.needed)
+
+
+def explain(attempt: Attempt, budget: Budget) -> NoFit:
+    """The reason why a search that came to its end found nothing.
+
+    budget: for the searches that find the reason.
+    """
+    for view in attempt.views:
+        for request in attempt.requests:
+            for alternative in request.alternatives:
+                candidates = view.candidates(alternative)
+                for device, failure in candidates.failures.items():
+                    if alternative.takes_all or device in candidates.devices:
+                        return explain_failed_selector(attempt, alternative, device, failure)
+    if too_many := _too_many(attempt):
+        return attempt.no_fit(Reason.TOO_MANY_DEVICES, too_many)
+    reason = _reason(attempt, budget)
+    message = attempt.message()
+    if reason is Reason.NO_MATCHING_DEVICE:
+        incomplete = [pool.pool for pool in attempt.pools if not pool.pool.is_complete]
+        message += "".join(f"; pool {pool.key} is not complete: {pool.problem}" for pool in incomplete[:1])
+    return attempt.no_fit(reason, message)
+
+
+def explain_failed_selector(
+    attempt: Attempt, alternative: Alternative, device: IndexedDevice, failed: FailedSelector
+) -> NoFit:
+    """A selector failed where the search had to have its verdict."""
+    if failed.position < alternative.class_selectors:
+        place = SelectorPlace(f"DeviceClass {alternative.device_class.metadata.name}", failed.position)
+    else:
+        place = SelectorPlace(f"request {alternative.name}", failed.position - alternative.class_selectors)
+    return attempt.no_fit(Reason.SELECTOR_FAILED, describe_failure(place, device.key, failed.failure))
+
+
+def explain_exceeded_budget(attempt: Attempt, budget: Budget) -> NoFit:
+    """The search ended without an answer."""
+    return attempt.no_fit(
+        Reason.SEARCH_BUDGET_EXCEEDED,
+        f"the search ended after {budget.steps} steps without an answer; fewer or simpler constraints make it shorter: "
+        f"{attempt.message()}",
+    )
+
+
+def _too_many(attempt: Attempt) -> str | None:
+    for index, claim in enumerate(attempt.claims):
+        least = sum(
+            min(attempt.reports[each].needed for each in request.alternatives)
+            for request in attempt.requests
+            if request.claim_index == index
+        )
+        if least > ALLOCATION_RESULTS_MAX:
+            name = claim_name(claim)
+            return f"claim {name} asks for {least} devices, and a claim can have at most {ALLOCATION_RESULTS_MAX}"
+    return None
+
+
+def _reason(attempt: Attempt, budget: Budget) -> Reason:
+    ignored: frozenset[Cause] = frozenset()
+    groups = [view.group for view in attempt.views]
+    seen = {each.cause for report in attempt.reports.values() for each in report.ruled_out}
+    for cause, reason in _REASONS.items():
+        ignored |= {cause}
+        if cause is Cause.NODE:
+            groups = [ANY_NODE]
+        elif cause not in seen:
+            continue  # nothing was ruled out by it
+        if _would_fit(attempt, groups, ignored, budget, with_constraints=True):
+            return reason
+    if _would_fit(attempt, groups, ignored, budget, with_constraints=False):
+        return Reason.CONSTRAINT_UNSATISFIABLE
+    return Reason.NO_MATCHING_DEVICE
+
+
+def _would_fit(
+    attempt: Attempt, groups: Sequence[NodeGroup], ignored: frozenset[Cause], budget: Budget, with_constraints: bool
+) -> bool:
+    """The claims would fit, or nobody can tell: then it is better to wait for too much than for nothing."""
+    for group in groups:
+        view = View(attempt.snapshot, attempt.pools, attempt.device_index, group, ignored)
+        candidates = {each: view.candidates(each) for request in attempt.requests for each in request.alternatives}
+        problem = narrow(pose(attempt.requests, candidates, attempt.claims, with_constraints))
+        try:
+            if problem is not None and Search(problem, budget).run() is not None:
+                return True
+        except (SelectorFailedError, BudgetExceededError):
+            return True
+    return False

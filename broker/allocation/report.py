@@ -1,0 +1,205 @@
+"""What became of every device for one alternative: counts by cause, and a sentence about them."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from broker.allocation.candidates import View
+from broker.allocation.constraints import DistinctAttribute, MatchAttribute, constraint_of
+from broker.allocation.index import DeviceIndex, IndexedDevice, IndexedPool
+from broker.allocation.narrow import supply
+from broker.allocation.reasons import Cause, RequestReport, RuledOut
+from broker.allocation.requests import Alternative, claim_name
+from broker.allocation.snapshot import Snapshot
+from broker.allocation.taints import taint_text, untolerated
+from broker.world.keys import PoolKey
+from schemas.resource import ResourceClaim
+
+_DETAILS_SHOWN = 3
+
+
+@dataclass(slots=True)
+class _Tally:
+    """How many, and for what, in the order met."""
+
+    count: int = 0
+    details: dict[str, None] = field(default_factory=dict)
+
+    def add(self, detail: str) -> None:
+        self.count += 1
+        self.details[detail] = None
+
+    def text(self) -> str:
+        shown = list(self.details)[:_DETAILS_SHOWN]
+        hidden = len(self.details) - len(shown)
+        return ", ".join(shown) + (f" and {hidden} more" if hidden else "")
+
+
+@dataclass(slots=True)
+class Reporter:
+    """Looks at all devices of a snapshot once more, this time at the ruled out ones.
+
+    everyone: the devices as all nodes in question together see them.
+    views: as each group of nodes sees them.
+    """
+
+    snapshot: Snapshot
+    pools: Sequence[IndexedPool]
+    device_index: DeviceIndex
+    everyone: View
+    views: Sequence[View]
+    contended: dict[PoolKey, None] = field(default_factory=dict)  # pools with a matching device that is held or avoided
+
+    def report(self, claim: ResourceClaim, alternative: Alternative) -> RequestReport:
+        """Charge every device to the first cause that applies."""
+        tallies: dict[Cause, _Tally] = {}
+        by_selector: Counter[int] = Counter()
+        devices = of_class = matching = usable = 0
+        for pool in self.pools:
+            for slice_ in pool.slices:
+                matches = self.device_index.match(slice_, alternative.chain)
+                devices += len(slice_.devices)
+                of_class += len(slice_.devices) - sum(matches.ruled_out[: alternative.class_selectors])
+                by_selector.update(dict(enumerate(matches.ruled_out)))
+                for device in matches.possible:
+                    failed = matches.failures.get(device)
+                    cause = Cause.SELECTOR_FAILED if failed else self.everyone.cause(device, alternative)
+                    matching += self.everyone.group.sees(device.reach)
+                    if cause is None:
+                        usable += 1
+                        continue
+                    if cause in (Cause.IN_USE, Cause.AVOIDED):
+                        self.contended[pool.pool.key] = None
+                    tallies.setdefault(cause, _Tally()).add(self._detail(cause, device, alternative))
+            if alternative.takes_all and pool.pool.problem is not None:
+                # It holds up All even where none of its devices match.
+                cause = Cause.POOL_INVALID if pool.pool.is_complete else Cause.POOL_INCOMPLETE
+                tallies.setdefault(cause, _Tally()).details[_problem_text(pool)] = None
+        nearest, where = self._nearest(claim, alternative)
+        needed = matching if alternative.takes_all else alternative.count
+        return RequestReport(
+            claim=claim_name(claim),
+            request=alternative.name,
+            device_class=alternative.device_class.metadata.name,
+            takes_all=alternative.takes_all,
+            devices=devices,
+            of_class=of_class,
+            needed=needed,
+            usable=usable,
+            nearest=min(nearest, needed),
+            nearest_where=where,
+            ruled_out=(
+                *_ruled_out_by_selectors(by_selector, alternative.class_selectors),
+                *(RuledOut(cause, tallies[cause].count, tallies[cause].text()) for cause in Cause if cause in tallies),
+            ),
+        )
+
+    def _detail(self, cause: Cause, device: IndexedDevice, alternative: Alternative) -> str:
+        match cause:
+            case Cause.UNSUPPORTED:
+                return f"{device.unsupported} of slice {device.slice.metadata.name}"
+            case Cause.POOL_INCOMPLETE | Cause.POOL_INVALID:
+                return f"{device.key.pool.pool}: {device.pool_problem}"
+            case Cause.TAINT:
+                taint = untolerated(device.taints, alternative.tolerations)
+                return taint_text(taint) if taint else ""
+            case Cause.IN_USE:
+                return str(self.snapshot.in_use[device.key])
+            case Cause.SELECTOR_FAILED:
+                return str(device.key)
+            case _:
+                return ""
+
+    def _nearest(self, claim: ResourceClaim, alternative: Alternative) -> tuple[int, str]:
+        """The most devices that one node and one constraint allow."""
+        best = (-1, "")
+        for view in self.views:
+            devices = view.candidates(alternative).devices
+            here = (len(devices), f"reached from one node ({view.group.node.name})" if len(self.views) > 1 else "")
+            for each in claim.spec.devices.constraints:
+                constraint = constraint_of(each)
+                if constraint.applies_to(alternative.name):
+                    here = min(here, _most_with(constraint, devices), key=lambda found: found[0])
+            best = max(best, here, key=lambda found: found[0])
+        return best
+
+
+def _most_with(constraint: MatchAttribute | DistinctAttribute, devices: Iterable[IndexedDevice]) -> tuple[int, str]:
+    by_value = supply(constraint.attribute, devices)
+    if isinstance(constraint, DistinctAttribute):
+        return len(by_value), f"with different {constraint.attribute}"
+    if not by_value:
+        return 0, f"with the attribute {constraint.attribute}"
+    (_, value), most = max(by_value.items(), key=lambda found: found[1])
+    return most, f"with the same {constraint.attribute} ({value})"
+
+
+def _ruled_out_by_selectors(by_position: Counter[int], class_selectors: int) -> Iterator[RuledOut]:
+    of_class = sum(count for position, count in by_position.items() if position < class_selectors)
+    if of_class:
+        yield RuledOut(Cause.CLASS_SELECTOR, of_class)
+    for position in sorted(by_position):
+        if position >= class_selectors and by_position[position]:
+            yield RuledOut(
+                Cause.REQUEST_SELECTOR, by_position[position], f"selector {position - class_selectors} of the request"
+            )
+
+
+def _problem_text(pool: IndexedPool) -> str:
+    return f"{pool.pool.key.pool}: {pool.pool.problem}"
+
+
+def sentence(report: RequestReport, node: str | None) -> str:
+    """One request for people: what can be used, what is in the way, and how near it came.
+
+    node: the only node that was allowed.
+    """
+    request = f"request {report.request}"
+    if report.devices == 0:
+        return f"{request}: no devices are published where this cluster reaches them"
+    if report.of_class == 0:
+        return f"{request}: none of {_devices(report.devices)} belongs to class {report.device_class}"
+    count = f"{report.usable} of {_devices(report.of_class)} of class {report.device_class} can be used"
+    if report.takes_all:
+        text = f"{request} asks for all {report.needed} that match: {count}"
+    elif report.needed > 1:
+        text = f"{request} needs {report.needed}: {count}"
+    else:
+        text = f"{request}: {count}"
+    phrases = [_phrase(each, node) for each in reversed(report.ruled_out) if each.cause is not Cause.CLASS_SELECTOR]
+    if phrases:
+        text += f": {', '.join(phrases)}"
+    if report.nearest < min(report.needed, report.usable):
+        text += f"; at most {report.nearest} of the {report.needed} needed {report.nearest_where}"
+    return text
+
+
+def _phrase(ruled_out: RuledOut, node: str | None) -> str:
+    count, detail = ruled_out.count, ruled_out.detail
+    match ruled_out.cause:
+        case Cause.REQUEST_SELECTOR:
+            return f"{count} ruled out by {detail}"
+        case Cause.SELECTOR_FAILED:
+            return f"{count} on which a selector failed ({detail})"
+        case Cause.UNSUPPORTED:
+            return f"{count} with what this release does not support ({detail})"
+        case Cause.NODE:
+            return f"{count} not reached from {f'node {node}' if node else 'any node'}"
+        case Cause.POOL_INCOMPLETE if count == 0:
+            return f"what all are is unknown until the pool is complete ({detail})"
+        case Cause.POOL_INVALID if count == 0:
+            return f"what all are is unknown until the pool is valid ({detail})"
+        case Cause.POOL_INCOMPLETE:
+            return f"{count} in an incomplete pool ({detail})"
+        case Cause.POOL_INVALID:
+            return f"{count} in an invalid pool ({detail})"
+        case Cause.TAINT:
+            return f"{count} tainted ({detail})"
+        case Cause.IN_USE:
+            return f"{count} in use (held by {detail})"
+        case _:
+            return f"{count} avoided because it was rejected there"
+
+
+def _devices(count: int) -> str:
+    return "1 device" if count == 1 else f"{count} devices"

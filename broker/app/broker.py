@@ -1,0 +1,363 @@
+"""A broker process: stand by, lead, decide. One task owns the machine; everything else hands it messages.
+
+Who leads is proved by the append alone. The beacon only keeps others from trying: a broker that hears one stands by, a
+leader that hears of a later one, or whose append is refused, drops its world and stands by too.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from functools import partial
+from typing import Any, TypeVar
+
+import anyio
+import msgspec
+from anyio.abc import TaskStatus
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from broker.adapters.asks import Asks
+from broker.adapters.dead_letters import DeadLetters
+from broker.adapters.ledger_store import LedgerStore, Refused
+from broker.adapters.state_reader import PositionExpired, read_state
+from broker.adapters.streams import StreamSettings, ensure_streams
+from broker.allocation.cel.engine import SelectorEngine
+from broker.allocation.index import DeviceIndex
+from broker.app.envelopes import Envelopes
+from broker.errors import DeposedError
+from broker.machine import Effects, Identity, Machine, Notice, recovery
+from broker.machine.syncs import on_beat
+from broker.world.federation import Federation
+from broker.world.keys import ClusterId
+from broker.world.world import World
+from schemas.client.connection import Connection
+from schemas.client.errors import BusError, BusRefusedError, BusUnavailableError
+from schemas.client.follow import stream_state
+from schemas.client.reader import StreamReader
+from schemas.wire.bus import StoredMessage
+from schemas.wire.calls import Ask, Beat, LeaderBeacon
+from schemas.wire.codec import WireError, decode_call, encode
+from schemas.wire.ledger import AnyEntry, LeaderElected, SegmentOpened
+from schemas.wire.subjects import STATE_STREAM, ledger_stream
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+SHARD = "main"
+SEGMENT = 0
+BEACON_S = 0.5
+SILENT_AFTER_S = 2.0  # then a standby tries; a takeover takes this and a start
+ITEMS_WAITING = 100
+RETRY_S = 0.5
+
+
+class BrokerSettings(msgspec.Struct, frozen=True):
+    """is_alone: nobody else can lead (an embedded server), so that nothing need be waited for at the start."""
+
+    federation: Federation
+    instance: str
+    build: str
+    settings_digest: str
+    streams: StreamSettings = StreamSettings()
+    is_alone: bool = False
+
+
+class Question(msgspec.Struct, eq=False):
+    """Something that is to be read from the world between two batches."""
+
+    read: Callable[[Machine], Any]
+    answered: anyio.Event
+    answer: Any = None
+    error: Exception | None = None
+
+
+class HeardBeat(msgspec.Struct, frozen=True):
+    """A heartbeat of a cluster's agent."""
+
+    cluster: ClusterId
+    beat: Beat
+
+
+Item = list[StoredMessage] | HeardBeat | Question
+
+
+class Broker:
+    """Runs until it is cancelled. `ask_world` and `changed` are for whoever shows the world."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        engine: SelectorEngine,
+        settings: BrokerSettings,
+        tell: Callable[[Notice], None] = lambda _: None,
+    ) -> None:
+        self._connection = connection
+        self._index = DeviceIndex(engine)
+        self._settings = settings
+        self._tell = tell
+        self._asks = Asks(connection)
+        self._dead_letters = DeadLetters(connection)
+        self._ledger = LedgerStore(connection, ledger_stream(SHARD, SEGMENT))
+        self._envelopes = Envelopes(SHARD, SEGMENT, settings.instance)
+        self._items: MemoryObjectSendStream[Item] | None = (
+            None  # to the task that owns the machine; None while standing by
+        )
+        self._open_questions: list[Question] = []
+        self.changed = anyio.Event()  # set when something was decided, and then replaced
+        self.is_leading = False
+        self.counts: dict[str, int] = {}  # notices by code
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Make the streams, then stand by and lead in turn. Raises: StreamSettingsError, InvariantError."""
+        await self._until_available(lambda: ensure_streams(self._connection, self._settings.streams, SHARD, SEGMENT))
+        task_status.started()
+        while True:
+            if not self._settings.is_alone:
+                await self._stand_by()
+            try:
+                await self._lead()
+            except* DeposedError as deposed:
+                _log.warning("stopped leading: %s", "; ".join(map(str, deposed.exceptions)))
+            self.is_leading = False
+
+    async def ask_world(self, read: Callable[[Machine], T]) -> T:
+        """What `read` says of the machine, between two batches; waits until this broker leads.
+
+        Raises: whatever `read` raises.
+        """
+        while True:
+            changed, items = self.changed, self._items
+            if items is None:
+                await changed.wait()
+                continue
+            question = Question(read, anyio.Event())
+            self._open_questions.append(question)
+            try:
+                await items.send(question)
+                await question.answered.wait()
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+                continue
+            finally:
+                if question in self._open_questions:
+                    self._open_questions.remove(question)
+            if isinstance(question.error, DeposedError):
+                continue
+            if question.error is not None:
+                raise question.error
+            answer: T = question.answer
+            return answer
+
+    # --- who leads
+
+    async def _stand_by(self) -> None:
+        """Return when no leader was heard of for a while."""
+        async with self._asks.follow_leader(SHARD) as beacons:
+            while True:
+                with anyio.move_on_after(SILENT_AFTER_S) as silence:
+                    await beacons.receive()
+                if silence.cancelled_caught:
+                    return
+
+    async def _lead(self) -> None:
+        """Lead until deposed. Raises: DeposedError, perhaps in a group."""
+        started = time.monotonic()
+        machine = await self._until_available(self._fold_ledger)
+        await self._elect(machine)
+        position = await self._until_available(lambda: self._believe_again(machine))
+        recovery.resume(machine)
+        _log.info(
+            "leads %s with epoch %d: %d claims, %d ledger entries, state up to %d, after %.2f s",
+            SHARD,
+            machine.world.leader_epoch,
+            len(machine.world.claims),
+            machine.world.ledger_last,
+            position,
+            time.monotonic() - started,
+        )
+        await self._serve(machine, position)
+
+    async def _fold_ledger(self) -> Machine:
+        identity = Identity(self._settings.instance, self._settings.build, self._settings.settings_digest)
+        machine = Machine(World(self._settings.federation), self._index, identity)
+        async with aclosing(self._ledger.read(0)) as batches:
+            async for batch in batches:
+                recovery.fold_ledger(machine, batch)
+        return machine
+
+    async def _elect(self, machine: Machine) -> None:
+        """The proof of leadership: our entry follows all that we have read. Raises: DeposedError."""
+        last = machine.world.ledger_last
+        entries: list[AnyEntry] = [] if last else [SegmentOpened(shard=SHARD, segment=SEGMENT)]
+        entries.append(LeaderElected(instance=self._settings.instance, build=self._settings.build))
+        await self._append(entries, last)
+        recovery.fold_entries(machine, entries, last + 1)
+
+    async def _believe_again(self, machine: Machine) -> int:
+        """Take in what clusters said up to the recorded position; returns where the log goes on."""
+        position = machine.world.position
+        state = await stream_state(self._connection, STATE_STREAM)
+        reader = StreamReader(self._connection, STATE_STREAM)
+        if state.first_sequence > position + 1:
+            _log.warning(
+                "state up to %d is needed, but begins at %d: starting from the last messages",
+                position + 1,
+                state.first_sequence,
+            )
+            messages = await reader.last_messages((), state.last_sequence)
+            recovery.position_expired(machine, messages, state.last_sequence)
+            return state.last_sequence
+        believed: list[StoredMessage] = []
+        if position:
+            async with aclosing(reader.read(0, position)) as batches:
+                async for batch in batches:
+                    believed += batch
+        recovery.believe_again(machine, believed)
+        return position
+
+    # --- leading
+
+    async def _serve(self, machine: Machine, position: int) -> None:
+        send, receive = anyio.create_memory_object_stream[Item](ITEMS_WAITING)
+        epoch = machine.world.leader_epoch
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(self._follow_state, position, send)
+            tg.start_soon(self._follow_beats, send)
+            tg.start_soon(self._show_the_beacon, epoch)
+            tg.start_soon(self._watch_for_another, epoch)
+            self._items, self.is_leading = send, True
+            self._say_changed()
+            try:
+                await self._decide(machine, receive)
+            finally:
+                self._items, self.is_leading = None, False
+                for question in self._open_questions:
+                    question.error = DeposedError("this broker does not lead any more")
+                    question.answered.set()
+
+    async def _decide(self, machine: Machine, receive: MemoryObjectReceiveStream[Item]) -> None:
+        """The one task that owns the machine: step and append, answer, take what came, and so on."""
+        items: list[Item] = []
+        while True:
+            while machine.has_work(_now_ms()):
+                await self._carry_out(machine.step(_now_ms()))
+            for item in items:
+                if isinstance(item, Question):
+                    _answer(machine, item)
+                elif isinstance(item, HeardBeat):
+                    ask = on_beat(machine.core, item.cluster, item.beat)
+                    if ask is not None:
+                        await self._ask(item.cluster, ask)
+            items = await _next_items(machine, receive)
+            for item in items:
+                if isinstance(item, list):
+                    machine.feed(item)
+
+    async def _carry_out(self, effects: Effects) -> None:
+        if effects.entries:
+            await self._append(effects.entries, effects.first_sequence - 1)
+        for letter in effects.dead_letters:
+            outgoing = self._envelopes.dead_letter(letter, _now_ms())
+            await self._until_available(partial(self._dead_letters.keep, outgoing))
+        for cluster, ask in effects.asks:
+            await self._ask(cluster, ask)
+        for notice in effects.notices:
+            self.counts[notice.code] = self.counts.get(notice.code, 0) + 1
+            self._tell(notice)
+        if effects.entries:
+            self._say_changed()
+
+    async def _append(self, entries: list[AnyEntry], expected_last: int) -> None:
+        """Append one batch and return when it is known to be stored. Raises: DeposedError when another's is there."""
+        batch = self._envelopes.batch(entries, expected_last + 1, _now_ms())
+        result = await self._ledger.append_until_known(batch, expected_last)
+        if isinstance(result, Refused):
+            raise DeposedError(f"the ledger goes on to {result.last_sequence} without us, after {expected_last}")
+
+    async def _ask(self, cluster: str, ask: Ask) -> None:
+        try:
+            await self._asks.ask(cluster, encode(ask))
+        except BusError as error:
+            _log.debug("an ask for %s was not sent, it is repeated: %s", cluster, error)
+
+    # --- what happens outside
+
+    async def _follow_state(self, position: int, send: MemoryObjectSendStream[Item]) -> None:
+        async with read_state(self._connection, position) as reader:
+            while True:
+                batch = await reader.next_batch()
+                if isinstance(batch, PositionExpired):
+                    raise DeposedError("state expired faster than it was read: starting again from the last messages")
+                await send.send(batch)
+
+    async def _follow_beats(self, send: MemoryObjectSendStream[Item]) -> None:
+        async with self._asks.follow_beats() as beats:
+            async for message in beats:
+                cluster = message.subject.rpartition(".")[2]
+                try:
+                    beat = decode_call(message.payload)
+                except WireError as error:
+                    _log.warning("a heartbeat of %s cannot be read: %s", cluster, error)
+                    continue
+                if isinstance(beat, Beat):
+                    await send.send(HeardBeat(ClusterId(cluster), beat))
+
+    async def _show_the_beacon(self, epoch: int) -> None:
+        payload = encode(LeaderBeacon(epoch, self._settings.instance))
+        while True:
+            try:
+                await self._asks.lead(SHARD, payload)
+            except BusError as error:
+                _log.debug("the beacon was not sent: %s", error)
+            await anyio.sleep(BEACON_S)
+
+    async def _watch_for_another(self, epoch: int) -> None:
+        async with self._asks.follow_leader(SHARD) as beacons:
+            async for message in beacons:
+                try:
+                    beacon = decode_call(message.payload)
+                except WireError as error:
+                    _log.warning("a leader's beacon cannot be read: %s", error)
+                    continue
+                if isinstance(beacon, LeaderBeacon) and beacon.leader_epoch > epoch:
+                    raise DeposedError(f"broker {beacon.instance} leads with epoch {beacon.leader_epoch}")
+
+    def _say_changed(self) -> None:
+        changed, self.changed = self.changed, anyio.Event()
+        changed.set()
+
+    async def _until_available(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Do something repeatable until NATS answers."""
+        while True:
+            try:
+                return await ask()
+            except (BusUnavailableError, BusRefusedError) as error:
+                _log.warning("trying again: %s", error)
+            await anyio.sleep(RETRY_S)
+
+
+async def _next_items(machine: Machine, receive: MemoryObjectReceiveStream[Item]) -> list[Item]:
+    """All that is there; waits for the first, but not longer than until a claim is to be tried again."""
+    items: list[Item] = []
+    wake_at_ms = machine.wake_at_ms()
+    delay_s = math.inf if wake_at_ms is None else max(0.0, (wake_at_ms - _now_ms()) / 1000)
+    with anyio.move_on_after(delay_s):
+        items.append(await receive.receive())
+        while len(items) < ITEMS_WAITING:
+            try:
+                items.append(receive.receive_nowait())
+            except anyio.WouldBlock:
+                break
+    return items
+
+
+def _answer(machine: Machine, question: Question) -> None:
+    try:
+        question.answer = question.read(machine)
+    except Exception as error:  # the asker's fault, and the asker's to hear of
+        question.error = error
+    question.answered.set()
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

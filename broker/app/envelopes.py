@@ -1,0 +1,52 @@
+"""Ledger entries and dead letters as messages: subject, id, CloudEvents headers."""
+
+import hashlib
+from collections.abc import Sequence
+
+from schemas.wire.bus import OutgoingMessage
+from schemas.wire.calls import DeadLetter
+from schemas.wire.codec import cloud_event_headers, encode, trace_parent
+from schemas.wire.ledger import AnyEntry, entry_place
+from schemas.wire.subjects import dead_letter_subject, ledger_subject
+
+SOURCE = "/dragoman/broker"
+
+
+class Envelopes:
+    """Makes messages of one broker process for one ledger segment."""
+
+    def __init__(self, shard: str, segment: int, instance: str) -> None:
+        self._shard = shard
+        self._segment = segment
+        self._instance = instance
+
+    def batch(self, entries: Sequence[AnyEntry], first_sequence: int, now_ms: int) -> list[OutgoingMessage]:
+        """One ledger batch; made once and appended again as it is if nobody knows whether it was stored."""
+        return [self._entry(entry, sequence, now_ms) for sequence, entry in enumerate(entries, start=first_sequence)]
+
+    def dead_letter(self, letter: DeadLetter, now_ms: int) -> OutgoingMessage:
+        """A dead letter; the same message kept again, after a restart, has the same id and is stored once."""
+        text = f"{letter.subject}\0{letter.stream_sequence}\0{letter.reason}"
+        event_id = f"dead-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+        headers = cloud_event_headers(
+            letter,
+            event_id=event_id,
+            source=SOURCE,
+            subject=letter.subject,
+            now_ms=now_ms,
+            trace=trace_parent(letter.cluster, letter.subject, event_id),
+        )
+        return OutgoingMessage(dead_letter_subject(letter.cluster), encode(letter), headers)
+
+    def _entry(self, entry: AnyEntry, sequence: int, now_ms: int) -> OutgoingMessage:
+        cluster, kind, key = entry_place(entry)
+        event_id = f"{self._instance}.{sequence}"
+        headers = cloud_event_headers(
+            entry,
+            event_id=event_id,
+            source=SOURCE,
+            subject=f"{cluster}/{kind}/{key}",
+            now_ms=now_ms,
+            trace=trace_parent(cluster, key, event_id),
+        )
+        return OutgoingMessage(ledger_subject(self._shard, self._segment, cluster, kind, key), encode(entry), headers)

@@ -1,0 +1,84 @@
+"""The config file: who takes part. Every mistake is named with the path of its field and what to do."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from broker.errors import ConfigError
+from broker.world.federation import Fabric, Federation
+from broker.world.keys import ClusterId
+
+_DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+
+
+def load_federation(path: Path) -> Federation:
+    """Read a config file. Raises: ConfigError."""
+    try:
+        found = yaml.load(path.read_bytes(), Loader=yaml.CSafeLoader)  # the safe loader, in C
+    except OSError as error:
+        raise ConfigError(f"config file {path} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{path}{place}: {getattr(error, 'problem', None) or error}") from error
+    return parse_federation(found if found is not None else {}, str(path))
+
+
+def parse_federation(found: Any, place: str) -> Federation:
+    """Check a config. place: for messages. Raises: ConfigError naming the field."""
+    if isinstance(found, dict) and "believe_labels" in found:
+        raise ConfigError(f"{place}: believe_labels: is not a setting; only `dragoman up` and `demo` believe labels")
+    try:
+        federation = msgspec.convert(found, Federation)
+    except msgspec.ValidationError as error:
+        text, _, where = str(error).partition(" - at `$")
+        raise ConfigError(f"{place}: {where.strip('.`') or 'the file'}: {text}") from error
+    problems = check_federation(federation)
+    if problems:
+        raise ConfigError("\n".join(f"{place}: {problem}" for problem in problems))
+    return federation
+
+
+def check_federation(federation: Federation) -> list[str]:
+    """What is wrong with a config, each with the path of its field."""
+    problems = []
+
+    def check_name(path: str, name: str) -> None:
+        if not _DNS_LABEL.fullmatch(name):
+            problems.append(f"{path}: {name!r} is not a DNS label (lower case letters, digits and -, at most 63)")
+
+    def check_cluster(path: str, name: ClusterId) -> None:
+        check_name(path, name)
+        if federation.clusters and name not in federation.clusters:
+            problems.append(f"{path}: cluster {name!r} is not in clusters ({', '.join(federation.clusters)})")
+
+    for index, name in enumerate(federation.clusters):
+        check_name(f"clusters[{index}]", name)
+        if name in federation.clusters[:index]:
+            problems.append(f"clusters[{index}]: {name!r} is there twice")
+    if federation.hub:
+        check_cluster("hub", federation.hub)
+    for index, fabric in enumerate(federation.fabrics):
+        path = f"fabrics[{index}]"
+        check_name(f"{path}.name", fabric.name)
+        if fabric.name in {each.name for each in federation.fabrics[:index]}:
+            problems.append(f"{path}.name: fabric {fabric.name!r} is there twice")
+        check_cluster(f"{path}.source", fabric.source)
+        problems += _fabric_problems(path, fabric)
+        for number, name in enumerate(fabric.clusters):
+            check_cluster(f"{path}.clusters[{number}]", name)
+    return problems
+
+
+def _fabric_problems(path: str, fabric: Fabric) -> list[str]:
+    problems = []
+    if not fabric.clusters:
+        problems.append(f"{path}.clusters: no cluster reaches the fabric; list those that do")
+    if not fabric.pools:
+        problems.append(f"{path}.pools: the fabric has no pools; give patterns for driver and pool")
+    if len(set(fabric.clusters)) != len(fabric.clusters):
+        problems.append(f"{path}.clusters: a cluster is there twice")
+    return problems

@@ -1,0 +1,80 @@
+"""Tables for people, JSON for machines, logs on stderr."""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from broker.machine.report import ClaimRow, PoolRow
+
+_STATE_STYLE = {"Allocated": "green", "Pending": "yellow", "Invalid": "red"}
+
+
+def set_up_logging(verbosity: int, log_format: str) -> None:
+    """Logs go to stderr: warnings, with -v what happens, with -vv everything."""
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonFormatter() if log_format == "json" else logging.Formatter("%(levelname).1s %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.getLogger("nats").setLevel(logging.ERROR)  # our adapters say it in our words
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        fields = {
+            "time": f"{at}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return json.dumps(fields)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    sys.stdout.flush()
+
+
+def console() -> Console:
+    """Where tables go; as wide as the terminal, and wide enough for a table where there is none."""
+    width = None if sys.stdout.isatty() else 160
+    return Console(file=sys.stdout, width=width, highlight=False, soft_wrap=False)
+
+
+def claim_table(rows: Sequence[ClaimRow], title: str | None = None) -> Table:
+    """Who got what, who waits, and why."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for name in ("CLUSTER", "CLAIM", "STATE", "DEVICES"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("WHY", ratio=1)
+    for row in rows:
+        devices = "\n".join(f"{each.request}: {each.driver}/{each.pool}/{each.device}" for each in row.results)
+        why = f"[bold]{row.reason}[/bold]: {_escaped(row.message)}" if row.reason else ""
+        state = f"[{_STATE_STYLE[row.state]}]{row.state}[/]"
+        table.add_row(row.cluster, f"{row.namespace}/{row.name}", state, devices or "-", why)
+    return table
+
+
+def pool_table(rows: Sequence[PoolRow]) -> Table:
+    """The pools and how much of them is free."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("POOL", "DRIVER", "WHERE", "DEVICES", "FREE", "PROBLEM"):
+        table.add_column(name, no_wrap=name != "PROBLEM", justify="right" if name in ("DEVICES", "FREE") else "left")
+    for row in rows:
+        table.add_row(row.pool, row.driver, row.scope, str(row.devices), str(row.free), _escaped(row.problem))
+    return table
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", r"\[")

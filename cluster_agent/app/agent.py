@@ -1,0 +1,446 @@
+"""One cluster's agent: a mirror with hands. One task owns the mirror; everything else tells it what happened.
+
+Its loop takes one event, hands it to the mirror, and starts what the mirror asks for. What is asked for runs beside it
+and comes back as an event. Publishes and writes are repeatable or settled by the mirror, so that the process may be
+killed at any moment.
+"""
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup, TaskStatus
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from cluster_agent.adapters.bus import AgentBus, LedgerFollower, RefusedBySubject
+from cluster_agent.adapters.bus import Published as StoredAt
+from cluster_agent.errors import AgentReplacedError
+from cluster_agent.mirror import Mirror
+from cluster_agent.mirror.actions import (
+    Action,
+    Asked,
+    ClaimRead,
+    ClearAllocation,
+    DecisionSeen,
+    Event,
+    Exit,
+    LastMessage,
+    ObjectGone,
+    ObjectSeen,
+    Publish,
+    Published,
+    PublishRefused,
+    ReadClaim,
+    Relisted,
+    RunTaken,
+    Started,
+    Tick,
+    Write,
+    WriteAllocation,
+    WriteFailed,
+    Wrote,
+)
+from cluster_agent.ports import (
+    ApiConflictError,
+    ApiInvalidError,
+    ApiNotFoundError,
+    ApiObject,
+    ApiUncertainError,
+    Cluster,
+    ExpiredError,
+    Kind,
+)
+from schemas.client.errors import BusError, MessageTooLargeError
+from schemas.client.follow import Delivered
+from schemas.wire.bus import OutgoingMessage, PayloadError, StoredMessage
+from schemas.wire.calls import Ask
+from schemas.wire.codec import (
+    WireError,
+    cloud_event_headers,
+    decode_agent_message,
+    decode_call,
+    decode_claim_state,
+    decode_entry,
+    decode_object_state,
+    encode,
+    peek_epoch,
+    trace_parent,
+)
+from schemas.wire.ledger import Allocate, Release
+from schemas.wire.state import AgentStarted, ClaimState, ObjectName, ObjectState
+from schemas.wire.subjects import PREFIX, RUN_KEY, parse_state_subject, run_subject, state_subject
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+KINDS: tuple[Kind, ...] = ("namespace", "node", "slice", "class", "pod", "claim", "taintrule")
+EVENTS_WAITING = 1_000  # then whoever has news waits
+PUBLISHES_AT_ONCE = 64
+WRITES_AT_ONCE = 8  # four to eight are fastest on a real API server
+RETRY_FIRST_S = 0.1
+RETRY_MOST_S = 5.0
+
+
+class AgentSettings(msgspec.Struct, frozen=True):
+    """beat_s: time between heartbeats. refresh_s: each object is published again when its message is so old."""
+
+    publishes_all: bool
+    beat_s: float = 1.0
+    refresh_s: float = 24 * 3600.0
+
+
+class Agent:
+    """Runs until it is cancelled or another agent takes over."""
+
+    def __init__(self, name: str, cluster: Cluster, bus: AgentBus, instance: str, settings: AgentSettings) -> None:
+        self.name = name
+        self.mirror = Mirror(name, publishes_all=settings.publishes_all, refresh_ms=int(settings.refresh_s * 1000))
+        self._cluster = cluster
+        self._bus = bus
+        self._instance = instance
+        self._settings = settings
+        self._publish_limit = anyio.CapacityLimiter(PUBLISHES_AT_ONCE)
+        self._write_limit = anyio.CapacityLimiter(WRITES_AT_ONCE)
+        self._unacked: dict[str, list[Delivered]] = defaultdict(list)  # decisions by claim UID, until they are settled
+        self._send: MemoryObjectSendStream[Event]
+        self._receive: MemoryObjectReceiveStream[Event]
+        self._send, self._receive = anyio.create_memory_object_stream[Event](EVENTS_WAITING)
+        self._under_way = 0  # actions
+        self._follower: LedgerFollower | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Everything was told, nothing is under way."""
+        waiting = self._receive.statistics().current_buffer_used
+        return self.mirror.is_idle and self._under_way == 0 and waiting == 0
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Take the epoch, publish what differs, follow the cluster and the ledger.
+
+        Raises: AgentReplacedError when another agent serves the cluster.
+        """
+        await self._bus.wait_for_streams()
+        epoch = await self._take_epoch()
+        _log.info("agent of %s runs with epoch %d", self.name, epoch)
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(self._follow_run, epoch)
+            self.mirror.handle(Tick(_now_ms()))
+            started = await self._look_around(tg, epoch)
+            self._carry_out(tg, self.mirror.handle(started))
+            tg.start_soon(self._follow_ledger)
+            tg.start_soon(self._follow_asks)
+            tg.start_soon(self._tick)
+            task_status.started()
+            async for event in self._receive:
+                self._carry_out(tg, self.mirror.handle(event))
+                await self._ack_settled(event)
+
+    # --- the start
+
+    async def _take_epoch(self) -> int:
+        subject = run_subject(self.name)
+        attempt = 0
+        while True:
+            last = await self._until_answered(lambda: self._bus.last_message(subject))
+            if last is not None and self._is_our_start(last):
+                return last.stream_sequence  # the answer was lost
+            attempt += 1
+            message = AgentStarted(self._instance)
+            headers = self._headers(message, f"{self.name}.{self._instance}.start-{attempt}", RUN_KEY, "")
+            outgoing = OutgoingMessage(subject, encode(message), headers)
+            stored = await self._bus.publish_state(outgoing, last.stream_sequence if last else 0)
+            if isinstance(stored, StoredAt):
+                return stored.stream_sequence
+
+    def _is_our_start(self, message: StoredMessage) -> bool:
+        try:
+            said = decode_agent_message(message.body())
+        except (WireError, PayloadError):
+            return False
+        return isinstance(said, AgentStarted) and said.instance == self._instance
+
+    async def _look_around(self, tg: TaskGroup, epoch: int) -> Started:
+        """Read our subjects, then list the cluster: in this order, so that what is listed is not older."""
+        messages = await self._until_answered(self._bus.last_messages)
+        last_messages, sync_parts, run_sequence = [], {}, epoch
+        for message in messages:
+            subject = parse_state_subject(message.subject)
+            if subject is None:
+                continue
+            if subject.kind == "agent":
+                if subject.key == RUN_KEY:
+                    run_sequence = message.stream_sequence
+                elif subject.key.startswith("sync-") and subject.key[5:].isdigit():
+                    sync_parts[int(subject.key[5:])] = message.stream_sequence
+            else:
+                last_messages.append(_last(ObjectName(subject.kind, subject.key), message))
+        objects = []
+        for kind in KINDS:
+            seen, resource_version = await self._list(kind)
+            objects += seen
+            tg.start_soon(self._follow_cluster, kind, resource_version)
+        decisions = []
+        for entry_message in await self._until_answered(lambda: self._bus.last_ledger_messages("claim.>")):
+            entry = decode_entry(entry_message.payload)
+            if isinstance(entry, Allocate | Release):
+                decisions.append((entry_message.stream_sequence, entry))
+        return Started(epoch, run_sequence, sync_parts, last_messages, objects, decisions)
+
+    async def _list(self, kind: Kind) -> tuple[list[ObjectSeen], str]:
+        listing = await self._until_answered(lambda: self._cluster.list_objects(kind))
+        seen = [
+            ObjectSeen(kind, each, _version_of(each), listing.errors.get(each["metadata"].get("uid", ""), ""))
+            for each in listing.objects
+        ]
+        return seen, listing.resource_version
+
+    # --- what happens outside
+
+    async def _follow_cluster(self, kind: Kind, resource_version: str) -> None:
+        delay_s = RETRY_FIRST_S
+        while True:
+            try:
+                async for event in self._cluster.watch(kind, resource_version):
+                    resource_version = event.resource_version
+                    delay_s = RETRY_FIRST_S
+                    if event.type == "DELETED":
+                        await self._send.send(ObjectGone(kind, event.object, int(event.resource_version)))
+                    elif event.type != "BOOKMARK":
+                        await self._send.send(ObjectSeen(kind, event.object, int(event.resource_version), event.error))
+            except ExpiredError as error:
+                _log.info("watch of %s in %s has expired, listing again: %s", kind, self.name, error)
+                seen, resource_version = await self._list(kind)
+                await self._send.send(Relisted(kind, seen, int(resource_version)))
+            except ApiUncertainError as error:
+                _log.warning("watch of %s in %s was cut, going on in %g s: %s", kind, self.name, delay_s, error)
+            await anyio.sleep(delay_s)
+            delay_s = min(2 * delay_s, RETRY_MOST_S)
+
+    async def _follow_run(self, epoch: int) -> None:
+        """Whoever writes on our agent.run and is not us has taken over, whether or not it refused us."""
+        async with self._bus.follow_subject(run_subject(self.name), epoch) as follower:
+            while True:
+                batch = await follower.next_batch()
+                for message in batch if isinstance(batch, list) else []:
+                    try:
+                        theirs = peek_epoch(message.body()) != epoch
+                    except (WireError, PayloadError):
+                        theirs = True
+                    if theirs:
+                        await self._send.send(RunTaken(message.stream_sequence))
+
+    async def _follow_ledger(self) -> None:
+        async with self._bus.follow_ledger() as follower:
+            self._follower = follower
+            while True:
+                for delivered in await follower.next_batch():
+                    entry = None
+                    try:
+                        entry = decode_entry(delivered.message.payload)
+                    except WireError as error:
+                        _log.error("ledger entry %d cannot be read: %s", delivered.message.stream_sequence, error)
+                    if isinstance(entry, Allocate | Release):
+                        self._unacked[entry.uid].append(delivered)
+                        await self._send.send(DecisionSeen(delivered.message.stream_sequence, entry))
+                    else:
+                        await follower.ack(delivered)
+
+    async def _follow_asks(self) -> None:
+        async with self._bus.follow_asks() as asks:
+            async for message in asks:
+                try:
+                    ask = decode_call(message.payload)
+                except WireError as error:
+                    _log.warning("an ask on %s cannot be read: %s", message.subject, error)
+                    continue
+                if isinstance(ask, Ask):
+                    _log.info(
+                        "asked to publish %s again", f"{len(ask.objects)} objects" if ask.objects else "everything"
+                    )
+                    await self._send.send(Asked(ask.objects))
+
+    async def _tick(self) -> None:
+        while True:
+            await self._send.send(Tick(_now_ms()))
+            beat = self.mirror.beat()
+            if beat is not None:
+                try:
+                    await self._bus.beat(encode(beat))
+                except BusError as error:
+                    _log.debug("a heartbeat was not sent: %s", error)
+            await anyio.sleep(self._settings.beat_s)
+
+    async def _ack_settled(self, event: Event) -> None:
+        """A decision's entry is acknowledged once its outcome is published: until then it comes again, to whoever."""
+        match event:
+            case Published():
+                uid = event.action.name.key
+            case DecisionSeen():
+                uid = event.decision.uid
+            case _:
+                return
+        open_entries = self._unacked.pop(uid, [])
+        for delivered in open_entries:
+            if self.mirror.has_published_outcome(uid, delivered.message.stream_sequence):
+                assert self._follower is not None, "an entry was delivered by nobody"
+                await self._follower.ack(delivered)
+            else:
+                self._unacked[uid].append(delivered)
+
+    # --- what the mirror asks for
+
+    def _carry_out(self, tg: TaskGroup, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Exit():
+                    raise AgentReplacedError(action.reason)
+                case Publish():
+                    self._begin(tg, self._publish, action)
+                case ReadClaim():
+                    self._begin(tg, self._read, action)
+                case _:
+                    self._begin(tg, self._write, action)
+
+    def _begin(self, tg: TaskGroup, do: Callable[[T], Awaitable[None]], action: T) -> None:
+        async def run() -> None:
+            try:
+                await do(action)
+            finally:
+                self._under_way -= 1
+
+        self._under_way += 1
+        tg.start_soon(run)
+
+    async def _publish(self, action: Publish) -> None:
+        subject = self._subject(action.name)
+        event_id = f"{self.name}.{self.mirror.epoch}.{action.attempt}"
+        outgoing = self._outgoing(action, subject, event_id)
+        async with self._publish_limit:
+            try:
+                stored = await self._bus.publish_state(outgoing, action.expected_sequence)
+            except MessageTooLargeError as error:
+                _log.error("%s", error)
+                small = msgspec.structs.replace(action, message=_without_body(action, str(error)))
+                stored = await self._bus.publish_state(
+                    self._outgoing(small, subject, f"{event_id}-small"), action.expected_sequence
+                )
+            if isinstance(stored, StoredAt):
+                await self._send.send(Published(action, stored.stream_sequence))
+                return
+            if not isinstance(stored, RefusedBySubject):
+                _log.warning("publish on %s is uncertain, reading the subject: %s", subject, stored.reason)
+            last = await self._until_answered(lambda: self._bus.last_message(subject))
+            is_ours = last is not None and last.message_id.startswith(event_id)
+            await self._send.send(
+                PublishRefused(action, _last(action.name, last) if last else None, _epoch_of(last), is_ours)
+            )
+            if action.name.kind == "claim" and not is_ours:
+                # Whoever wrote there may have taken a decision that was ours to settle.
+                decision = await self._until_answered(lambda: self._bus.last_decision(action.name.key))
+                entry = decode_entry(decision.payload) if decision is not None else None
+                if decision is not None and isinstance(entry, Allocate | Release):
+                    await self._send.send(DecisionSeen(decision.stream_sequence, entry))
+
+    async def _write(self, action: Write) -> None:
+        status = isinstance(action, WriteAllocation | ClearAllocation)
+        write = self._cluster.update_claim_status if status else self._cluster.update_claim
+        event: Event
+        async with self._write_limit:
+            try:
+                written = await write(action.object)
+                event = Wrote(action, written, _version_of(written))
+            except ApiConflictError as error:
+                event = WriteFailed(action, "conflict", str(error))
+            except ApiInvalidError as error:
+                _log.warning("%s", error)
+                event = WriteFailed(action, "invalid", str(error))
+            except ApiNotFoundError as error:
+                event = WriteFailed(action, "gone", str(error))
+            except ApiUncertainError as error:
+                _log.warning("a write's result is not known, finding out: %s", error)
+                event = WriteFailed(action, "unknown", str(error))
+        await self._send.send(event)
+
+    async def _read(self, action: ReadClaim) -> None:
+        ref = action.claim
+        found = await self._until_answered(lambda: self._cluster.get_claim(ref.namespace, ref.name))
+        if found is not None and found["metadata"].get("uid") != ref.uid:
+            found = None  # another claim of that name: ours is gone
+        await self._send.send(ClaimRead(action, found, _version_of(found) if found else 0))
+
+    # --- small things
+
+    async def _until_answered(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask something repeatable until it is answered."""
+        delay_s = RETRY_FIRST_S
+        while True:
+            try:
+                return await ask()
+            except (BusError, ApiUncertainError) as error:
+                _log.warning("agent of %s tries again in %g s: %s", self.name, delay_s, error)
+            await anyio.sleep(delay_s)
+            delay_s = min(2 * delay_s, RETRY_MOST_S)
+
+    def _subject(self, name: ObjectName) -> str:
+        if name.kind == "agent":
+            return f"{PREFIX}.state.{self.name}.agent.{name.key}"
+        return state_subject(self.name, name.kind, name.key)
+
+    def _outgoing(self, action: Publish, subject: str, event_id: str) -> OutgoingMessage:
+        uid = action.name.key if action.name.kind == "claim" else ""
+        headers = self._headers(action.message, event_id, f"{action.name.kind}/{action.name.key}", uid)
+        return OutgoingMessage(subject, encode(action.message), headers)
+
+    def _headers(self, message: msgspec.Struct, event_id: str, subject: str, uid: str) -> dict[str, str]:
+        trace = trace_parent(self.name, uid or f"agent/{self._instance}", event_id)
+        return cloud_event_headers(
+            message,
+            event_id=event_id,
+            source=f"/dragoman/clusters/{self.name}",
+            subject=subject,
+            now_ms=_now_ms(),
+            trace=trace,
+        )
+
+
+def _last(name: ObjectName, message: StoredMessage) -> LastMessage:
+    """A subject's last message; one that cannot be read says nothing, and is published over."""
+    said: ClaimState | ObjectState | None = None
+    try:
+        if name.kind == "claim":
+            said = decode_claim_state(message.body())
+        elif name.kind != "agent":
+            said = decode_object_state(message.body())
+    except (WireError, PayloadError) as error:
+        _log.warning("the last message on %s cannot be read and is replaced: %s", message.subject, error)
+    return LastMessage(name, said, message.stream_sequence, message.time_ms)
+
+
+def _epoch_of(message: StoredMessage | None) -> int:
+    if message is None:
+        return 0
+    try:
+        return peek_epoch(message.body()) or message.stream_sequence
+    except (WireError, PayloadError):
+        return 0
+
+
+def _without_body(action: Publish, error: str) -> ClaimState | ObjectState:
+    """What can be said of an object that is too large for the bus: that it is there, and why no more is said."""
+    assert isinstance(action.message, ClaimState | ObjectState)
+    body = msgspec.Raw(b'{"metadata":{}}')
+    if isinstance(action.message, ClaimState):
+        return msgspec.structs.replace(action.message, claim=body, error=error)
+    return msgspec.structs.replace(action.message, object=body, error=error)
+
+
+def _version_of(obj: ApiObject) -> int:
+    return int(obj["metadata"]["resourceVersion"])
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,128 @@
+"""How the agent talks to its cluster: a Kubernetes API server, or something that behaves as one.
+
+Objects are plain dicts in the form of `resource.k8s.io/v1`, so that a write keeps what we do not know. The caller may
+change what it receives. What is written and when is for the mirror, and so are retries and settling: an adapter
+reports what came of one call and tries nothing twice.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+Kind = Literal["slice", "class", "claim", "node", "taintrule", "pod", "namespace"]
+ApiObject = dict[str, Any]
+
+
+class Listing(msgspec.Struct, frozen=True):
+    """All objects of a kind at one moment.
+
+    resource_version: of the moment; a watch from here misses nothing and repeats nothing.
+    errors: by UID, why an object cannot be read. Such an object is in `objects` too, as it was found.
+    """
+
+    objects: list[ApiObject]
+    resource_version: str
+    errors: dict[str, str] = {}
+
+
+class WatchEvent(msgspec.Struct, frozen=True):
+    """One change of one object.
+
+    object: as it is now; of a DELETED event as it was last; empty for a BOOKMARK.
+    resource_version: where a watch goes on after this event; for a DELETED event that of the deletion.
+    error: why the object cannot be read, "" if it can.
+    """
+
+    type: Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK"]
+    object: ApiObject
+    resource_version: str
+    error: str = ""
+
+
+class Cluster(Protocol):
+    """A cluster as its agent sees it. Every call may raise ApiUncertainError where the cluster cannot be reached."""
+
+    async def list_objects(self, kind: Kind) -> Listing:
+        """List all objects of a kind, consistently: no write acknowledged before the call is missing."""
+        ...
+
+    def watch(self, kind: Kind, resource_version: str) -> AsyncIterator[WatchEvent]:
+        """Follow a kind from just after `resource_version`, each change once and in order, until the caller stops.
+
+        An open watch is no sign of life: it may stay silent while its server is shutting down.
+        Raises: ExpiredError when changes may have been missed; list again.
+        """
+        ...
+
+    async def get_claim(self, namespace: str, name: str) -> ApiObject | None:
+        """Read a claim, consistently: as it was at some moment after the call began. None if there is no such claim."""
+        ...
+
+    async def update_claim(self, obj: ApiObject) -> ApiObject:
+        """PUT the claim itself: labels, annotations, finalizers. Its status is not written.
+
+        Returns: the claim as it is stored; its resourceVersion is the same if nothing else had to change either. If the
+        last finalizer of a deleted claim was taken away, the claim as it was last.
+        Raises: as update_claim_status.
+        """
+        ...
+
+    async def update_claim_status(self, obj: ApiObject) -> ApiObject:
+        """PUT the claim's status, and nothing else of it.
+
+        Raises: ValueError if `obj` lacks its UID or resourceVersion, without which a PUT would overwrite, or clear, an
+        allocation that it has not seen; ApiConflictError, ApiInvalidError, ApiNotFoundError when nothing was written;
+        ApiUncertainError when it may have been, or may still be.
+        """
+        ...
+
+
+class ApiError(Exception):
+    """A call that did not do what was asked. kind, namespace, name: of the object, as far as there is one."""
+
+    def __init__(self, message: str, *, kind: str = "", namespace: str = "", name: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.kind = kind
+        self.namespace = namespace
+        self.name = name
+
+    def __str__(self) -> str:
+        where = "/".join(part for part in (self.namespace, self.name) if part)
+        subject = " ".join(part for part in (self.kind, where) if part)
+        return f"{subject}: {self.message}" if subject else self.message
+
+
+class ApiConflictError(ApiError):
+    """409: the object changed since it was read, is another one of that name, or exists already. Read it again."""
+
+
+class ApiNotFoundError(ApiError):
+    """404: there is no such object."""
+
+
+class ApiInvalidError(ApiError):
+    """422: the object may not become what was written.
+
+    field, reason: from the first cause, such as "status.allocation" and "FieldValueInvalid"; decide by them, never by
+    the message, which changes from release to release.
+    """
+
+    def __init__(
+        self, message: str, *, field: str, reason: str, kind: str = "", namespace: str = "", name: str = ""
+    ) -> None:
+        super().__init__(message, kind=kind, namespace=namespace, name=name)
+        self.field = field
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{super().__str__()} ({self.field}, {self.reason})"
+
+
+class ApiUncertainError(ApiError):
+    """No answer: a write may have happened or not, and may still land. Only a later write of ours excludes that."""
+
+
+class ExpiredError(ApiError):
+    """410: the history from this resourceVersion on is gone. List again and watch from there."""
