@@ -3,15 +3,16 @@
 What a device may be ruled out by, and in which order, is decided here and nowhere else; see `reasons.Cause`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from broker.allocation.index import DeviceIndex, FailedSelector, IndexedDevice, IndexedPool, IndexedSlice
 from broker.allocation.nodes import NodeGroup
 from broker.allocation.reasons import Cause
-from broker.allocation.requests import Alternative
+from broker.allocation.requests import Alternative, Asks
 from broker.allocation.snapshot import Snapshot
 from broker.allocation.taints import untolerated
+from broker.world.keys import DeviceKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +46,11 @@ class View:
         ignored: frozenset[Cause] = frozenset(),
     ) -> None:
         self.group = group
-        self._snapshot = snapshot
         self._index = device_index
         self._ignored = ignored
-        self._gathered: dict[tuple[object, ...], _Gathered] = {}  # requests that ask for the same share the answer
+        self._in_use: Collection[DeviceKey] = () if Cause.IN_USE in ignored else snapshot.in_use
+        self._avoid: Collection[DeviceKey] = () if Cause.AVOIDED in ignored else snapshot.avoid
+        self._gathered: dict[Asks, _Gathered] = {}  # requests that ask for the same share the answer
         self._slices_by_pool = self._in_order(pools)
 
     def _in_order(self, pools: Sequence[IndexedPool]) -> list[tuple[IndexedPool, list[IndexedSlice]]]:
@@ -67,10 +69,10 @@ class View:
 
     def candidates(self, alternative: Alternative) -> Candidates:
         """The devices for one alternative; All needs every matching device, so one that is ruled out spoils it."""
-        key = (alternative.chain, tuple(alternative.tolerations), alternative.takes_all)
-        if key not in self._gathered:
-            self._gathered[key] = self._gather(alternative)
-        devices, failures, is_spoiled = self._gathered[key]
+        gathered = self._gathered.get(alternative.asks)
+        if gathered is None:
+            gathered = self._gathered[alternative.asks] = self._gather(alternative)
+        devices, failures, is_spoiled = gathered
         if alternative.takes_all:
             return Candidates(devices, failures, len(devices) + is_spoiled)
         return Candidates(devices, failures, alternative.count)
@@ -100,9 +102,9 @@ class View:
         cause = None if device.is_plain else self._standing_cause(device, alternative)
         if cause is not None:
             return cause
-        if device.key in self._snapshot.in_use and Cause.IN_USE not in self._ignored:
+        if device.key in self._in_use:
             return Cause.IN_USE
-        if device.key in self._snapshot.avoid and Cause.AVOIDED not in self._ignored:
+        if device.key in self._avoid:
             return Cause.AVOIDED
         return None
 

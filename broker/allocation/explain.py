@@ -22,6 +22,8 @@ from broker.allocation.snapshot import Snapshot
 from schemas.resource import ResourceClaim
 from schemas.resource.limits import ALLOCATION_RESULTS_MAX
 
+_SENTENCES_SHOWN = 8  # as many as a request can have alternatives; all of them are in NoFit.requests
+
 # From what passes by itself to what never will: the causes of `reasons`, last first.
 _REASONS = {
     Cause.AVOIDED: Reason.DEVICES_AVOIDED,
@@ -83,7 +85,8 @@ class Attempt:
         for request in short or self.requests:
             where = f"claim {self.reports[request.alternatives[0]].claim}: " if len(self.claims) > 1 else ""
             sentences += [where + sentence(self.reports[each], self.snapshot.node) for each in request.alternatives]
-        text = "; ".join(sentences)
+        hidden = len(sentences) - _SENTENCES_SHOWN
+        text = "; ".join(sentences[:_SENTENCES_SHOWN]) + (f"; and {hidden} more like these" if hidden > 0 else "")
         return text if short else f"what the requests can use does not fit together: {text}"
 
 

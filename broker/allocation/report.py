@@ -9,7 +9,7 @@ from broker.allocation.constraints import DistinctAttribute, MatchAttribute, con
 from broker.allocation.index import DeviceIndex, IndexedDevice, IndexedPool
 from broker.allocation.narrow import supply
 from broker.allocation.reasons import Cause, RequestReport, RuledOut
-from broker.allocation.requests import Alternative, claim_name
+from broker.allocation.requests import Alternative, Asks, claim_name
 from broker.allocation.snapshot import Snapshot
 from broker.allocation.taints import taint_text, untolerated
 from broker.world.keys import PoolKey
@@ -20,14 +20,10 @@ _DETAILS_SHOWN = 3
 
 @dataclass(slots=True)
 class _Tally:
-    """How many, and for what, in the order met."""
+    """How many devices one cause ruled out, and for what, in the order met."""
 
     count: int = 0
     details: dict[str, None] = field(default_factory=dict)
-
-    def add(self, detail: str) -> None:
-        self.count += 1
-        self.details[detail] = None
 
     def text(self) -> str:
         shown = list(self.details)[:_DETAILS_SHOWN]
@@ -35,12 +31,24 @@ class _Tally:
         return ", ".join(shown) + (f" and {hidden} more" if hidden else "")
 
 
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """The part of a report that alternatives which ask for the same devices share."""
+
+    devices: int
+    of_class: int
+    matching: int
+    usable: int
+    ruled_out: tuple[RuledOut, ...]
+
+
 @dataclass(slots=True)
 class Reporter:
-    """Looks at all devices of a snapshot once more, this time at the ruled out ones.
+    """Looks at all devices of a snapshot once more, this time at those that were ruled out.
 
     everyone: the devices as all nodes in question together see them.
     views: as each group of nodes sees them.
+    contended: pools with a device that matches and is held or avoided.
     """
 
     snapshot: Snapshot
@@ -48,49 +56,65 @@ class Reporter:
     device_index: DeviceIndex
     everyone: View
     views: Sequence[View]
-    contended: dict[PoolKey, None] = field(default_factory=dict)  # pools with a matching device that is held or avoided
+    contended: set[PoolKey] = field(default_factory=set)
+    _counted: dict[Asks, _Counted] = field(default_factory=dict)
 
     def report(self, claim: ResourceClaim, alternative: Alternative) -> RequestReport:
-        """Charge every device to the first cause that applies."""
-        tallies: dict[Cause, _Tally] = {}
-        by_selector: Counter[int] = Counter()
-        devices = of_class = matching = usable = 0
-        for pool in self.pools:
-            for slice_ in pool.slices:
-                matches = self.device_index.match(slice_, alternative.chain)
-                devices += len(slice_.devices)
-                of_class += len(slice_.devices) - sum(matches.ruled_out[: alternative.class_selectors])
-                by_selector.update(dict(enumerate(matches.ruled_out)))
-                for device in matches.possible:
-                    failed = matches.failures.get(device)
-                    cause = Cause.SELECTOR_FAILED if failed else self.everyone.cause(device, alternative)
-                    matching += self.everyone.group.sees(device.reach)
-                    if cause is None:
-                        usable += 1
-                        continue
-                    if cause in (Cause.IN_USE, Cause.AVOIDED):
-                        self.contended[pool.pool.key] = None
-                    tallies.setdefault(cause, _Tally()).add(self._detail(cause, device, alternative))
-            if alternative.takes_all and pool.pool.problem is not None:
-                # It holds up All even where none of its devices match.
-                cause = Cause.POOL_INVALID if pool.pool.is_complete else Cause.POOL_INCOMPLETE
-                tallies.setdefault(cause, _Tally()).details[_problem_text(pool)] = None
+        """What became of the devices for one alternative of the claim."""
+        counted = self._counted.get(alternative.asks)
+        if counted is None:
+            counted = self._counted[alternative.asks] = self._count(alternative)
+        needed = counted.matching if alternative.takes_all else alternative.count
         nearest, where = self._nearest(claim, alternative)
-        needed = matching if alternative.takes_all else alternative.count
         return RequestReport(
             claim=claim_name(claim),
             request=alternative.name,
             device_class=alternative.device_class.metadata.name,
             takes_all=alternative.takes_all,
-            devices=devices,
-            of_class=of_class,
+            devices=counted.devices,
+            of_class=counted.of_class,
             needed=needed,
-            usable=usable,
+            usable=counted.usable,
             nearest=min(nearest, needed),
             nearest_where=where,
+            ruled_out=counted.ruled_out,
+        )
+
+    def _count(self, alternative: Alternative) -> _Counted:
+        """Charge every device to the first cause that applies."""
+        tallies = {cause: _Tally() for cause in Cause}
+        by_selector: Counter[int] = Counter()
+        devices = matching = usable = 0
+        sees, cause_of = self.everyone.group.sees, self.everyone.cause
+        for pool in self.pools:
+            for slice_ in pool.slices:
+                matches = self.device_index.match(slice_, alternative.chain)
+                devices += len(slice_.devices)
+                by_selector.update(dict(enumerate(matches.ruled_out)))
+                for device in matches.possible:
+                    matching += sees(device.reach)
+                    cause = Cause.SELECTOR_FAILED if device in matches.failures else cause_of(device, alternative)
+                    if cause is None:
+                        usable += 1
+                        continue
+                    if cause is Cause.IN_USE or cause is Cause.AVOIDED:
+                        self.contended.add(pool.pool.key)
+                    tally = tallies[cause]
+                    tally.count += 1
+                    tally.details[self._detail(cause, device, alternative)] = None
+            if alternative.takes_all and pool.pool.problem is not None:
+                # It holds up All even where none of its devices match.
+                cause = Cause.POOL_INVALID if pool.pool.is_complete else Cause.POOL_INCOMPLETE
+                tallies[cause].details[f"{pool.pool.key.pool}: {pool.pool.problem}"] = None
+        by_others = sum(count for position, count in by_selector.items() if position < alternative.class_selectors)
+        return _Counted(
+            devices=devices,
+            of_class=devices - by_others,
+            matching=matching,
+            usable=usable,
             ruled_out=(
                 *_ruled_out_by_selectors(by_selector, alternative.class_selectors),
-                *(RuledOut(cause, tallies[cause].count, tallies[cause].text()) for cause in Cause if cause in tallies),
+                *(RuledOut(cause, tally.count, tally.text()) for cause, tally in tallies.items() if tally.details),
             ),
         )
 
@@ -143,10 +167,6 @@ def _ruled_out_by_selectors(by_position: Counter[int], class_selectors: int) -> 
             yield RuledOut(
                 Cause.REQUEST_SELECTOR, by_position[position], f"selector {position - class_selectors} of the request"
             )
-
-
-def _problem_text(pool: IndexedPool) -> str:
-    return f"{pool.pool.key.pool}: {pool.pool.problem}"
 
 
 def sentence(report: RequestReport, node: str | None) -> str:

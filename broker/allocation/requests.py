@@ -11,6 +11,8 @@ from broker.allocation.validate_selectors import compile_claim, compile_class
 from schemas.resource import DeviceClass, DeviceSubRequest, DeviceToleration, ExactDeviceRequest, ResourceClaim
 from schemas.resource.validate import validate_class
 
+Asks = tuple[tuple[str, ...], tuple[DeviceToleration, ...], bool]  # the chain, the tolerations, whether it takes all
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Alternative:
@@ -29,7 +31,12 @@ class Alternative:
     class_selectors: int
     takes_all: bool
     count: int
-    tolerations: Sequence[DeviceToleration]
+    tolerations: tuple[DeviceToleration, ...]
+
+    @property
+    def asks(self) -> Asks:
+        """All that decides which devices it may use: equal for alternatives that may use the same."""
+        return (self.chain, self.tolerations, self.takes_all)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +85,7 @@ def read_requests(
                         class_selectors=len(of_class),
                         takes_all=each.allocation_mode == "All",
                         count=each.count,
-                        tolerations=each.tolerations,
+                        tolerations=tuple(each.tolerations),
                     )
                 )
             requests.append(Request(claim_index, tuple(alternatives)))

@@ -17,6 +17,7 @@ import msgspec
 from anyio.abc import TaskStatus
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
+from broker.adapters.api_service import serve_api
 from broker.adapters.asks import Asks
 from broker.adapters.dead_letters import DeadLetters
 from broker.adapters.ledger_store import LedgerStore, Refused
@@ -24,6 +25,7 @@ from broker.adapters.state_reader import PositionExpired, read_state
 from broker.adapters.streams import StreamSettings, ensure_streams
 from broker.allocation.cel.engine import SelectorEngine
 from broker.allocation.index import DeviceIndex
+from broker.app import api
 from broker.app.envelopes import Envelopes
 from broker.errors import DeposedError
 from broker.machine import Effects, Identity, Machine, Notice, recovery
@@ -225,6 +227,7 @@ class Broker:
             tg.start_soon(self._follow_beats, send)
             tg.start_soon(self._show_the_beacon, epoch)
             tg.start_soon(self._watch_for_another, epoch)
+            tg.start_soon(self._serve_api)
             self._items, self.is_leading = send, True
             self._say_changed()
             try:
@@ -321,6 +324,16 @@ class Broker:
                     continue
                 if isinstance(beacon, LeaderBeacon) and beacon.leader_epoch > epoch:
                     raise DeposedError(f"broker {beacon.instance} leads with epoch {beacon.leader_epoch}")
+
+    async def _serve_api(self) -> None:
+        """Only the leader answers: the others' worlds are empty."""
+        while True:
+            try:
+                async with serve_api(self._connection, api.handlers(self)):
+                    await anyio.sleep_forever()
+            except BusUnavailableError as error:
+                _log.warning("the API is not served yet, trying again: %s", error)
+            await anyio.sleep(RETRY_S)
 
     def _say_changed(self) -> None:
         changed, self.changed = self.changed, anyio.Event()

@@ -8,11 +8,11 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 import shtab
 
 from broker.cli import agent, allocate, broker, demo, explain, up
+from broker.cli.build import build
 from broker.cli.errors import CommandError
 from broker.cli.output import set_up_logging
 
@@ -42,7 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dragoman",
         description="One broker for the shared accelerators of many Kubernetes clusters (Dynamic Resource Allocation).",
-        epilog="Start with `dragoman demo`, then `dragoman up --cluster east=DIR --cluster west=DIR` on your manifests.",
+        epilog="Start with `dragoman demo`; then `dragoman up --cluster east=DIR --cluster west=DIR` on your own.",
     )
     parser.add_argument("--version", action="version", version=f"dragoman {build()}")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="log more to stderr; -vv for debugging")
@@ -52,14 +52,6 @@ def make_parser() -> argparse.ArgumentParser:
     for module in (demo, up, allocate, explain, broker, agent):
         module.add_command(commands)
     return parser
-
-
-def build() -> str:
-    """The version of this build."""
-    try:
-        return version("dragoman")
-    except PackageNotFoundError:  # run from a checkout that was never installed
-        return "0.0.0+source"
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
 from broker.machine.report import ClaimRow, PoolRow
 
@@ -52,18 +53,21 @@ def console() -> Console:
     return Console(file=sys.stdout, width=width, highlight=False, soft_wrap=False)
 
 
-def claim_table(rows: Sequence[ClaimRow], title: str | None = None) -> Table:
-    """Who got what, who waits, and why."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for name in ("CLUSTER", "CLAIM", "STATE", "DEVICES"):
+def claim_table(rows: Sequence[ClaimRow]) -> Group:
+    """Who got what and who waits; below it why, a sentence for each that has no devices."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("CLUSTER", "CLAIM", "STATE", "DEVICES", "REASON"):
         table.add_column(name, no_wrap=True)
-    table.add_column("WHY", ratio=1)
     for row in rows:
-        devices = "\n".join(f"{each.request}: {each.driver}/{each.pool}/{each.device}" for each in row.results)
-        why = f"[bold]{row.reason}[/bold]: {_escaped(row.message)}" if row.reason else ""
-        state = f"[{_STATE_STYLE[row.state]}]{row.state}[/]"
-        table.add_row(row.cluster, f"{row.namespace}/{row.name}", state, devices or "-", why)
-    return table
+        devices = "\n".join(f"{each.request}: {each.pool}/{each.device}" for each in row.results)
+        state = Text(row.state, _STATE_STYLE[row.state])
+        table.add_row(row.cluster, f"{row.namespace}/{row.name}", state, devices or "-", row.reason)
+    why = [
+        Text.assemble((f"{row.cluster}/{row.namespace}/{row.name}: ", "bold"), row.message.replace("\n", "\n    "))
+        for row in rows
+        if row.message
+    ]
+    return Group(table, *([Text(), *why] if why else []))
 
 
 def pool_table(rows: Sequence[PoolRow]) -> Table:
@@ -72,9 +76,5 @@ def pool_table(rows: Sequence[PoolRow]) -> Table:
     for name in ("POOL", "DRIVER", "WHERE", "DEVICES", "FREE", "PROBLEM"):
         table.add_column(name, no_wrap=name != "PROBLEM", justify="right" if name in ("DEVICES", "FREE") else "left")
     for row in rows:
-        table.add_row(row.pool, row.driver, row.scope, str(row.devices), str(row.free), _escaped(row.problem))
+        table.add_row(row.pool, row.driver, row.scope, str(row.devices), str(row.free), Text(row.problem))
     return table
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", r"\[")

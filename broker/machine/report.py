@@ -1,13 +1,17 @@
 """The world for people and for machines: where each claim is, and why. Read only after a batch is stored."""
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import Literal
 
 import msgspec
 
+from broker.allocation.cel import SelectorCompileError, advise
 from broker.machine.deciding import class_names
 from broker.world.keys import ClusterId
 from broker.world.records import Claim
 from broker.world.world import World
+from schemas.resource import DeviceSelector
 
 ClaimStateName = Literal["Allocated", "Pending", "Invalid"]
 
@@ -46,6 +50,15 @@ class PoolRow(msgspec.Struct, frozen=True):
     problem: str
 
 
+class AdviceRow(msgspec.Struct, frozen=True):
+    """A selector that is legal and surely not what its author means. place: whose selector, and which."""
+
+    place: str
+    expression: str
+    message: str
+    suggestion: str
+
+
 class Explanation(msgspec.Struct, frozen=True):
     """All that is known about why a claim is where it is."""
 
@@ -56,7 +69,7 @@ class Explanation(msgspec.Struct, frozen=True):
     unsettled: str
     waiting_since_ms: int | None
     requests: list[dict[str, object]]  # what became of the devices, see broker.allocation.reasons
-    selectors: list[str]  # of the claim and of its classes, in order
+    advice: list[AdviceRow]  # on selectors that do not mean what they seem to
 
 
 def claim_rows(world: World) -> list[ClaimRow]:
@@ -121,7 +134,7 @@ def explain(world: World, claim: Claim) -> Explanation:
         unsettled=f"{claim.unsettled.kind} {claim.unsettled.ledger_sequence}" if claim.unsettled else "",
         waiting_since_ms=waiting.since_ms if waiting and not claim.grants else None,
         requests=requests,
-        selectors=_selectors(world, owner, claim, named),
+        advice=_advice(world, owner, claim, named),
     )
 
 
@@ -152,14 +165,33 @@ def _is_on_its_way(claim: Claim) -> bool:
     return any(not grant.is_adopted and grant.holds != claim.shown for grant in claim.grants)
 
 
-def _selectors(world: World, owner: ClusterId, claim: Claim, class_names_: list[str]) -> list[str]:
-    expressions = []
-    for name in class_names_:
+def _advice(world: World, owner: ClusterId, claim: Claim, named: list[str]) -> list[AdviceRow]:
+    sample = list(
+        islice(((part.spec.driver, device) for pool in world.inventory.all_pools() for part, device in pool), 100)
+    )
+    rows = []
+    for place, selectors in _selectors(world, owner, claim, named):
+        for index, selector in enumerate(selectors):
+            expression = selector.cel.expression if selector.cel else ""
+            try:
+                found = advise(expression, sample)
+            except SelectorCompileError:
+                continue  # which is why the claim is where it is
+            rows += [
+                AdviceRow(f"{place}, selector {index}", expression, each.message, each.suggestion) for each in found
+            ]
+    return rows
+
+
+def _selectors(
+    world: World, owner: ClusterId, claim: Claim, named: list[str]
+) -> Iterator[tuple[str, list[DeviceSelector]]]:
+    for name in named:
         device_class = world.classes.get((owner, name))
         if device_class is not None:
-            expressions += [each.cel.expression for each in device_class.spec.selectors if each.cel]
+            yield f"DeviceClass {name}", device_class.spec.selectors
     for request in claim.spec.spec.devices.requests if claim.spec else []:
-        for part in [request.exactly, *request.first_available]:
-            if part is not None:
-                expressions += [each.cel.expression for each in part.selectors if each.cel]
-    return expressions
+        if request.exactly is not None:
+            yield f"request {request.name}", request.exactly.selectors
+        for sub in request.first_available:
+            yield f"request {request.name}/{sub.name}", sub.selectors

@@ -96,8 +96,9 @@ def _advice_on_quantity(place: Place, operator: str, literal: str, sample: list[
     amount = f'quantity("{literal}")'
     as_attribute = f"quantity({_written('attributes', place)}).compareTo({amount}) {operator} 0"
     as_capacity = f"{_written('capacity', place)}.compareTo({amount}) {operator} 0"
+    as_written = _written(place[0], place)
     message = (
-        f'{_written(place[0], place)} {operator} "{literal}" compares text, letter by letter, not amounts: '
+        f'{as_written} {operator} "{literal}" compares text, letter by letter, not amounts: '
         '"8Gi" counts as more than "16Gi"'
     )
     if place[0] == "capacity":

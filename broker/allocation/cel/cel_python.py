@@ -238,7 +238,7 @@ def _is_attribute_test(tree: Any) -> bool:
     if domain.data == "member_index" and _inner(domain.children[1]).data != "literal":
         return False
     is_field = domains.data == "member_dot" and _is_device(domains.children[0])
-    return is_field and domains.children[1].value in _DOMAIN_MAPS
+    return bool(is_field and domains.children[1].value in _DOMAIN_MAPS)
 
 
 def _to_cel(value: Any) -> Any:

@@ -1,0 +1,63 @@
+"""`dragoman broker`: the broker by itself, against a NATS that is there."""
+
+import argparse
+from pathlib import Path
+
+import anyio
+import shtab
+
+from broker.adapters.errors import StreamSettingsError
+from broker.allocation.cel.engine import default_engine
+from broker.app.broker import Broker
+from broker.app.settings import load_federation
+from broker.cli.bus import add_nats_arguments, bus_options
+from broker.cli.errors import CommandError
+from broker.cli.local import broker_settings
+from broker.cli.signals import until_told_to_stop
+from broker.cli.up import flat, log_notice
+from broker.errors import ConfigError, InvariantError
+from schemas.client.connection import connect
+from schemas.client.errors import BusError
+
+EPILOG = """\
+Several brokers may run at once: one leads, the others stand by and take over. The ledger in NATS is the only state.
+
+examples:
+  dragoman broker --nats nats://nats:4222 --config federation.yaml
+  dragoman -v broker --config federation.yaml
+"""
+
+
+def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Declare `broker`."""
+    parser = commands.add_parser(
+        "broker",
+        help="run the broker",
+        description="Run the broker: it decides, across all clusters, which claim gets which device.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_nats_arguments(parser)
+    config = parser.add_argument(
+        "--config", type=Path, required=True, metavar="FILE", help="clusters, fabrics and hub, see docs/config.md"
+    )
+    config.complete = shtab.FILE  # type: ignore[attr-defined]  # how shtab is told
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run until told to stop."""
+    try:
+        federation = load_federation(options.config)
+    except ConfigError as error:
+        raise CommandError(str(error)) from error
+
+    async def serve() -> None:
+        async with connect(bus_options(options, "dragoman broker")) as connection, until_told_to_stop():
+            await Broker(connection, default_engine(), broker_settings(federation), log_notice).run()
+
+    try:
+        anyio.run(serve)
+    except* (BusError, StreamSettingsError, InvariantError) as group:
+        raise CommandError("; ".join(map(str, flat(group))), exit_code=1) from None
+    return 0

@@ -1,0 +1,105 @@
+"""`dragoman explain`: why a claim is where it is, or why it waits."""
+
+import argparse
+import time
+from typing import Any
+
+import anyio
+import msgspec
+from rich.console import Console
+
+from broker.adapters.api_service import ApiError, call_api
+from broker.app.api import ExplainCall
+from broker.cli.bus import add_nats_arguments, bus_options
+from broker.cli.errors import CommandError
+from broker.cli.output import claim_table, console, print_json
+from broker.cli.up import flat
+from broker.machine.report import Explanation
+from schemas.client.connection import connect
+from schemas.client.errors import BusError
+
+CALL_DEADLINE_S = 10.0
+
+EPILOG = """\
+Asks the broker that leads. `dragoman up` prints the address of its NATS when it starts.
+
+examples:
+  dragoman explain default/train-a
+  dragoman explain ml/stock-prediction-pod-gpu-req-x7k2p --cluster east --nats nats://127.0.0.1:40123
+  dragoman explain default/train-a -o json | jq '.[0].claim.reason'
+
+exit code: 0; 1 if no claim of that name is known, or the broker does not answer.
+"""
+
+
+def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Declare `explain`."""
+    parser = commands.add_parser(
+        "explain",
+        help="why a claim is where it is, or why it waits",
+        description="Say where a claim is and why: its devices, or what ruled out each device and what would help.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("claim", metavar="NAMESPACE/NAME", help="the ResourceClaim; NAME alone is in default")
+    parser.add_argument("--cluster", help="which cluster's, where several have one of that name")
+    add_nats_arguments(parser)
+    parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Ask and print."""
+    namespace, slash, name = options.claim.rpartition("/")
+    call = ExplainCall(namespace if slash else "default", name, options.cluster)
+    if not call.namespace or not call.name:
+        raise CommandError(f"{options.claim!r} is not NAMESPACE/NAME")
+
+    async def ask() -> bytes:
+        async with connect(bus_options(options, "dragoman explain"), CALL_DEADLINE_S) as connection:
+            return await call_api(connection, "explain", msgspec.json.encode(call), CALL_DEADLINE_S)
+
+    try:
+        answer = anyio.run(ask)
+    except* (ApiError, BusError) as group:
+        raise CommandError("; ".join(map(str, flat(group))), exit_code=1) from None
+    if options.output == "json":
+        print_json(msgspec.Raw(answer))
+    else:
+        for explanation in msgspec.json.decode(answer, type=list[Explanation]):
+            print_explanation(console(), explanation)
+    return 0
+
+
+def print_explanation(to: Console, explanation: Explanation) -> None:
+    """An explanation for people."""
+    to.print(claim_table([explanation.claim]))
+    if explanation.waiting_since_ms is not None:
+        seconds = max(0, time.time_ns() // 1_000_000 - explanation.waiting_since_ms) // 1000
+        to.print(f"  waiting for {seconds} s")
+    for sequence in explanation.grants:
+        to.print(f"  granted by ledger entry {sequence}")
+    for request in explanation.requests:
+        _print_request(to, request)
+    for advice in explanation.advice:
+        to.print(f"  [yellow]warning[/yellow]: {advice.place}: {_plain(advice.expression)}", soft_wrap=True)
+        to.print(f"    {_plain(advice.message)}", soft_wrap=True)
+        for line in advice.suggestion.splitlines():
+            to.print(f"    write instead: {_plain(line)}", soft_wrap=True)
+
+
+def _print_request(to: Console, request: dict[str, Any]) -> None:
+    needed, usable, of_class = request["needed"], request["usable"], request["of_class"]
+    to.print(
+        f"  request {request['request']}: needs {needed}, {usable} of the {of_class} devices of class "
+        f"{request['device_class']} can be used"
+    )
+    for ruled_out in request["ruled_out"]:
+        detail = f" ({ruled_out['detail']})" if ruled_out["detail"] else ""
+        to.print(f"    {ruled_out['count']:>5} ruled out: {ruled_out['cause']}{_plain(detail)}")
+    if request["nearest"] < needed and request["nearest_where"]:
+        to.print(f"    nearest: {request['nearest']} of {needed} where {_plain(request['nearest_where'])}")
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")
