@@ -14,7 +14,7 @@ from broker.allocation.search import Budget, BudgetExceededError, Search, Select
 from broker.allocation.snapshot import Snapshot
 from schemas.resource import AllocationResult, ResourceClaim
 
-DEFAULT_STEP_BUDGET = 200_000  # about a tenth of a second
+DEFAULT_STEP_BUDGET = 200_000  # about a fifth of a second
 
 
 def allocate_claim(

@@ -72,26 +72,29 @@ class Attempt:
             pools=tuple(sorted(self._reporter.contended)),
             classes=tuple(classes),
             slices=True,
-            nodes=any(pool.reaches for pool in self.pools),
+            nodes=any(pool.reaches for pool in self.pools)
+            or any(each.cause is Cause.NODE for report in reports for each in report.ruled_out),
         )
         return NoFit(reason, message, reports, waits_on)
 
-    def message(self) -> str:
-        """About the requests that cannot be satisfied by themselves; about all of them if each one can."""
-        short = [
+    @cached_property
+    def short(self) -> list[Request]:
+        """The requests that cannot be satisfied even by themselves."""
+        return [
             request for request in self.requests if all(_is_short(self.reports[each]) for each in request.alternatives)
         ]
-        sentences = []
-        for request in short or self.requests:
+
+    def sentences(self) -> str:
+        """About the requests that are short; about all of them if none is."""
+        told = []
+        for request in self.short or self.requests:
             where = f"claim {self.reports[request.alternatives[0]].claim}: " if len(self.claims) > 1 else ""
-            sentences += [where + sentence(self.reports[each], self.snapshot.node) for each in request.alternatives]
-        hidden = len(sentences) - _SENTENCES_SHOWN
-        text = "; ".join(sentences[:_SENTENCES_SHOWN]) + (f"; and {hidden} more like these" if hidden > 0 else "")
-        return text if short else f"what the requests can use does not fit together: {text}"
+            told += [where + sentence(self.reports[each], self.snapshot.node) for each in request.alternatives]
+        hidden = len(told) - _SENTENCES_SHOWN
+        return "; ".join(told[:_SENTENCES_SHOWN]) + (f"; and {hidden} more like these" if hidden > 0 else "")
 
 
 def _is_short(report: RequestReport) -> bool:
-    """The request cannot be satisfied even by itself."""
     is_spoilt = report.takes_all and any(each.cause in _REASONS for each in report.ruled_out)
     return is_spoilt or report.nearest < max(1, report.needed)
 
@@ -102,16 +105,18 @@ def explain(attempt: Attempt, budget: Budget) -> NoFit:
     budget: for the searches that find the reason.
     """
     for view in attempt.views:
-        for request in attempt.requests:
-            for alternative in request.alternatives:
-                candidates = view.candidates(alternative)
-                for device, failure in candidates.failures.items():
-                    if alternative.takes_all or device in candidates.devices:
-                        return explain_failed_selector(attempt, alternative, device, failure)
+        for alternative in attempt.reports:
+            candidates = view.candidates(alternative)
+            asked = candidates.failures if alternative.takes_all else candidates.devices
+            device = next((each for each in asked if each in candidates.failures), None)
+            if device is not None:
+                return explain_failed_selector(attempt, alternative, device, candidates.failures[device])
     if too_many := _too_many(attempt):
         return attempt.no_fit(Reason.TOO_MANY_DEVICES, too_many)
     reason = _reason(attempt, budget)
-    message = attempt.message()
+    message = attempt.sentences()
+    if not attempt.short:
+        message = f"what the requests can use does not fit together: {message}"
     if reason is Reason.NO_MATCHING_DEVICE:
         incomplete = [pool.pool for pool in attempt.pools if not pool.pool.is_complete]
         message += "".join(f"; pool {pool.key} is not complete: {pool.problem}" for pool in incomplete[:1])
@@ -134,7 +139,7 @@ def explain_exceeded_budget(attempt: Attempt, budget: Budget) -> NoFit:
     return attempt.no_fit(
         Reason.SEARCH_BUDGET_EXCEEDED,
         f"the search ended after {budget.steps} steps without an answer; fewer or simpler constraints make it shorter: "
-        f"{attempt.message()}",
+        f"{attempt.sentences()}",
     )
 
 

@@ -168,6 +168,8 @@ class Broker:
         await self._elect(machine)
         position = await self._until_available(lambda: self._believe_again(machine))
         recovery.resume(machine)
+        if machine.core.ledger_lost:
+            _log.error("%s", machine.core.ledger_lost)
         _log.info(
             "leads %s with epoch %d: %d claims, %d ledger entries, state up to %d, after %.2f s",
             SHARD,
@@ -257,11 +259,12 @@ class Broker:
                     machine.feed(item)
 
     async def _carry_out(self, effects: Effects) -> None:
-        if effects.entries:
-            await self._append(effects.entries, effects.first_sequence - 1)
+        # Before the append, which moves our position on: after a crash in between nobody would look at them again.
         for letter in effects.dead_letters:
             outgoing = self._envelopes.dead_letter(letter, _now_ms())
             await self._until_available(partial(self._dead_letters.keep, outgoing))
+        if effects.entries:
+            await self._append(effects.entries, effects.first_sequence - 1)
         for cluster, ask in effects.asks:
             await self._ask(cluster, ask)
         for notice in effects.notices:

@@ -34,6 +34,8 @@ def on_claim(
     claim.invalid = _why_invalid(core, spec) if spec is not None else ("Unreadable", claim.error)
     if core.is_replaying:
         return
+    if claim.invalid is not None and spec is not None:
+        core.notice("warning", claim.invalid[0], f"claim {world.holder_name(claim.key)}", claim.invalid[1])
     core.wake_devices(claim.shown_devices)
     if core.ledger_lost:
         return
@@ -52,8 +54,13 @@ def on_tombstone(core: Core, cluster: ClusterId, uid: str) -> None:
     """The claim was deleted."""
     core.world.know(core.world.cluster(cluster), ObjectName("claim", uid), None)
     key = ClaimKey(cluster, ClaimUid(uid))
-    if key in core.world.claims and not core.is_replaying:
+    claim = core.world.claims.get(key)
+    if claim is None:
+        return
+    if not core.is_replaying:
         _end_claim(core, key, "ClaimDeleted")
+    elif not claim.grants and claim.unsettled is None:
+        core.world.forget_claim(claim)  # only its history is in the ledger
 
 
 def on_unreadable(core: Core, cluster: ClusterId, uid: str, error: str, stream_sequence: int) -> None:

@@ -133,7 +133,7 @@ def _decide(core: Core, turn: Round, claim: Claim) -> Verdict | None:
     spec = claim.spec
     if claim.state_sequence == 0 or claim.unsettled or claim.grants:
         return None  # not heard of yet, or something is under way; its next message makes it due again
-    if claim.shown is not None and claim.invalid is None:
+    if claim.shown is not None and spec is not None:
         return None  # adopted, or colliding
     if claim.invalid is not None:
         return Verdict("Invalid", *claim.invalid)

@@ -35,7 +35,8 @@ class Effects(msgspec.Struct):
 
     entries: one ledger batch, `entries[0]` the Inputs that led to it; empty when there is nothing to record. They get
     the ledger sequences from `first_sequence` on, and are appended expecting `first_sequence - 1` to be the last.
-    The rest follows only after the append is known to be stored: what nobody can prove must not be seen.
+    dead_letters: kept before the append, which moves the recorded position past them; keeping one twice does no harm.
+    asks, notices: only after the append is known to be stored: what nobody can prove must not be seen.
     """
 
     entries: list[AnyEntry]

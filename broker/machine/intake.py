@@ -5,11 +5,12 @@ A message that cannot be applied is kept as a dead letter with its reason; nothi
 
 import msgspec
 
-from broker.machine import claims, syncs
+from broker.allocation.validate_selectors import compile_class
+from broker.machine import claims, pools, syncs
 from broker.machine.core import Core
 from broker.world import observe
 from broker.world.federation import BROKERED_LABEL
-from broker.world.keys import ClusterId, PoolKey
+from broker.world.keys import ClusterId
 from broker.world.records import Known
 from schemas.errors import DecodeError
 from schemas.resource import DeviceClass, Node, ResourceClaim, ResourceSlice
@@ -187,24 +188,12 @@ def _slice(core: Core, message: StoredMessage, cluster: ClusterId, name: ObjectN
     before = core.world.inventory.placed.get((cluster, name.key))
     placed = observe.observe_slice(core.world, cluster, name.key, found)
     if before is not None and before.key is not None and before.key != placed.key:
-        _pool_changed(core, before.key)
+        pools.changed(core, before.key, cluster)
     if placed.key is not None:
-        _pool_changed(core, placed.key)
+        pools.changed(core, placed.key, cluster)
     elif placed.reason != "SetAside":
         core.dead_letter(message, cluster, placed.reason, placed.message)
     return ""
-
-
-def _pool_changed(core: Core, key: PoolKey) -> None:
-    core.changed(f"scope:{key.scope}")
-    pool = core.world.inventory.pool(key)
-    if pool is None:
-        return
-    if pool.problem:
-        core.notice("warning", "PoolProblem", f"pool {key}", f"not used: {pool.problem}")
-    for obsolete in pool.obsolete:
-        text = f"ResourceSlice {obsolete} is of an older generation than {pool.generation} and is not used"
-        core.notice("warning", "OldGeneration", f"pool {key}", text)
 
 
 def _class(core: Core, cluster: ClusterId, found: DeviceClass) -> None:
@@ -212,6 +201,8 @@ def _class(core: Core, cluster: ClusterId, found: DeviceClass) -> None:
     world = core.world
     observe.observe_class(world, cluster, found)
     core.changed(f"class:{cluster}/{name}")
+    for error in compile_class(found, core.index):
+        core.notice("warning", "InvalidSelector", f"DeviceClass {name} of {cluster}", error.sentence())
     hub = world.federation.hub
     if hub and cluster != hub:
         theirs = world.classes.get((hub, name))
@@ -229,7 +220,7 @@ def _forget(core: Core, cluster: ClusterId, name: ObjectName) -> None:
     placed = core.world.inventory.placed.get((cluster, name.key)) if name.kind == "slice" else None
     observe.forget_object(core.world, cluster, name)
     if placed is not None and placed.key is not None:
-        _pool_changed(core, placed.key)
+        pools.changed(core, placed.key, cluster)
     elif name.kind == "class":
         core.changed(f"class:{cluster}/{name.key}")
         core.classes_changed = True

@@ -77,11 +77,8 @@ def resume(machine: Machine) -> None:
     """All is known again: everything that may be undone is looked at once more."""
     core, world = machine.core, machine.world
     for key in sorted(world.claims):
-        claim = world.claims[key]
-        if claim.state_sequence == 0 and not claim.grants and claim.unsettled is None:
-            world.forget_claim(claim)  # it ended; only its history is in the ledger
-            continue
-        if claim.is_shown_without_grant:
+        # One of which only the ledger knows has ended, or its messages have expired: its cluster's next sync tells.
+        if world.claims[key].is_shown_without_grant:
             core.to_adopt.add(key)
         core.queue.make_due(key)
     if world.federation.believe_labels and world.all_heard():

@@ -87,7 +87,7 @@ def claim_row(claim: Claim) -> ClaimRow:
         return ClaimRow(claim.key.cluster, claim.namespace, claim.name, claim.key.uid, state, results, reason, message)
 
     waiting = claim.waiting
-    if claim.invalid is not None:
+    if claim.invalid is not None and (claim.shown is None or claim.spec is None):
         return row("Invalid", *claim.invalid)
     if claim.shown is not None:
         if claim.collision is not None and claim.is_shown_without_grant:

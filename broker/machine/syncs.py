@@ -2,6 +2,7 @@
 
 import msgspec
 
+from broker.machine import pools
 from broker.machine.core import Core
 from broker.world import observe
 from broker.world.federation import BROKERED_LABEL
@@ -60,6 +61,7 @@ def sync_finished(core: Core, cluster: ClusterId, said: SyncFinished, stream_seq
     core.note_synced(cluster, stream_sequence)
     if not was_heard:
         core.changed("heard")
+        pools.tell_problems(core, world.scopes_from(cluster))
         _open_labels(core)
     core.changed(f"nodes:{cluster}", *(f"scope:{scope}" for scope in world.scopes_from(cluster)))
 
@@ -71,11 +73,9 @@ def _open_labels(core: Core) -> None:
     for (cluster, name), placed in world.inventory.open_labels():
         if placed.key is not None:
             core.changed(f"scope:{placed.key.scope}")
-            pool = world.inventory.pool(placed.key)
-            if pool is not None and pool.problem:
-                core.notice("warning", "PoolProblem", f"pool {placed.key}", f"not used: {pool.problem}")
         else:
             core.notice("warning", placed.reason, f"ResourceSlice {name} of {cluster}", placed.message)
+    pools.tell_problems(core, world.inventory.label_scopes())
     world.resolve_again()
     core.to_adopt.update(claim.key for claim in world.claims.values() if claim.is_shown_without_grant)
 
@@ -106,6 +106,9 @@ def tell_classes(core: Core) -> None:
 
 def on_beat(core: Core, cluster: ClusterId, beat: Beat) -> Ask | None:
     """Whether an agent's heartbeat shows that we believe something else than it published; then what to ask for."""
+    members = core.world.federation.clusters
+    if members and cluster not in members:
+        return None
     record = core.world.cluster(cluster)
     if beat.agent_epoch < record.epoch or core.world.position < beat.last_sequence:
         return None

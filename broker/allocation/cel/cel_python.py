@@ -223,7 +223,7 @@ def _inner(tree: Any) -> Any:
 
 def _is_device(tree: Any) -> bool:
     inner = _inner(tree)
-    return inner.data == "ident" and inner.children[0].value == "device"
+    return bool(inner.data == "ident" and inner.children[0].value == "device")
 
 
 def _is_attribute_test(tree: Any) -> bool:

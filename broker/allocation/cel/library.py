@@ -286,6 +286,8 @@ def _check_offset(offset: int) -> None:
 
 
 def _range(size: int) -> list[int]:
+    if size < 0:
+        raise ValueError(f"lists.range({size}): the size must not be negative")
     if size > MAX_LIST:
         _too_long()
     return list(range(size))
@@ -311,6 +313,10 @@ def _not_comparable() -> bool:
     raise TypeError(
         'no such overload: == of a version or quantity and another type; write semver("...") or quantity("...")'
     )
+
+
+def _not_convertible() -> int:
+    raise TypeError("no such overload: int(bool)")
 
 
 def _named_format(name: str) -> NamedFormat:
@@ -416,5 +422,6 @@ FUNCTIONS |= {
     "@range": _function(("(int) -> list(int)", _range)),
     "@notComparable": _function(("() -> bool", _not_comparable)),
     "@tooLong": _function(("() -> dyn", _too_long)),
+    "@notConvertible": _function(("() -> int", _not_convertible)),
     "@mapInsert": _function(("(map, dyn, dyn) -> map", _insert), ("(map, map) -> map", _merge)),
 }

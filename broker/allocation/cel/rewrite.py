@@ -6,6 +6,7 @@ of all arguments, since cel-expr-python chooses among Python functions by the ki
 "any kind".
 """
 
+from collections.abc import Callable
 from itertools import count
 
 from broker.allocation.cel.library import FUNCTIONS, MAX_LIST, OPAQUE_TYPES, call, opaque_text
@@ -32,6 +33,7 @@ _DOMAIN_MAPS = (
     Type("map", (Type("string"), Type("map", (Type("string"), Type("kubernetes.Quantity"))))),
 )
 OPAQUE_FIELD = "in"  # of the messages that stand for Kubernetes' types: a word that no expression can select
+_SMALL = 12  # nodes
 _FOLDED = ("quantity", "semver", "ip", "cidr")
 _MACRO_RESULT = "@result"  # grows one by one, and each step counts
 _VERSION = "kubernetes.Semver"
@@ -57,7 +59,10 @@ def qualified_name(call: Call, parsed: Parsed) -> str | None:
 
 def evaluable(parsed: Parsed) -> Node:
     """Rewrite a checked expression; its types decide what is meant."""
-    return _Rewriter(parsed).rewrite(parsed.root)
+    rewriter = _Rewriter(parsed)
+    root = rewriter.rewrite(parsed.root)
+    has_loop = any(isinstance(node, Comprehension) and not node.is_bind for node in walk(root))
+    return rewriter.with_clean_slots(root) if has_loop else root
 
 
 class _Rewriter:
@@ -107,15 +112,18 @@ class _Rewriter:
             case "_+_" if "list" in (receiver.name, self._parsed.type_of(node.arguments[1]).name):
                 return self._concatenation(changed, *operands)
             case "@in" if self._is_constant_list(node.arguments[1]) and receiver == DYN:
-                return self._unless_version(changed, operands[0])
+                return self._no_version(changed)
             case "validate":
                 return self._call("optional.ofNonZeroValue", self._in_python("validate", *operands))
             case "cel.@mapInsert":
                 return self._in_python("@mapInsert", *operands)
             case "string" if receiver.name not in ("kubernetes.IP", "kubernetes.CIDR"):
                 return changed
-            case "indexOf" | "lastIndexOf" if receiver.name == "string":
+            case "indexOf" | "lastIndexOf" if receiver.name == "string" and len(operands) == 2:
                 return changed
+            case "int" if receiver == DYN:
+                # cel-expr-python converts bools too.
+                return self._once(operands[0], self._int)
             case function if function in FUNCTIONS:
                 return self._in_python(function, *operands)
         return changed
@@ -145,14 +153,54 @@ class _Rewriter:
         The other way round it is false. Attributes can be versions, so `version == "1.2.3"` would pass unnoticed here.
         """
         left_type, right_type = map(self._parsed.type_of, node.arguments)
-        left, right = changed.arguments
         if right_type.name == "null_type":
             return changed
         if left_type.name in _OPAQUE_TYPES and right_type == DYN:
-            return self._unless(changed, self._call("_!=_", self._call("type", right), self._type(left_type.name)))
+            return self._once(
+                changed.arguments[1],
+                lambda right: self._checked(
+                    self._call("_==_", changed.arguments[0], right),
+                    self._call("_!=_", self._call("type", right), self._type(left_type.name)),
+                ),
+            )
+        if left_type == DYN and right_type == DYN:
+            return self._once(
+                changed.arguments[0],
+                lambda left: self._once(
+                    changed.arguments[1],
+                    lambda right: self._checked(
+                        self._call("_==_", left, right),
+                        self._call("_&&_", self._is_of(left, _VERSION), self._call("!_", self._is_of(right, _VERSION))),
+                    ),
+                ),
+            )
         if left_type == DYN and right_type.name != _VERSION:
-            return self._unless_version(changed, left, right if right_type == DYN else None)
+            return self._no_version(changed)
         return changed
+
+    def _no_version(self, test: Call) -> Node:
+        """`left == right` or `left in right` where only the left side can be a version."""
+        right = test.arguments[1]
+        return self._once(
+            test.arguments[0],
+            lambda left: self._checked(self._call(test.function, left, right), self._is_of(left, _VERSION)),
+        )
+
+    def _checked(self, test: Node, wrong: Node) -> Node:
+        """test ? true : wrong ? error : false; what is true needs no second look."""
+        false, true = Constant(self._id(), "bool_value", False), Constant(self._id(), "bool_value", True)
+        failing = self._call("_?_:_", wrong, self._in_python("@notComparable"), false)
+        return self._call("_?_:_", test, true, failing)
+
+    def _is_of(self, value: Node, type_name: str) -> Node:
+        return self._call("_==_", self._call("type", value), self._type(type_name))
+
+    def _once(self, value: Node, use: Callable[[Node], Node]) -> Node:
+        """Bind what is used twice, unless it is as small as the selection of an attribute."""
+        if sum(1 for _ in walk(value)) <= _SMALL:
+            return use(value)
+        variable = self._variable("once")
+        return self._bind(variable, value, use(variable))
 
     def _concatenation(self, sum_: Call, left: Node, right: Node) -> Node:
         """left + right with a limit, since cel-expr-python copies lists that cel-go only links, and charges for."""
@@ -164,26 +212,19 @@ class _Rewriter:
         choice = self._call("_?_:_", is_long, self._in_python("@tooLong"), self._call("_+_", first, second))
         return self._bind(first, left, self._bind(second, right, choice))
 
-    def _unless_version(self, test: Node, left: Node, right: Node | None = None) -> Node:
-        wrong: Node = self._call("_==_", self._call("type", left), self._type(_VERSION))
-        if right is not None:
-            other = self._call("_!=_", self._call("type", right), self._type(_VERSION))
-            wrong = self._call("_&&_", wrong, other)
-        return self._unless(test, wrong)
-
-    def _unless(self, test: Node, wrong: Node) -> Node:
-        """test ? true : wrong ? error : false; what is true needs no second look."""
-        false, true = Constant(self._id(), "bool_value", False), Constant(self._id(), "bool_value", True)
-        failing = self._call("_?_:_", wrong, self._in_python("@notComparable"), false)
-        return self._call("_?_:_", test, true, failing)
-
     def _type(self, name: str) -> Node:
         package, _, message = name.partition(".")
         return Select(self._id(), Identifier(self._id(), package), message)
 
     @staticmethod
     def _is_constant_list(node: Node) -> bool:
-        return isinstance(node, ListLiteral) and all(isinstance(element, Constant) for element in node.elements)
+        if not isinstance(node, ListLiteral) or not node.elements:
+            return False
+        return all(isinstance(element, Constant) for element in node.elements)
+
+    def _int(self, value: Node) -> Node:
+        is_bool = self._call("_==_", self._call("type", value), Identifier(self._id(), "bool"))
+        return self._call("_?_:_", is_bool, self._in_python("@notConvertible"), self._call("int", value))
 
     def _sum(self, values: Node, list_type: Type) -> Node:
         of = list_type.parameters[0].name if list_type.parameters else DYN.name
@@ -215,6 +256,22 @@ class _Rewriter:
         never, nothing = Constant(self._id(), "bool_value", False), ListLiteral(self._id(), ())
         unused = self._variable("unused")
         return Comprehension(self._id(), unused.name, "", nothing, variable.name, value, never, variable, result)
+
+    def with_clean_slots(self, node: Node) -> Node:
+        """A loop of one step before each binding, in an expression that has loops.
+
+        cel-cpp leaves the variables of a loop that ended early in their slots, and a binding that comes next takes
+        what it finds in its slot for its own value: `[1, 2].exists(x, true) && cel.bind(t, 5, t == 5)` is false there.
+        A loop that runs to its end clears the slots. Seen in cel-expr-python 0.1.3; try without it in later ones.
+        """
+        changed = rebuild(node, self.with_clean_slots)
+        if not isinstance(changed, Comprehension) or not changed.is_bind:
+            return changed
+        index, value, done = self._variable("index"), self._variable("value"), self._variable("done")
+        once = ListLiteral(self._id(), (Constant(self._id(), "int64_value", 0),))
+        true = Constant(self._id(), "bool_value", True)
+        loop = Comprehension(self._id(), index.name, value.name, once, done.name, true, true, done, done)
+        return self._call("_?_:_", loop, changed, Constant(self._id(), "bool_value", False))
 
     def _fold(self, over: Node, value: Identifier, accumulator: Identifier, start: Node, step: Node) -> Node:
         always = Constant(self._id(), "bool_value", True)

@@ -1,0 +1,48 @@
+# Everything sets itself up: all that is needed is Python 3.11 or later (with pip and venv) and make.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: help demo test lint bench soak lock clean
+
+help:
+	@echo "make demo   two clusters share one fabric, on an embedded nats-server"
+	@echo "make test   lint, then all tests"
+	@echo "make lint   ruff, mypy --strict, import layers"
+	@echo "make bench  the figures of docs/benchmarks.md"
+	@echo "make soak   the long simulation (about 15 minutes)"
+	@echo "make lock   renew requirements.lock from pyproject.toml"
+
+$(READY): requirements.lock pyproject.toml
+	@echo "setting up .venv with $$($(PYTHON) --version)"
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+demo: $(READY)
+	@$(BIN)/dragoman demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: $(READY)
+	@$(BIN)/python -m tests.bench
+
+soak: $(READY)
+	$(BIN)/python -m tests.simulation --seeds 20000 --first-seed 1000
+
+lock: $(READY)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra local --group test --group lint pyproject.toml --output-file requirements.lock
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
