@@ -116,7 +116,8 @@ async def _up(directories: dict[str, Path], federation: Federation, options: arg
                 print_json({"claims": rows})
             else:
                 console().print(claim_table(rows))
-            return 1 if local.problems or any(row.state == "Invalid" for row in rows) else 0
+            is_broken = any(manifests.broken_files for manifests in local.manifests.values())
+            return 1 if is_broken or any(row.state == "Invalid" for row in rows) else 0
         local.follow_files()
         print(f"NATS: {local.url}  (dragoman explain NAMESPACE/NAME --nats {local.url})", file=sys.stderr)
         async with until_told_to_stop():
