@@ -17,7 +17,7 @@ import msgspec
 from nats.aio.msg import Msg
 
 from schemas.client.connection import REQUEST_DEADLINE_S, Connection
-from schemas.client.errors import BusError, BusUnavailableError, StreamLostError
+from schemas.client.errors import BusError, BusRefusedError, BusUnavailableError, StreamLostError
 from schemas.wire.bus import Delivery, StoredMessage, parse_delivery
 
 _log = logging.getLogger(__name__)
@@ -170,7 +170,7 @@ class Follower:
         It may be cancelled, by a deadline for instance, and called again: no message is lost.
         Returns: PositionExpired, every time it is asked, when the stream has dropped messages after the position (only
             for a follower of the whole stream: who reads a filter wants the last message of each subject).
-        Raises: StreamLostError.
+        Raises: StreamLostError; BusRefusedError when such a consumer cannot be. It waits for a stream that is absent.
         """
         while True:
             if self._is_broken:
@@ -200,9 +200,12 @@ class Follower:
                 # After the consumer was made: what was still there then, it delivers.
                 state = await stream_state(self._connection, self._stream)
             except BusError as error:
-                if str(error) != told:
-                    told = str(error)
-                    _log.warning("cannot follow stream %s yet, trying again: %s", self._stream, told)
+                if isinstance(error, BusRefusedError) and error.code == 400:
+                    raise  # what we ask for is wrong, and will be
+                why = error.description if isinstance(error, BusRefusedError) else str(error)
+                if why != told:
+                    told = why
+                    _log.warning("cannot follow stream %s yet, trying again: %s", self._stream, why)
                 await anyio.sleep(RETRY_S)
                 continue
             if state.last_sequence < self.position:
@@ -218,6 +221,7 @@ class Follower:
             return None
 
     async def _create(self) -> str:
+        filters = self._filters
         name = f"follow_{self._connection.unique_name()}"
         config: dict[str, Any] = {
             "name": name,
@@ -229,9 +233,10 @@ class Follower:
         }
         if self._from_last:
             config["deliver_policy"] = "last_per_subject"
+            filters = filters or (">",)  # this policy wants one
         else:
             config |= {"deliver_policy": "by_start_sequence", "opt_start_seq": self.position + 1}
-        await create_consumer(self._connection, self._stream, name, config, self._filters)
+        await create_consumer(self._connection, self._stream, name, config, filters)
         return name
 
     async def close(self) -> None:

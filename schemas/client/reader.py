@@ -96,20 +96,16 @@ class StreamReader:
                     by_subject[message.subject] = message
                     position = message.stream_sequence
         if up_to is not None:
-            newer = sorted(subject for subject, message in by_subject.items() if message.stream_sequence > up_to)
+            newer = {subject for subject, message in by_subject.items() if message.stream_sequence > up_to}
             for subject in newer:
                 del by_subject[subject]
-            by_subject.update(await self._last_up_to(newer, up_to))
+            # What they said before: asked for one by one while they are few, else by reading everything up to there.
+            among = sorted(newer) if len(newer) <= FILTERS_MAX else filters
+            if newer:
+                async with aclosing(self.read(0, up_to, among)) as batches:
+                    async for batch in batches:
+                        by_subject.update({one.subject: one for one in batch if one.subject in newer})
         return sorted(by_subject.values(), key=lambda message: message.stream_sequence)
-
-    async def _last_up_to(self, subjects: list[str], up_to: int) -> dict[str, StoredMessage]:
-        """The last message at or below `up_to` of each of `subjects`, which all have one above it."""
-        found: dict[str, StoredMessage] = {}
-        for start in range(0, len(subjects), FILTERS_MAX):
-            async with aclosing(self.read(0, up_to, subjects[start : start + FILTERS_MAX])) as batches:
-                async for batch in batches:
-                    found.update({message.subject: message for message in batch})
-        return found
 
     async def _last_of(self, filters: Iterable[str]) -> int:
         """The sequence of the last message that matches, 0 without one."""
