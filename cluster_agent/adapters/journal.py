@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 _FORMAT = b"dragoman-journal/1"
+_LINES_OF_BEGINNING = 2  # the format and one batch, which are complete before the file has its name
 
 
 class JournalError(Exception):
@@ -29,13 +30,13 @@ class Journal:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # A file of its own: the journal itself is another file after each new beginning.
-            self._lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock: int | None = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise JournalError(f"{path.parent}: cannot keep data here: {error.strerror}") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            os.close(self._lock)
+            self.close()
             raise JournalError(
                 f"{path.parent}: another process keeps its data here; give each its own directory"
             ) from error
@@ -43,8 +44,8 @@ class Journal:
     def read(self) -> list[bytes]:
         """All batches, oldest first, without one whose writing was cut off.
 
-        Raises: JournalError if a batch in the middle is damaged. Then what was promised is lost, and only a person may
-        decide to go on without it.
+        Raises: JournalError if another batch is damaged. Then what was promised is lost, and only a person may decide
+        to go on without it.
         """
         try:
             lines = self._path.read_bytes().split(b"\n")
@@ -52,19 +53,18 @@ class Journal:
             return []
         except OSError as error:
             raise JournalError(f"{self._path}: cannot be read: {error.strerror}") from error
-        # After the last newline stands nothing, or the beginning of a batch that nobody was told of.
-        batches: list[bytes] = []
-        for number, line in enumerate(lines[:-1], start=1):
-            batch = _unsealed(line)
-            if batch is None and number == len(lines) - 1:
-                break  # its blocks reached the disk in another order
-            if batch is None or (number == 1 and batch != _FORMAT):
-                raise JournalError(
-                    f"{self._path}: line {number} is damaged, or was written by another release; restore the directory "
-                    "from a backup, or remove it: then every object gets a new UID"
-                )
-            batches.append(batch)
-        return batches[1:]
+        # After the last newline stands nothing, or the beginning of a batch that nobody was told of. Even with its
+        # newline the last one may be such a batch, if its blocks reached the disk in another order.
+        batches = [_unsealed(line) for line in lines[:-1]]
+        if len(batches) > _LINES_OF_BEGINNING and batches[-1] is None:
+            batches.pop()
+        good = [batch for batch in batches if batch is not None]
+        if len(good) < len(batches) or len(good) < _LINES_OF_BEGINNING or good[0] != _FORMAT:
+            raise JournalError(
+                f"{self._path}: damaged, or written by another release; restore the directory from a backup, or remove "
+                "it: then every object gets a new UID"
+            )
+        return good[1:]
 
     def begin(self, batch: object) -> None:
         """Replace everything by one batch that says it all. Whoever reads later finds either the old or the new file.
@@ -113,11 +113,11 @@ class Journal:
         return self._size - self._first_size > max(self._first_size, 1024 * 1024)
 
     def close(self) -> None:
-        """Let another process have it."""
-        for descriptor in (self._file, self._lock):
+        """Let another process have it. This one must not write any more."""
+        descriptors, self._file, self._lock = (self._file, self._lock), None, None
+        for descriptor in descriptors:
             if descriptor is not None:
                 os.close(descriptor)
-        self._file = None
 
 
 def _write(file: int, content: bytes) -> None:

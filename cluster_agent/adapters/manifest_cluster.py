@@ -8,7 +8,7 @@ what follows from them in `reconciler`.
 
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from schemas.errors import ManifestError
 
 _HISTORY_LENGTH = 10_000  # changes that a watch may be behind before it has to list again
 _DEBOUNCE_MS = 500
+_SETTLE_S = 0.2
 
 
 class _Record(msgspec.Struct, frozen=True):
@@ -64,7 +65,7 @@ class ManifestCluster:
         report: Callable[[ManifestError], None] = lambda _: None,
         new_uid: Callable[[int], str] = lambda _: str(uuid.uuid4()),
         now: Callable[[], str] = lambda: datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        settle_s: float = 0.2,
+        settle: Callable[[], Awaitable[None]] = lambda: anyio.sleep(_SETTLE_S),
         poll_s: float = 5.0,
     ) -> None:
         """Read all files once; what was removed since the last time is deleted now.
@@ -73,14 +74,14 @@ class ManifestCluster:
         first counts, by the order of `paths` and then of names.
         data_dir: where to keep what is not in the files; None forgets it with the process.
         report: is told of each of `problems` and `waiting` once, and again when its file changes.
-        settle_s: for how long files must stay as they are before `run` believes them.
+        settle: waits for as long as files must stay as they are before `run` believes them.
         poll_s: how often `run` looks without being told, for file systems that do not tell.
         Raises: ManifestError if a path cannot be read; JournalError if the data directory cannot be used.
         """
         self._reader = ManifestFiles(paths)
         self._data_dir = data_dir
         self._report = report
-        self._settle_s, self._poll_s = settle_s, poll_s
+        self._settle, self._poll_s = settle, poll_s
         self._refreshing = anyio.Lock()
         self._store = ObjectStore(new_uid=new_uid, now=now)
         self._files: dict[str, ManifestFile] = {}
@@ -97,6 +98,7 @@ class ManifestCluster:
         except BaseException:
             self.close()
             raise
+        self._tell()
 
     @property
     def problems(self) -> list[ManifestError]:
@@ -109,6 +111,11 @@ class ManifestCluster:
         return list(self._reconciler.waiting)
 
     @property
+    def broken_files(self) -> list[str]:
+        """Files in which something could not be parsed; what they had before stays as it was."""
+        return [path for path, file in self._files.items() if file.is_broken]
+
+    @property
     def skipped(self) -> dict[str, int]:
         """How many objects were passed over because their kind does not concern us, by kind."""
         counts: dict[str, int] = {}
@@ -118,14 +125,17 @@ class ManifestCluster:
         return dict(sorted(counts.items()))
 
     def close(self) -> None:
-        """Let another process use the data directory."""
+        """Let another process use the data directory. Nothing works here any more then."""
         if self._journal:
+            self._failure = JournalError("the cluster is closed")
             self._journal.close()
+            self._changed.set()
 
     # Following the files
 
     def rescan(self) -> None:
         """Take in the files as they are now."""
+        self._check()
         try:
             self._apply(self._reader.parse(self._reader.fetch(), self._files))
         except ManifestError as problem:
@@ -163,7 +173,7 @@ class ManifestCluster:
             try:
                 contents = await to_thread.run_sync(self._reader.fetch)
                 while _digests(contents) != _digests(self._files):
-                    await anyio.sleep(self._settle_s)
+                    await self._settle()
                     before, contents = contents, await to_thread.run_sync(self._reader.fetch)
                     if contents == before:
                         self._apply(await to_thread.run_sync(self._reader.parse, contents, self._files))

@@ -80,8 +80,8 @@ class Manifest(msgspec.Struct, frozen=True):
 class ManifestFile(msgspec.Struct, frozen=True):
     """What a file says.
 
-    manifests: of what could be parsed; for the rest, those that it had before.
-    is_broken: something in it could not be parsed. An object that it had before may still be in there.
+    manifests: of what could be parsed.
+    is_broken: something in it could not be parsed. Any object that it had before may still be in there.
     """
 
     source: str
@@ -132,9 +132,7 @@ class ManifestFiles:
     def parse(self, contents: dict[str, Content], known: dict[str, ManifestFile]) -> dict[str, ManifestFile]:
         """What the files say, by path. known: what they said before; taken over for files that did not change."""
         return {
-            path: file
-            if (file := known.get(path)) and file.digest == content.digest
-            else _parsed(path, content, known.get(path))
+            path: file if (file := known.get(path)) and file.digest == content.digest else _parsed(path, content)
             for path, content in contents.items()
         }
 
@@ -169,7 +167,7 @@ def _files_below(directory: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.parts)
 
 
-def _parsed(path: str, content: Content, before: ManifestFile | None) -> ManifestFile:
+def _parsed(path: str, content: Content) -> ManifestFile:
     manifests: list[Manifest] = []
     broken: list[ManifestError] = []
     refused: list[ManifestError] = []
@@ -194,10 +192,6 @@ def _parsed(path: str, content: Content, before: ManifestFile | None) -> Manifes
             manifests.append(manifest)
             if manifest.key.kind == "template" and manifest.error:
                 refused += _problems(document)  # nobody else would say it: templates are not delivered
-    if broken and before is not None:
-        # An editor's half-written file must not delete claims.
-        present = {manifest.key for manifest in manifests}
-        manifests += [manifest for manifest in before.manifests if manifest.key not in present]
     return ManifestFile(content.source, content.digest, manifests, broken + refused, skipped, bool(broken))
 
 

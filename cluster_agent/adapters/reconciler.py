@@ -57,7 +57,9 @@ class Reconciler:
         self.problems: list[ManifestError] = []
         self.waiting: list[ManifestError] = []
         self.touched: set[ObjectKey] = set()
+        self._pods: dict[ObjectKey, Manifest] = {}
         self._claims: dict[ObjectKey, Manifest] = {}  # all that should exist, made for pods too
+        self._kept: set[ObjectKey] = set()  # from files that are broken now
         self._left_alone: set[ObjectKey] = set()  # claims of pods for which none would be made any more
         self._pod_claims: dict[tuple[ObjectKey, str], ObjectKey] = {}  # the claim by pod and name in the pod
 
@@ -70,19 +72,26 @@ class Reconciler:
         files = list(files)
         self.problems, self.waiting = [], []
         desired = self._desired(files)
-        kept = {file.source for file in files if file.is_broken}
+        # An editor's half-written file must not delete claims: what it does not have now it may have in a moment.
+        broken = {file.source for file in files if file.is_broken}
+        self._kept = {key for key in self._store.objects if self.origins[key].source in broken}
+        desired = {
+            key: manifest
+            for key, manifest in desired.items()
+            if key not in self._kept or manifest.source == self.origins[key].source
+        }
         for key in sorted(self._store.objects):
-            if key.kind != "claim" and key not in desired and self.origins[key].source not in kept:
+            if key.kind != "claim" and key not in desired and key not in self._kept:
                 self._store.delete(key.kind, key.namespace, key.name)
         for key, manifest in desired.items():
             if key.kind != "claim":
                 self._put(manifest)
+        self._pods = {key: manifest for key, manifest in desired.items() if key.kind == "pod"}
         self._claims = {key: manifest for key, manifest in desired.items() if key.kind == "claim"}
         self._claims.update(self._generated())
+        wanted = self._claims.keys() | self._left_alone | self._kept
         for key in sorted(self._store.objects):
-            if key.kind != "claim" or key in self._claims or key in self._left_alone:
-                continue
-            if self.origins[key].source not in kept:
+            if key.kind == "claim" and key not in wanted:
                 self._store.delete(key.kind, key.namespace, key.name)
         for manifest in self._claims.values():
             self._put_claim(manifest)
@@ -195,10 +204,11 @@ class Reconciler:
     def _generated(self) -> dict[ObjectKey, Manifest]:
         """All claims that pods need and no file has; says which ones cannot be made."""
         self._pod_claims, self._left_alone = {}, set()
-        for key, manifest in self._claims.items():
-            metadata = as_dict(manifest.object.get("metadata"))
-            pod_claim = as_dict(metadata.get("annotations")).get(POD_CLAIM_NAME)
-            owner = pod_owner(manifest.object)
+        there = {key: self._store.objects[key].object for key in self._kept if key.kind == "claim"}
+        there |= {key: manifest.object for key, manifest in self._claims.items()}
+        for key, claim in there.items():
+            pod_claim = as_dict(as_dict(claim.get("metadata")).get("annotations")).get(POD_CLAIM_NAME)
+            owner = pod_owner(claim)
             if owner and pod_claim:
                 self._pod_claims[ObjectKey("pod", key.namespace, str(owner["name"])), pod_claim] = key
         made: dict[ObjectKey, Manifest] = {}
@@ -224,12 +234,13 @@ class Reconciler:
             return None
         if is_finished(pod) or template is None:
             self._left_alone.add(key)
-            if template is None and not is_finished(pod) and key not in self._store.objects:
+            manifest = self._pods.get(pod_key)  # None where a broken file says nothing new of it
+            if manifest and template is None and not is_finished(pod) and key not in self._store.objects:
                 message = (
                     f"{who}: its claim {pod_claim} cannot be made, since there is no ResourceClaimTemplate "
                     f"{template_name} in its namespace; add it, and the claim is made"
                 )
-                self.waiting.append(ManifestError(origin.source, 0, 0, 0, message))
+                self.waiting.append(manifest.problem(message, "spec.resourceClaims"))
             return None
         claim = marked("claim", generated_claim(template.object, pod, pod_claim))
         return Manifest(key, claim, template.error, origin.source, digest_of(claim))

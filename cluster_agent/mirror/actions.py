@@ -56,11 +56,12 @@ class Started(msgspec.Struct, frozen=True):
     """The epoch is taken, our subjects were read, and then the cluster was listed; in this order."""
 
     epoch: int
-    run_sequence: int  # of the last message on agent.run, which is the one that took the epoch
+    run_sequence: int  # of the last message on agent.run; the epoch, unless another agent has taken over since
     sync_part_sequences: dict[int, int]  # of the last message on agent.sync-<n>, by n
     last_messages: list[LastMessage]
     objects: list[ObjectSeen]
     decisions: list[tuple[int, Decision]]  # the ledger's last decision of each claim, with its ledger sequence
+    listed_at: dict[str, int] = {}  # resourceVersion of the list of each kind
 
 
 class Relisted(msgspec.Struct, frozen=True):

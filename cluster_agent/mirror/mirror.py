@@ -72,6 +72,8 @@ class Mirror:
         self._now_ms = 0
         self._synced_ms = 0
         self._uids: dict[ClaimName, set[str]] = {}  # of claims, by the name that pods use
+        self._watched: dict[str, int] = {}  # resourceVersion up to which the view of a kind is complete
+        self._unseen: set[ObjectName] = set()  # only the bus knows of them: gone, or the watch will bring them
         self._brokered: set[str] = set()  # names of the classes that the cluster itself marks as brokered
         self._agent_sequences: dict[str, int] = {}  # last sequence of agent.<key>
         self._sync = 0
@@ -111,9 +113,7 @@ class Mirror:
                 self._asked(event)
             case RunTaken():
                 if event.stream_sequence > self._agent_sequences[RUN_KEY]:
-                    self._actions.append(
-                        Exit(f"another agent serves cluster {self.cluster} (epoch {event.stream_sequence})")
-                    )
+                    self._exit(event.stream_sequence)
             case Tick():
                 self._tick(event)
             case _:
@@ -144,10 +144,14 @@ class Mirror:
 
     def _start(self, event: Started) -> None:
         self.epoch = event.epoch
+        if event.run_sequence != event.epoch:
+            self._exit(event.run_sequence)
+            return
         self._agent_sequences = {RUN_KEY: event.run_sequence}
         for part, sequence in event.sync_part_sequences.items():
             self._agent_sequences[f"sync-{part}"] = sequence
         self._last_stored = event.run_sequence
+        self._watched = dict(event.listed_at)
         for last in event.last_messages:
             self._learn(last)
         met = set(self.tracked)
@@ -170,6 +174,9 @@ class Mirror:
         for tracked in list(self.tracked.values()):
             self._advance(tracked)
 
+    def _exit(self, sequence: int) -> None:
+        self._actions.append(Exit(f"another agent serves cluster {self.cluster} (its message {sequence})"))
+
     def _learn(self, last: LastMessage) -> None:
         """The last message of a subject says what was published, perhaps by an agent before us."""
         if last.message is None:
@@ -185,8 +192,7 @@ class Mirror:
     # --- views
 
     def _see(self, event: ObjectSeen) -> None:
-        changed = self._view(event)
-        for tracked in changed:
+        for tracked in [*self._view(event), *self._passed(event.kind, event.resource_version)]:
             self._advance(tracked)
 
     def _view(self, event: ObjectSeen) -> list[Tracked]:
@@ -206,6 +212,11 @@ class Mirror:
         if event.kind == "class":
             return [tracked, *self._class_changed(tracked)]
         return [tracked]
+
+    def _passed(self, kind: str, resource_version: int) -> list[Tracked]:
+        """The watch has come so far; returns objects that it did not bring, of which that may say that they are gone."""
+        self._watched[kind] = max(self._watched.get(kind, 0), resource_version)
+        return [self.tracked[name] for name in sorted(self._unseen) if name.kind == kind and name in self.tracked]
 
     def _concerned(self, names: set[ClaimName] | str) -> list[Tracked]:
         """The claims of these names, or of a whole namespace: what is said of them has changed."""
@@ -237,6 +248,8 @@ class Mirror:
         tracked = self.tracked.get(ObjectName(event.kind, key))
         if tracked is not None and event.resource_version >= tracked.view_version:
             self._gone(tracked, event.resource_version)
+        for unseen in self._passed(event.kind, event.resource_version):
+            self._advance(unseen)
 
     def _gone(self, tracked: Tracked, resource_version: int) -> None:
         if tracked.name.kind == "claim":
@@ -261,6 +274,7 @@ class Mirror:
         for tracked in [each for each in self.tracked.values() if each.name.kind == event.kind]:
             if tracked.name.key not in there and tracked.object is not None:
                 self._gone(tracked, event.resource_version)
+        self._passed(event.kind, event.resource_version)
         for tracked in list(self.tracked.values()):
             self._advance(tracked)
 
@@ -293,6 +307,8 @@ class Mirror:
 
     def _advance(self, tracked: Tracked) -> None:
         """Do whatever can be done for an object now."""
+        if tracked.name in self._unseen:
+            self._look_for(tracked)
         if tracked.name.kind == "claim":
             self._actions += settling.advance(tracked)
         if tracked.in_flight is not None or not tracked.view_is_current:
@@ -301,6 +317,16 @@ class Mirror:
             self._owed.discard(tracked.name)
         elif not self._holds_back:
             self._publish(tracked)
+
+    def _look_for(self, tracked: Tracked) -> None:
+        """The subject's last message, of an agent before us, knows the object as of a resourceVersion; we never saw it.
+
+        Where our view of the kind is complete beyond that, it is gone; else the watch will say.
+        """
+        if tracked.object is None and tracked.subject_version <= self._watched.get(tracked.name.kind, 0):
+            tracked.view_version = max(tracked.view_version, tracked.subject_version)
+        if tracked.object is not None or tracked.view_is_current:
+            self._unseen.discard(tracked.name)
 
     @property
     def _holds_back(self) -> bool:
@@ -392,7 +418,7 @@ class Mirror:
             self._published(action, event.last.stream_sequence)
             return
         if event.last_epoch > self.epoch:
-            self._actions.append(Exit(f"another agent serves cluster {self.cluster} (epoch {event.last_epoch})"))
+            self._exit(event.last_epoch)
             return
         if action.name.kind == "agent":
             self._sync_in_flight = None
@@ -410,6 +436,8 @@ class Mirror:
             job = tracked.job
             if job is not None and job.ledger_sequence <= tracked.decision_sequence:
                 tracked.job = None
+            if tracked.object is None and not tracked.view_is_current:
+                self._unseen.add(tracked.name)
         tracked.published = None
         self._advance(tracked)
 
@@ -435,7 +463,7 @@ class Mirror:
             tracked.published = None
             if tracked.object is None or self._is_our_business(tracked):
                 self._owed.add(name)
-        for name in list(self._owed):
+        for name in sorted(self._owed):
             self._advance(self.tracked[name])
 
     def _maybe_sync(self) -> None:
