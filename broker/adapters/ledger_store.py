@@ -13,7 +13,7 @@ import msgspec
 
 from broker.adapters.errors import BatchTooLargeError, LedgerTornError
 from schemas.client.connection import REQUEST_DEADLINE_S, Connection, raise_api_error
-from schemas.client.errors import BusError, BusUnavailableError, StreamGapError
+from schemas.client.errors import BusRefusedError, BusUnavailableError, StreamGapError
 from schemas.client.reader import StreamReader
 from schemas.wire.bus import OutgoingMessage, StoredMessage
 
@@ -23,6 +23,7 @@ BATCH_MESSAGES_MAX = 1000  # nats-server refuses a larger one (error 10199)
 APPEND_DEADLINE_S = 5.0
 RETRY_AFTER_S = 10.0  # nats-server drops an unfinished batch 10 s after its last message
 LOOK_AGAIN_S = 0.5
+LOOK_DEADLINE_S = 2.0  # while servers elect a leader a question stays unanswered: ask again rather than wait
 
 
 class Committed(msgspec.Struct, frozen=True):
@@ -95,7 +96,7 @@ class LedgerStore:
 
         messages: 1 to 1,000, in order; their ids (`Nats-Msg-Id`) differ. The batch says who wrote it: one of equal
             content by another leader could not be told apart.
-        deadline_s: for the ack; to read the tail afterwards takes at most as long again.
+        deadline_s: for the ack; then the tail is looked at.
         Returns: Uncertain when the batch may still land: append the very same again (`append_until_known`).
         Raises: BatchTooLargeError, MessageTooLargeError (nothing was sent); LedgerTornError.
         """
@@ -108,9 +109,9 @@ class LedgerStore:
                 if ack.stream == self.stream and ack.seq == expected_last + len(messages) and not ack.duplicate:
                     return Committed(ack.seq)
                 reason = f"the server's ack does not fit: {ack}"
-            except BusError as error:
+            except (BusUnavailableError, BusRefusedError) as error:
                 reason = str(error)
-        return await self.look(messages, expected_last, reason, deadline_s)
+        return await self.look(messages, expected_last, reason, min(deadline_s, LOOK_DEADLINE_S))
 
     async def append_until_known(
         self,
@@ -130,11 +131,12 @@ class LedgerStore:
             result = await self.append(messages, expected_last, deadline_s)
             if not isinstance(result, Uncertain):
                 return result
-            _log.warning("append to %s after %d is uncertain: %s", self.stream, expected_last, result.reason)
+            reason = result.reason
+            _log.warning("append to %s after %d is uncertain: %s", self.stream, expected_last, reason)
             with anyio.move_on_after(retry_after_s):
                 while isinstance(result, Uncertain):
                     await anyio.sleep(min(LOOK_AGAIN_S, retry_after_s / 4))
-                    result = await self.look(messages, expected_last, result.reason, deadline_s)
+                    result = await self.look(messages, expected_last, reason, LOOK_DEADLINE_S)
             if not isinstance(result, Uncertain):
                 return result
             if result.visible:
@@ -146,25 +148,30 @@ class LedgerStore:
         """What the ledger's tail says of the batch, entry for entry.
 
         reason: why we have to look; what an Uncertain repeats.
-        Raises: LedgerTornError.
+        deadline_s: for each question to the stream's leader; a batch that is there is then read without a deadline,
+            for as long as entries come.
+        Raises: LedgerTornError, StreamGapError, StreamLostError: the ledger is damaged.
         """
-        with anyio.move_on_after(deadline_s):
-            try:
-                for index, message in enumerate(messages):
-                    stored = await self._reader.at(expected_last + 1 + index, deadline_s)
-                    if stored is not None and _is_same(stored, message):
-                        continue
-                    if index > 0 and stored is not None:
-                        raise LedgerTornError(self.stream, expected_last + 1, index, len(messages))
-                    last = await self.last_sequence(deadline_s)
-                    # Below what we have read ourselves: entries are lost, and nothing can be appended after them.
-                    if stored is not None or last < expected_last:
-                        return Refused(last)
-                    return Uncertain(reason, index)
-                return Committed(expected_last + len(messages))
-            except BusError as error:
-                return Uncertain(f"{reason}; then the tail could not be read: {error}")
-        return Uncertain(f"{reason}; then the tail could not be read within {deadline_s:g} s")
+        end = expected_last + len(messages)
+        try:
+            first = await self._reader.at(expected_last + 1, deadline_s)
+            last = await self.last_sequence(deadline_s)
+            if first is None:
+                # Below what we have read ourselves: entries are lost, and nothing can be appended after them.
+                return Refused(last) if last < expected_last else Uncertain(reason)
+            if not _is_same(first, messages[0]):
+                return Refused(last)
+            if last < end:
+                return Uncertain(reason, visible=max(1, last - expected_last))
+            async with aclosing(self.read(expected_last, end)) as batches:
+                async for batch in batches:
+                    for stored in batch:
+                        index = stored.stream_sequence - expected_last - 1
+                        if not _is_same(stored, messages[index]):
+                            raise LedgerTornError(self.stream, expected_last + 1, index, len(messages))
+            return Committed(end)
+        except (BusUnavailableError, BusRefusedError) as error:
+            return Uncertain(f"{reason}; then the tail could not be read: {error}")
 
     def _check(self, messages: Sequence[OutgoingMessage]) -> None:
         assert messages, "a batch holds at least its inputs entry"

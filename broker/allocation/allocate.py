@@ -41,7 +41,9 @@ def allocate(
 
     Nodes are tried in their order, those that reach the same devices at once; the first that works is taken, even
     where a later one would need fewer devices that are local to it. The devices are those that kube-scheduler's
-    allocator would choose for that node.
+    allocator chooses for that node. It fails some claims that are placed here: where one alternative wants All and a
+    pool is incomplete, or a constraint keeps one of All away, only that alternative is passed over; and selectors are
+    not asked about devices that are held or tainted, so they cannot fail there.
     """
     requests = read_requests(claims, snapshot, device_index)
     if isinstance(requests, NoFit):

@@ -15,6 +15,10 @@ from broker.allocation.requests import Alternative, Request
 from schemas.resource import ResourceClaim
 from schemas.resource.limits import ALLOCATION_RESULTS_MAX
 
+# What one pass drops can make more hopeless. A claim can be built to need hundreds of passes; the search copes with
+# what is left after a few.
+_PASSES = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -48,8 +52,8 @@ def pose(
 
 
 def narrow(problem: Problem) -> Problem | None:
-    """The problem without hopeless alternatives and devices; None if there is no solution."""
-    while True:
+    """The problem without hopeless alternatives and devices; None if it is plain that there is no solution."""
+    for _ in range(_PASSES):
         requests = [_without_hopeless(request, problem.candidates) for request in problem.requests]
         if not all(request.alternatives for request in requests):
             return None
@@ -58,8 +62,9 @@ def narrow(problem: Problem) -> Problem | None:
             return None
         narrower = _without_hopeless_devices(problem)
         if narrower is problem:
-            return problem
+            break
         problem = narrower
+    return problem
 
 
 def _without_hopeless(request: Request, candidates: Mapping[Alternative, Candidates]) -> Request:
@@ -116,27 +121,30 @@ def _distinct_values_suffice(problem: Problem) -> bool:
 def _without_hopeless_devices(problem: Problem) -> Problem:
     """Drop the devices that a constraint keeps out of every solution; the same problem if there is none.
 
-    A device needs the attribute; for matchAttribute also a value of which there are enough devices, for its own
-    alternative and for all those that every solution contains.
+    A device needs the attribute; for matchAttribute also a value that enough devices have, for its own alternative
+    together with all those that every solution contains.
     """
     certain = set(_certain(problem))
     candidates = dict(problem.candidates)
+    has_dropped = False
     for constraint, bound in _bound(problem):
         attribute = constraint.attribute
         matching = isinstance(constraint, MatchAttribute)
         in_any_case = [candidates[each] for each in bound if each in certain]
-        everywhere = _sufficient_values(attribute, in_any_case) if matching and len(in_any_case) > 1 else None
+        common = _sufficient_values(attribute, in_any_case) if matching and in_any_case else None
         for alternative in bound:
             before = candidates[alternative]
-            if matching:
-                values = _sufficient_values(attribute, [before])
-                values = values if everywhere is None else values & everywhere
-                left = [each for each in before.devices if not values.isdisjoint(each.values_of(attribute) or ())]
-            else:
+            if not matching:
                 left = [each for each in before.devices if each.values_of(attribute) is not None]
+            else:
+                values = common
+                if values is None or alternative not in certain:
+                    values = _sufficient_values(attribute, [before, *in_any_case])
+                left = [each for each in before.devices if not values.isdisjoint(each.values_of(attribute) or ())]
             if len(left) < len(before.devices):
                 candidates[alternative] = replace(before, devices=left)
-    return replace(problem, candidates=candidates) if candidates != problem.candidates else problem
+                has_dropped = True
+    return replace(problem, candidates=candidates) if has_dropped else problem
 
 
 def _sufficient_values(attribute: str, candidates: Sequence[Candidates]) -> Values:

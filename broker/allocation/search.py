@@ -117,8 +117,10 @@ class Search:
 
     def _choose_alternative(self, point: _Point) -> Iterator[_Point]:
         for alternative in self._requests[point.request].alternatives:
-            results = self._results_by_claim[alternative.claim_index] + self._candidates[alternative].count
-            if results + self._least_after[point.request] <= ALLOCATION_RESULTS_MAX:
+            candidates = self._candidates[alternative]
+            results = self._results_by_claim[alternative.claim_index] + candidates.count
+            fits_result = results + self._least_after[point.request] <= ALLOCATION_RESULTS_MAX
+            if fits_result and len(candidates.devices) >= candidates.count:
                 yield _Point(point.request, alternative)
 
     def _choose_all(self, point: _Point, alternative: Alternative) -> Iterator[_Point]:

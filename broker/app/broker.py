@@ -106,7 +106,7 @@ class Broker:
             None  # to the task that owns the machine; None while standing by
         )
         self._open_questions: list[Question] = []
-        self.changed = anyio.Event()  # set when something was decided, and then replaced
+        self.changed = anyio.Event()  # set when a step was done, and then replaced
         self.is_leading = False
         self.counts: dict[str, int] = {}  # notices by code
 
@@ -224,7 +224,7 @@ class Broker:
     async def _serve(self, machine: Machine, position: int) -> None:
         send, receive = anyio.create_memory_object_stream[Item](ITEMS_WAITING)
         epoch = machine.world.leader_epoch
-        async with anyio.create_task_group() as tg:
+        async with send, receive, anyio.create_task_group() as tg:
             tg.start_soon(self._follow_state, position, send)
             tg.start_soon(self._follow_beats, send)
             tg.start_soon(self._show_the_beacon, epoch)
@@ -270,8 +270,7 @@ class Broker:
         for notice in effects.notices:
             self.counts[notice.code] = self.counts.get(notice.code, 0) + 1
             self._tell(notice)
-        if effects.entries:
-            self._say_changed()
+        self._say_changed()
 
     async def _append(self, entries: list[AnyEntry], expected_last: int) -> None:
         """Append one batch and return when it is known to be stored. Raises: DeposedError when another's is there."""

@@ -25,6 +25,7 @@ from broker.errors import ConfigError
 from broker.machine.deciding import STEP_BUDGET
 from broker.world.federation import Federation
 from broker.world.keys import ClusterId, cluster_scope, fabric_scope
+from schemas.errors import ManifestError
 from schemas.manifests import ManifestSet, parse_manifests, read_manifests
 from schemas.resource import AllocationResult
 
@@ -98,7 +99,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         dest="claims",
         action="append",
         metavar="NAMESPACE/NAME",
-        help="only this claim, more if given again; other claims still hold what they have",
+        help="only this claim, more if given again; others hold what they have. NAME alone is in default",
     )
     parser.add_argument(
         "--together", action="store_true", help="all claims on one node, or none, as for the claims of one pod"
@@ -118,6 +119,9 @@ def run(options: argparse.Namespace) -> int:
         _log.error("%s", problem)
     for notice in given.notices:
         _log.warning("%s", notice)
+    nodes = given.world.nodes.get(cluster, {})
+    if options.node and nodes and options.node not in nodes:
+        _log.warning("node %s is not in the input (%s); it is taken to have no labels", options.node, ", ".join(nodes))
     claims = _chosen(given, options.claims)
     outcomes = (allocate_together if options.together else allocate_each)(given, claims, options.node)
     results = [each.result for each in outcomes]
@@ -208,10 +212,17 @@ def _already_allocated(claim: InputClaim) -> Outcome:
 def _read(paths: Sequence[str]) -> ManifestSet:
     found = ManifestSet([], [], {})
     for path in paths:
-        more = parse_manifests(sys.stdin.read(), "-") if path == "-" else read_manifests([path])
+        more = _read_stdin() if path == "-" else read_manifests([path])
         counts = {kind: found.skipped.get(kind, 0) + more.skipped.get(kind, 0) for kind in found.skipped | more.skipped}
         found = ManifestSet(found.documents + more.documents, found.errors + more.errors, counts)
     return found
+
+
+def _read_stdin() -> ManifestSet:
+    try:
+        return parse_manifests(sys.stdin.read(), "-")
+    except UnicodeDecodeError:
+        return ManifestSet([], [ManifestError("-", 0, 0, 0, "not text in UTF-8")], {})
 
 
 def _federation(cluster: ClusterId, config: Path | None) -> Federation:
@@ -238,11 +249,12 @@ def _chosen(given: OfflineInput, names: Sequence[str] | None) -> list[InputClaim
     if names is None:
         return [each for each in given.claims if each.allocation is None]
     known = [str(each) for each in given.claims]
-    for name in names:
+    wanted = [name if "/" in name else f"default/{name}" for name in names]
+    for name in wanted:
         if name not in known:
             there = ", ".join(known) or "none"
-            raise CommandError(f"--claim {name}: there is no such claim; NAMESPACE/NAME of those in the input: {there}")
-    return [each for each in given.claims if str(each) in names]
+            raise CommandError(f"--claim {name}: there is no such claim; those in the input are: {there}")
+    return [each for each in given.claims if str(each) in wanted]
 
 
 def _print_tables(outcomes: Sequence[Outcome]) -> None:

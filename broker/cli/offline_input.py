@@ -188,8 +188,7 @@ class _Reader:
                 observe.observe_node(self.world, self._cluster, node)
             case DeviceTaintRule() as rule:
                 if not self._refusal(document, validate_taint_rule(rule)):
-                    text = "DeviceTaintRules are not applied yet; taint the devices in their ResourceSlice"
-                    self.notices.append(f"{Reason.UNSUPPORTED_FEATURE}: DeviceTaintRule {item.name}: {text}")
+                    observe.observe_taint_rule(self.world, self._cluster, rule)
             case ResourceClaimTemplate() as template:
                 refusal = self._refusal(document, validate_template(template))
                 self._templates[item.namespace, item.name] = document, refusal

@@ -142,7 +142,8 @@ def _decide(core: Core, turn: Round, claim: Claim) -> Verdict | None:
         return None
     blocked = _class_verdict(core, turn, claim, spec) or _consumer_verdict(claim, spec)
     if blocked is not None:
-        return blocked
+        # A class that changes can be a better reason than the one that is given now.
+        return blocked._replace(topics=_class_topics(core, claim, spec) + blocked.topics)
     if claim.not_before_ms > core.now_ms:
         text = (
             f"the last {claim.failures} tries failed at the cluster; tried again at {_timestamp(claim.not_before_ms)}"
@@ -155,30 +156,34 @@ def _decide(core: Core, turn: Round, claim: Claim) -> Verdict | None:
     return None
 
 
+def _class_topics(core: Core, claim: Claim, spec: ResourceClaim) -> tuple[str, ...]:
+    owner = core.world.federation.class_owner(claim.key.cluster)
+    return tuple(f"class:{owner}/{name}" for name in class_names(spec))
+
+
 def _class_verdict(core: Core, turn: Round, claim: Claim, spec: ResourceClaim) -> Verdict | None:
     owner = core.world.federation.class_owner(claim.key.cluster)
     classes = turn.classes(claim.key.cluster)
     named = class_names(spec)
-    topics = tuple(f"class:{owner}/{name}" for name in named)
     missing = [name for name in named if name not in classes]
     if missing:
         if not core.world.cluster(owner).is_heard:
-            return Verdict("Pending", "WaitingForCluster", f"cluster {owner} was not heard yet", ("heard", *topics))
+            return Verdict("Pending", "WaitingForCluster", f"cluster {owner} was not heard yet", ("heard",))
         text = f"there is no DeviceClass {missing[0]} in {owner}; create it, or name another in the claim"
-        return Verdict("Pending", "UnknownDeviceClass", text, topics)
+        return Verdict("Pending", "UnknownDeviceClass", text)
     ours = [name for name in named if classes[name].metadata.labels.get(BROKERED_LABEL) == "true"]
     if not ours:
         text = (
             f'no DeviceClass of the claim is brokered: label {named[0]} with {BROKERED_LABEL}: "true" if it should be'
         )
-        return Verdict("Pending", "ClassNotBrokered", text, topics)
+        return Verdict("Pending", "ClassNotBrokered", text)
     if len(ours) < len(named):
         others = ", ".join(name for name in named if name not in ours)
         text = (
             f"the claim mixes brokered classes ({', '.join(ours)}) and others ({others}), and a claim is allocated "
             f"as a whole: use one for each"
         )
-        return Verdict("Invalid", "MixedClasses", text, topics)
+        return Verdict("Invalid", "MixedClasses", text)
     return None
 
 

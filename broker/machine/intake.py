@@ -13,9 +13,9 @@ from broker.world.federation import BROKERED_LABEL
 from broker.world.keys import ClusterId
 from broker.world.records import Known
 from schemas.errors import DecodeError
-from schemas.resource import DeviceClass, Node, ResourceClaim, ResourceSlice
+from schemas.resource import DeviceClass, DeviceTaintRule, Node, ResourceClaim, ResourceSlice
 from schemas.resource.decode import decode_json
-from schemas.resource.validate import validate_class, validate_slice
+from schemas.resource.validate import validate_class, validate_slice, validate_taint_rule
 from schemas.wire.bus import PayloadError, StoredMessage
 from schemas.wire.calls import Ask
 from schemas.wire.codec import (
@@ -170,13 +170,12 @@ def _take_in(core: Core, message: StoredMessage, cluster: ClusterId, name: Objec
         case "node", Node():
             observe.observe_node(core.world, cluster, found)
             core.changed(f"nodes:{cluster}")
-        case "taintrule", _:
-            core.notice(
-                "warning",
-                "UnsupportedFeature",
-                f"DeviceTaintRule {name.key} of {cluster}",
-                "DeviceTaintRules are not applied yet; taint the devices in their ResourceSlice",
-            )
+        case "taintrule", DeviceTaintRule():
+            errors = validate_taint_rule(found)
+            if errors:
+                return f"DeviceTaintRule {name.key}: {errors[0]}"
+            observe.observe_taint_rule(core.world, cluster, found)
+            pools.all_changed(core)
         case _:
             return f"a {type(found).__name__} on the subject of {name.kind} {name.key}"
     return ""
@@ -224,6 +223,8 @@ def _forget(core: Core, cluster: ClusterId, name: ObjectName) -> None:
     elif name.kind == "class":
         core.changed(f"class:{cluster}/{name.key}")
         core.classes_changed = True
+    elif name.kind == "taintrule":
+        pools.all_changed(core)
     elif name.kind == "node":
         core.changed(f"nodes:{cluster}")
 

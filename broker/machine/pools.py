@@ -18,6 +18,11 @@ def changed(core: Core, key: PoolKey, source: ClusterId) -> None:
         _tell(core, pool)
 
 
+def all_changed(core: Core) -> None:
+    """The taints of any device may have changed."""
+    core.changed(*(f"scope:{scope}" for scope in core.world.inventory.scopes()))
+
+
 def tell_problems(core: Core, scopes: Iterable[str]) -> None:
     """Tell what is wrong with the pools of these scopes."""
     for pool in core.world.inventory.pools_of_scopes(scopes):

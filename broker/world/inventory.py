@@ -11,9 +11,10 @@ from typing import Literal
 from broker.world.federation import FABRIC_LABEL, Federation
 from broker.world.keys import ClusterId, PoolKey, cluster_scope, fabric_scope
 from broker.world.pools import Pool, assemble_pool
-from schemas.resource import ResourceSlice
+from broker.world.taint_rules import with_rules
+from schemas.resource import DeviceTaintRule, ResourceSlice
 
-SliceRef = tuple[ClusterId, str]  # cluster and name of a ResourceSlice
+SliceRef = tuple[ClusterId, str]  # cluster and name of a ResourceSlice (or DeviceTaintRule)
 PlaceReason = Literal["", "NotTheSource", "FabricLabelNotBelieved", "SetAside"]
 
 
@@ -37,6 +38,7 @@ class Inventory:
     slices: dict[SliceRef, ResourceSlice] = field(default_factory=dict)
     placed: dict[SliceRef, Placed] = field(default_factory=dict)
     labels_open: bool = False
+    _rules: dict[SliceRef, DeviceTaintRule] = field(default_factory=dict)
     _members: dict[PoolKey, dict[SliceRef, ResourceSlice]] = field(default_factory=dict)
     _pools: dict[PoolKey, Pool] = field(default_factory=dict)
     _keys_by_scope: dict[str, set[PoolKey]] = field(default_factory=dict)
@@ -80,8 +82,16 @@ class Inventory:
             return None
         pool = self._pools.get(key)
         if pool is None:
-            pool = self._pools[key] = assemble_pool(key, self._members[key].values())
+            pool = self._pools[key] = assemble_pool(key, self._tainted_members(key))
         return pool
+
+    def put_rule(self, ref: SliceRef, rule: DeviceTaintRule | None) -> None:
+        """A DeviceTaintRule is new or changed; None: it is gone."""
+        if rule is None:
+            self._rules.pop(ref, None)
+        else:
+            self._rules[ref] = rule
+        self._pools.clear()
 
     def pools_of_scopes(self, scopes: Iterable[str]) -> list[Pool]:
         """The pools of these scopes, ascending by driver and pool name (upstream's ID order), then by scope."""
@@ -105,9 +115,19 @@ class Inventory:
                     return key.scope
         return scope
 
+    def scopes(self) -> list[str]:
+        """All scopes that have pools."""
+        return sorted(self._keys_by_scope)
+
     def label_scopes(self) -> list[str]:
         """Scopes of fabrics that are declared by label."""
         return sorted({key.scope for key in self._label_sources})
+
+    def _tainted_members(self, key: PoolKey) -> list[ResourceSlice]:
+        members = self._members[key]
+        speakers = {cluster for cluster, _ in members} | {self.federation.hub}
+        rules = [rule for ref, rule in sorted(self._rules.items()) if ref[0] in speakers]
+        return [with_rules(each, rules) for each in members.values()]
 
     def _place(self, ref: SliceRef) -> Placed:
         placed = self._choose(ref)

@@ -8,7 +8,7 @@ from broker.world.inventory import Placed
 from broker.world.keys import ClaimKey, ClaimUid, ClusterId
 from broker.world.records import Claim, Known
 from broker.world.world import World
-from schemas.resource import AllocationResult, DeviceClass, Node, ResourceClaim, ResourceSlice
+from schemas.resource import AllocationResult, DeviceClass, DeviceTaintRule, Node, ResourceClaim, ResourceSlice
 from schemas.wire.ledger import DeviceHold
 from schemas.wire.state import ClaimState, ObjectName
 
@@ -73,12 +73,19 @@ def observe_node(world: World, cluster: ClusterId, node: Node) -> None:
     world.nodes.setdefault(cluster, {})[node.metadata.name] = node
 
 
+def observe_taint_rule(world: World, cluster: ClusterId, rule: DeviceTaintRule) -> None:
+    """A DeviceTaintRule, new or changed."""
+    world.inventory.put_rule((cluster, rule.metadata.name), rule)
+
+
 def forget_object(world: World, cluster: ClusterId, name: ObjectName) -> None:
     """The object is gone, or what it says can no longer be believed. (Claims: World.forget_claim.)"""
     if name.kind == "slice":
         world.inventory.remove((cluster, name.key))
     elif name.kind == "class":
         world.classes.pop((cluster, name.key), None)
+    elif name.kind == "taintrule":
+        world.inventory.put_rule((cluster, name.key), None)
     elif name.kind == "node":
         world.nodes.get(cluster, {}).pop(name.key, None)
 

@@ -70,8 +70,10 @@ def _why_incomplete(generation: int, slices: tuple[ResourceSlice, ...]) -> str |
         said = ", ".join(f"{name} says {count}" for name, count in expected.items())
         return f"the slices of generation {generation} disagree on resourceSliceCount: {said}"
     count = slices[0].spec.pool.resource_slice_count
-    if len(slices) != count:
+    if len(slices) < count:
         return f"{len(slices)} of {count} slices of generation {generation}"
+    if len(slices) > count:
+        return f"{len(slices)} slices of generation {generation}, which says that it has {count}"
     return None
 
 
