@@ -28,6 +28,7 @@ PULL_LIFE_S = 60.0
 HEARTBEAT_S = 1.0
 SILENCE_S = 2.5  # without message or heartbeat: the server does not know us any more
 RETRY_S = 0.5  # between two attempts to make a consumer
+ATTEMPT_DEADLINE_S = 2.0  # while servers elect a leader a request stays unanswered: ask again rather than wait
 CONSUMER_LIFE_S = 60.0  # the server forgets a consumer that nobody pulls from
 
 
@@ -198,7 +199,7 @@ class Follower:
             try:
                 name = await self._create()
                 # After the consumer was made: what was still there then, it delivers.
-                state = await stream_state(self._connection, self._stream)
+                state = await stream_state(self._connection, self._stream, ATTEMPT_DEADLINE_S)
             except BusError as error:
                 if isinstance(error, BusRefusedError) and error.code == 400:
                     raise  # what we ask for is wrong, and will be
@@ -280,7 +281,7 @@ async def create_consumer(
         config = {**config, "filter_subject": filters[0]}
     elif filters:
         config = {**config, "filter_subjects": list(filters)}
-    await connection.api(request, {"stream_name": stream, "config": config})
+    await connection.api(request, {"stream_name": stream, "config": config}, deadline_s=ATTEMPT_DEADLINE_S)
 
 
 def _delivered(message: Msg) -> Delivered:

@@ -1,0 +1,256 @@
+"""The agent at the bus: compare-and-set on a subject, what is addressed to its cluster, asks and heartbeats."""
+
+import os
+
+import anyio
+import pytest
+
+from broker.adapters.asks import Asks
+from broker.adapters.embedded_nats import EmbeddedNats
+from broker.adapters.ledger_store import Committed, LedgerStore
+from broker.adapters.streams import StreamSettings, ensure_streams, stream_configs
+from cluster_agent.adapters.bus import AgentBus, LedgerFollower, Published, RefusedBySubject, Uncertain
+from schemas.client.connection import Connection
+from schemas.client.errors import BusUnavailableError, MessageTooLargeError
+from schemas.wire.bus import OutgoingMessage
+from tests.bus.builders import Cut, a_proxy, a_state, an_entry
+from tests.bus.conftest import LEDGER
+from tests.nats_fixture import connect_to
+
+pytestmark = pytest.mark.anyio
+
+SUBJECT = a_state("").subject
+
+
+@pytest.fixture
+def east(connection: Connection) -> AgentBus:
+    return AgentBus(connection, "east")
+
+
+async def test_publishes_over_the_message_it_expects_and_over_no_other(east: AgentBus) -> None:
+    assert await east.publish_state(a_state("first"), 0) == Published(1)
+    assert await east.publish_state(a_state("of another", key="u2"), 0) == Published(2)
+    assert await east.publish_state(a_state("second"), 1) == Published(3)
+    assert await east.publish_state(a_state("late"), 1) == RefusedBySubject()
+    assert await east.publish_state(a_state("blind"), 0) == RefusedBySubject()
+    last = await east.last_message(SUBJECT)
+    assert last is not None
+    assert (last.body(), last.stream_sequence) == (b"second", 3)
+    assert await east.last_message("dra.v1.state.east.claim.unknown") is None
+
+
+async def test_of_two_agents_one_wins_each_place(nats_url: str, connection: Connection) -> None:
+    won: list[int] = []
+
+    async def write(name: str) -> None:
+        async with connect_to(nats_url) as own:
+            bus = AgentBus(own, "east")
+            for number in range(30):
+                last = await bus.last_message(SUBJECT)
+                expected = last.stream_sequence if last else 0
+                result = await bus.publish_state(a_state(f"{name} {number}"), expected)
+                if isinstance(result, Published):
+                    assert result.stream_sequence > expected
+                    won.append(result.stream_sequence)
+
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(write, "A")
+        tg.start_soon(write, "B")
+    assert sorted(won) == list(range(1, len(won) + 1))
+
+
+async def test_a_repeated_id_is_not_stored_again_and_says_so(east: AgentBus) -> None:
+    assert await east.publish_state(a_state("first", message_id="1"), 0) == Published(1)
+    # The trap: another publish with an id that was used before is dropped, whatever it says.
+    assert await east.publish_state(a_state("second", message_id="1"), 1) == Published(1, is_duplicate=True)
+    last = await east.last_message(SUBJECT)
+    assert last is not None
+    assert last.body() == b"first"
+    assert await east.publish_state(a_state("second", message_id="2"), 1) == Published(2)
+
+
+def before_the_ack(sent: bytes) -> Cut | None:
+    if b"Nats-Expected-Last-Subject-Sequence" in sent and b"the message" in sent:
+        return Cut(len(sent), after_answer=b'"seq"')
+    return None
+
+
+async def test_a_publish_whose_ack_is_lost_is_uncertain_and_found_by_its_id(
+    nats_server: EmbeddedNats, connection: Connection
+) -> None:
+    async with a_proxy(nats_server.port) as proxy, connect_to(proxy.url) as shaky:
+        bus = AgentBus(shaky, "east")
+        proxy.cut_at = before_the_ack
+        message = a_state("the message", message_id="1")
+        with anyio.fail_after(3):  # the lost connection ends the wait, not the deadline
+            result = await bus.publish_state(message, 0, deadline_s=30)
+        assert isinstance(result, Uncertain)
+        last = await bus.last_message(SUBJECT)
+        assert last is not None
+        assert last.message_id == "1"
+        # A single server compares first and then looks at the id; either way nothing is stored twice.
+        again = await bus.publish_state(message, 0)
+        assert again in (RefusedBySubject(), Published(1, is_duplicate=True))
+        assert await bus.last_message(SUBJECT) == last
+
+
+async def test_a_large_payload_travels_compressed(east: AgentBus) -> None:
+    large = a_state("x" * 3_000_000)  # more than NATS takes as one message
+    assert await east.publish_state(large, 0) == Published(1)
+    last = await east.last_message(SUBJECT)
+    assert last is not None
+    assert last.headers["Content-Encoding"] == "zstd"
+    assert len(last.payload) < 10_000
+    assert last.body() == large.payload
+
+    noise = OutgoingMessage(SUBJECT, os.urandom(1_100_000))
+    with pytest.raises(MessageTooLargeError, match="raise max_payload"):
+        await east.publish_state(noise, 1)
+
+
+async def test_reads_the_last_message_of_every_subject_of_its_cluster_only(east: AgentBus) -> None:
+    for number, (key, cluster) in enumerate([("u1", "east"), ("u2", "east"), ("u1", "west"), ("u3", "east")]):
+        await east.publish_state(a_state(f"{number}", key=key, cluster=cluster), 0)
+    await east.publish_state(a_state("4", key="u1"), 1)
+    assert [message.body() for message in await east.last_messages()] == [b"1", b"3", b"4"]
+    assert [message.body() for message in await east.last_messages("dra.v1.state.east.claim.u2")] == [b"1"]
+
+
+async def test_follows_its_own_subject_from_its_own_message_on(east: AgentBus) -> None:
+    run = OutgoingMessage("dra.v1.state.east.agent.run", b"mine")
+    assert await east.publish_state(run, 0) == Published(1)
+    async with east.follow_subject(run.subject, after=1) as follower:
+        await east.publish_state(a_state("something else"), 0)
+        assert await east.publish_state(OutgoingMessage(run.subject, b"another's"), 1) == Published(3)
+        with anyio.fail_after(1):
+            batch = await follower.next_batch()
+        assert isinstance(batch, list)
+        assert [(message.body(), message.stream_sequence) for message in batch] == [(b"another's", 3)]
+
+
+async def test_waits_until_the_broker_has_made_the_streams(nats_url: str) -> None:
+    async with connect_to(nats_url) as connection:
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(AgentBus(connection, "east").wait_for_streams)
+            await ensure_streams(connection, StreamSettings())
+        assert await AgentBus(connection, "east").last_messages() == []
+
+
+async def entries(follower: LedgerFollower, count: int, within_s: float = 5) -> list[str]:
+    """The next `count` entries, acknowledged."""
+    texts: list[str] = []
+    with anyio.fail_after(within_s):
+        while len(texts) < count:
+            for one in await follower.next_batch():
+                texts.append(one.message.payload.decode())
+                await follower.ack(one)
+    return texts
+
+
+def for_west(text: str) -> OutgoingMessage:
+    return OutgoingMessage("dra.v1.ledger.main.0.west.claim.u1", text.encode(), {"Nats-Msg-Id": text})
+
+
+async def test_follows_the_ledger_where_it_left_off(
+    east: AgentBus, connection: Connection, ledger: LedgerStore
+) -> None:
+    assert await ledger.append([an_entry("1"), for_west("2"), an_entry("3")], 0) == Committed(3)
+    async with east.follow_ledger() as follower:
+        assert await entries(follower, 2) == ["1", "3"]
+        await ledger.append([an_entry("4")], 3)
+        assert await entries(follower, 1, within_s=1) == ["4"]
+        await connection.flush()
+    await ledger.append([an_entry("5")], 4)
+    async with AgentBus(connection, "east").follow_ledger() as follower:
+        assert await entries(follower, 1) == ["5"]
+
+
+async def test_a_ledger_consumer_begins_where_it_is_told(east: AgentBus, ledger: LedgerStore) -> None:
+    await ledger.append([an_entry("1"), an_entry("2"), an_entry("3")], 0)
+    async with east.follow_ledger(after=2) as follower:
+        assert await entries(follower, 1) == ["3"]
+
+
+async def test_follows_the_ledger_through_a_restart_of_the_server(
+    own_nats: EmbeddedNats, own_connection: Connection
+) -> None:
+    ledger = LedgerStore(own_connection, LEDGER)
+    await ledger.append([an_entry("1")], 0)
+    async with AgentBus(own_connection, "east").follow_ledger() as follower:
+        assert await entries(follower, 1) == ["1"]
+        await own_nats.kill()
+        await own_nats.start()
+        assert await ledger.append_until_known([an_entry("2")], 1, retry_after_s=0.1) == Committed(2)
+        texts: list[str] = []
+        while "2" not in texts:  # "1" may come again: its ack may not have been on disk
+            texts += await entries(follower, 1)
+
+
+async def test_follows_the_ledger_into_its_next_segment(east: AgentBus, connection: Connection) -> None:
+    first = LedgerStore(connection, LEDGER)
+    assert await first.append([an_entry("1"), an_entry("2")], 0) == Committed(2)
+    config = next(config for config in stream_configs(StreamSettings(), "main", 1) if "LEDGER" in config["name"])
+    await connection.api(f"STREAM.CREATE.{config['name']}", {**config, "first_seq": 101})
+    second = LedgerStore(connection, config["name"])
+    again = OutgoingMessage("dra.v1.ledger.main.1.east.claim.u1", b"3", {})
+    assert await second.last_sequence() == 100
+    assert await second.append([again], 100) == Committed(101)
+    assert [[m.stream_sequence for m in batch] async for batch in second.read(100)] == [[101]]
+
+    async with east.follow_ledger() as follower:
+        assert await entries(follower, 2) == ["1", "2"]
+        await connection.flush()
+        await follower.close()  # as after a lost connection; else it looks for a later segment after 10 s of silence
+        assert await entries(follower, 1) == ["3"]
+
+    decision = await east.last_decision("u1")
+    assert decision is not None
+    assert (decision.payload, decision.stream_sequence) == (b"3", 101)
+    assert [message.payload for message in await east.last_ledger_messages("claim.>")] == [b"2", b"3"]
+    assert await east.last_decision("u2") is None
+    assert await AgentBus(connection, "west").last_decision("u1") is None
+
+
+async def test_hears_asks_and_is_heard(connection: Connection, nats_url: str) -> None:
+    async with connect_to(nats_url) as other:
+        bus, asks = AgentBus(other, "east"), Asks(connection)
+        async with bus.follow_asks() as heard_asks, asks.follow_beats() as beats, asks.follow_leader("main") as leaders:
+            await asks.ask("west", b"not for us")
+            await asks.ask("east", b"everything")
+            await bus.beat(b"alive")
+            await Asks(other).lead("main", b"I lead")
+            with anyio.fail_after(2):
+                assert (await heard_asks.receive()).payload == b"everything"
+                beat = await beats.receive()
+                assert (beat.subject, beat.payload) == ("dra.v1.beat.east", b"alive")
+                assert (await leaders.receive()).payload == b"I lead"
+
+
+async def test_drops_asks_that_nobody_reads_in_time(connection: Connection, east: AgentBus) -> None:
+    async with east.follow_asks(messages_max=2) as heard:
+        for number in range(5):
+            await Asks(connection).ask("east", str(number).encode())
+        await connection.flush()
+        await anyio.wait_all_tasks_blocked()
+        with anyio.fail_after(2):
+            assert [(await heard.receive()).payload for _ in range(2)] == [b"0", b"1"]
+        await Asks(connection).ask("east", b"again")
+        with anyio.fail_after(2):
+            assert (await heard.receive()).payload == b"again"
+
+
+async def test_goes_on_listening_after_a_restart_and_keeps_nothing_for_later(
+    own_nats: EmbeddedNats, own_connection: Connection
+) -> None:
+    asks, bus = Asks(own_connection), AgentBus(own_connection, "east")
+    async with bus.follow_asks() as heard:
+        await own_nats.kill()
+        with anyio.fail_after(5):
+            while own_connection.is_up:
+                await own_connection.flush()
+            with pytest.raises(BusUnavailableError, match="not connected"):
+                await asks.ask("east", b"into the void")
+            await own_nats.start()
+            await own_connection.wait_until_up()
+            await asks.ask("east", b"after")
+            assert (await heard.receive()).payload == b"after"
