@@ -136,7 +136,9 @@ class IndexedPool:
         # A slice that is the very same object keeps its verdicts, unless what it inherits from its pool has changed.
         inherits = before is not None and before.pool.problem == pool.problem
         known = {id(each.slice): each for each in before.slices} if before is not None and inherits else {}
-        self.slices = tuple(known.get(id(each)) or IndexedSlice(pool, each) for each in pool.slices)
+        self.slices: tuple[IndexedSlice, ...] = tuple(
+            known.get(id(each)) or IndexedSlice(pool, each) for each in pool.slices
+        )
         self.reaches = tuple(
             dict.fromkeys(reach for each in self.slices for reach in each.reaches if reach is not EVERYWHERE)
         )
