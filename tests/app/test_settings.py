@@ -1,0 +1,74 @@
+"""The config file: what it says, and how its mistakes are told."""
+
+from pathlib import Path
+
+import pytest
+
+from broker.app.settings import load_federation, parse_federation
+from broker.errors import ConfigError
+
+FABRIC = {"name": "rack7", "source": "hub", "clusters": ["east", "west"], "pools": [{"driver": "gpu.example.com"}]}
+
+
+def test_reads_fabrics_with_their_source_and_clusters(tmp_path: Path) -> None:
+    path = tmp_path / "federation.yaml"
+    path.write_text(
+        "clusters: [hub, east, west]\nhub: hub\nfabrics:\n"
+        "- {name: rack7, source: hub, clusters: [east, west], pools: [{driver: gpu.example.com, pool: 'rack7-*'}]}\n"
+    )
+    federation = load_federation(path)
+    fabric = federation.fabric_of("gpu.example.com", "rack7-a")
+    assert fabric is not None
+    assert (fabric.source, fabric.clusters) == ("hub", ["east", "west"])
+    assert federation.fabric_of("gpu.example.com", "rack8") is None
+    assert federation.class_owner(fabric.clusters[0]) == "hub"
+    assert federation.must_be_heard(fabric) == ["east", "hub", "west"]
+
+
+def test_an_empty_file_is_a_federation_of_whoever_comes(tmp_path: Path) -> None:
+    path = tmp_path / "federation.yaml"
+    path.write_text("")
+    assert load_federation(path).fabrics == []
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        pytest.param([], "f: the file: Expected `object`, got `array`", id="not a mapping"),
+        pytest.param({"fabric": []}, "f: the file: Object contains unknown field `fabric`", id="an unknown field"),
+        pytest.param({"hub": 7}, "f: hub: Expected `str`, got `int`", id="a wrong type"),
+        pytest.param(
+            {"fabrics": [{**FABRIC, "sources": "x"}]}, "f: fabrics[0]: Object contains unknown field", id="inside"
+        ),
+        pytest.param(
+            {"fabrics": [{**FABRIC, "pools": [{"drivr": "x"}]}]}, "f: fabrics[0].pools[0]: ", id="deep inside"
+        ),
+        pytest.param({"clusters": ["East"]}, "f: clusters[0]: 'East' is not a DNS label", id="a bad name"),
+        pytest.param({"clusters": ["east", "east"]}, "f: clusters[1]: 'east' is there twice", id="a cluster twice"),
+        pytest.param({"fabrics": [FABRIC, FABRIC]}, "f: fabrics[1].name: fabric 'rack7' is there twice", id="a fabric"),
+        pytest.param(
+            {"clusters": ["east", "west"], "fabrics": [FABRIC]},
+            "f: fabrics[0].source: cluster 'hub' is not in clusters (east, west)",
+            id="a source that takes no part",
+        ),
+        pytest.param({"fabrics": [{**FABRIC, "clusters": []}]}, "f: fabrics[0].clusters: no cluster", id="nobody"),
+        pytest.param({"fabrics": [{**FABRIC, "pools": []}]}, "f: fabrics[0].pools: the fabric has no", id="no pools"),
+        pytest.param({"believe_labels": True}, "f: believe_labels: is not a setting", id="labels are not for files"),
+    ],
+)
+def test_a_mistake_is_told_with_the_path_of_its_field(config: object, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_federation(config, "f")
+    assert str(caught.value).startswith(said)
+
+
+def test_broken_yaml_is_told_with_line_and_column(tmp_path: Path) -> None:
+    path = tmp_path / "federation.yaml"
+    path.write_text("clusters: [east\nhub: x\n")
+    with pytest.raises(ConfigError, match=r"federation\.yaml, line 2, column \d+: "):
+        load_federation(path)
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        load_federation(tmp_path / "absent.yaml")
