@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import anyio
 import msgspec
+from anyio import to_thread
 from anyio.abc import TaskStatus
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
@@ -50,7 +51,7 @@ SHARD = "main"
 SEGMENT = 0
 BEACON_S = 0.5
 SILENT_AFTER_S = 2.0  # then a standby tries; a takeover takes this and a start
-ITEMS_WAITING = 100
+ITEMS_WAITING = 16  # batches of state messages, mostly; each may have 32 MiB
 RETRY_S = 0.5
 
 
@@ -166,20 +167,28 @@ class Broker:
         started = time.monotonic()
         machine = await self._until_available(self._fold_ledger)
         await self._elect(machine)
-        position = await self._until_available(lambda: self._believe_again(machine))
-        recovery.resume(machine)
-        if machine.core.ledger_lost:
-            _log.error("%s", machine.core.ledger_lost)
-        _log.info(
-            "leads %s with epoch %d: %d claims, %d ledger entries, state up to %d, after %.2f s",
-            SHARD,
-            machine.world.leader_epoch,
-            len(machine.world.claims),
-            machine.world.ledger_last,
-            position,
-            time.monotonic() - started,
-        )
-        await self._serve(machine, position)
+        epoch = machine.world.leader_epoch
+        async with anyio.create_task_group() as tg:
+            # From the election on: a start may take longer than others would wait before they try to lead.
+            tg.start_soon(self._show_the_beacon, epoch)
+            tg.start_soon(self._watch_for_another, epoch)
+            position = await self._until_available(lambda: self._believe_again(machine))
+            await to_thread.run_sync(recovery.resume, machine)
+            ahead = [name for name, cluster in machine.world.clusters.items() if cluster.is_ahead]
+            if ahead:
+                _log.error(
+                    "the ledger was lost or cut: %s know of later decisions than it has", ", ".join(sorted(ahead))
+                )
+            _log.info(
+                "leads %s with epoch %d: %d claims, %d ledger entries, state up to %d, after %.2f s",
+                SHARD,
+                epoch,
+                len(machine.world.claims),
+                machine.world.ledger_last,
+                position,
+                time.monotonic() - started,
+            )
+            await self._serve(machine, position)
 
     async def _fold_ledger(self) -> Machine:
         identity = Identity(self._settings.instance, self._settings.build, self._settings.settings_digest)
@@ -211,24 +220,21 @@ class Broker:
             messages = await reader.last_messages((), state.last_sequence)
             recovery.position_expired(machine, messages, state.last_sequence)
             return state.last_sequence
-        believed: list[StoredMessage] = []
+        believed = recovery.LastBelieved(machine)
         if position:
             async with aclosing(reader.read(0, position)) as batches:
                 async for batch in batches:
-                    believed += batch
-        recovery.believe_again(machine, believed)
+                    await to_thread.run_sync(believed.add, batch)
+        await to_thread.run_sync(believed.take_in)
         return position
 
     # --- leading
 
     async def _serve(self, machine: Machine, position: int) -> None:
         send, receive = anyio.create_memory_object_stream[Item](ITEMS_WAITING)
-        epoch = machine.world.leader_epoch
         async with send, receive, anyio.create_task_group() as tg:
             tg.start_soon(self._follow_state, position, send)
             tg.start_soon(self._follow_beats, send)
-            tg.start_soon(self._show_the_beacon, epoch)
-            tg.start_soon(self._watch_for_another, epoch)
             tg.start_soon(self._serve_api)
             self._items, self.is_leading = send, True
             self._say_changed()
@@ -241,22 +247,35 @@ class Broker:
                     question.answered.set()
 
     async def _decide(self, machine: Machine, receive: MemoryObjectReceiveStream[Item]) -> None:
-        """The one task that owns the machine: step and append, answer, take what came, and so on."""
+        """The one task that owns the machine: step and append, answer, take what came, and so on.
+
+        A step runs in a thread, so that the beacon is shown and NATS is heard however long it takes. Nobody else
+        touches the machine meanwhile. What came in the meantime is taken in before the next step.
+        """
         items: list[Item] = []
         while True:
-            while machine.has_work(_now_ms()):
-                await self._carry_out(machine.step(_now_ms()))
-            for item in items:
-                if isinstance(item, Question):
-                    _answer(machine, item)
-                elif isinstance(item, HeardBeat):
-                    ask = on_beat(machine.core, item.cluster, item.beat)
-                    if ask is not None:
-                        await self._ask(item.cluster, ask)
-            items = await _next_items(machine, receive)
-            for item in items:
+            if machine.has_work(_now_ms()):
+                await self._carry_out(await to_thread.run_sync(machine.step, _now_ms()))
+            if machine.has_work(_now_ms()):
+                came = _items_there(receive)
+            else:
+                for item in items:
+                    await self._answer(machine, item)
+                items = []
+                came = await _next_items(machine, receive)
+            items += [item for item in came if not isinstance(item, list)]
+            for item in came:
                 if isinstance(item, list):
                     machine.feed(item)
+
+    async def _answer(self, machine: Machine, item: Item) -> None:
+        """What waits for the messages before it to be applied, and for the batch to be stored."""
+        if isinstance(item, Question):
+            _answer_question(machine, item)
+        elif isinstance(item, HeardBeat):
+            ask = on_beat(machine.core, item.cluster, item.beat)
+            if ask is not None:
+                await self._ask(item.cluster, ask)
 
     async def _carry_out(self, effects: Effects) -> None:
         # Before the append, which moves our position on: after a crash in between nobody would look at them again.
@@ -353,20 +372,27 @@ class Broker:
 
 async def _next_items(machine: Machine, receive: MemoryObjectReceiveStream[Item]) -> list[Item]:
     """All that is there; waits for the first, but not longer than until a claim is to be tried again."""
-    items: list[Item] = []
+    there = _items_there(receive)
+    if there:
+        return there
     wake_at_ms = machine.wake_at_ms()
     delay_s = math.inf if wake_at_ms is None else max(0.0, (wake_at_ms - _now_ms()) / 1000)
     with anyio.move_on_after(delay_s):
-        items.append(await receive.receive())
-        while len(items) < ITEMS_WAITING:
-            try:
-                items.append(receive.receive_nowait())
-            except anyio.WouldBlock:
-                break
-    return items
+        there.append(await receive.receive())
+    return there + _items_there(receive)
 
 
-def _answer(machine: Machine, question: Question) -> None:
+def _items_there(receive: MemoryObjectReceiveStream[Item]) -> list[Item]:
+    there: list[Item] = []
+    while len(there) < ITEMS_WAITING:
+        try:
+            there.append(receive.receive_nowait())
+        except anyio.WouldBlock:
+            break
+    return there
+
+
+def _answer_question(machine: Machine, question: Question) -> None:
     try:
         question.answer = question.read(machine)
     except Exception as error:  # the asker's fault, and the asker's to hear of

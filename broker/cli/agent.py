@@ -1,7 +1,6 @@
 """`dragoman agent`: one cluster's agent by itself, against a NATS that is there."""
 
 import argparse
-import logging
 from pathlib import Path
 
 import anyio
@@ -9,7 +8,7 @@ import shtab
 
 from broker.cli.bus import add_nats_arguments, bus_options
 from broker.cli.errors import CommandError
-from broker.cli.local import make_agent
+from broker.cli.local import log_problem, make_agent
 from broker.cli.signals import until_told_to_stop
 from broker.cli.up import flat
 from cluster_agent.adapters.journal import JournalError
@@ -18,8 +17,6 @@ from cluster_agent.errors import AgentReplacedError
 from schemas.client.connection import connect
 from schemas.client.errors import BusError
 from schemas.errors import ManifestError
-
-_log = logging.getLogger(__name__)
 
 EPILOG = """\
 The directory of manifests is the cluster; it is watched for changes and never written. What an API server would keep
@@ -54,11 +51,7 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(f"--manifests {options.manifests}: there is no such directory")
 
     async def serve() -> None:
-        cluster = ManifestCluster(
-            [options.manifests], data_dir=options.data, report=lambda problem: _log.error("%s", problem)
-        )
-        for problem in [*cluster.problems, *cluster.waiting]:
-            _log.error("%s", problem)
+        cluster = ManifestCluster([options.manifests], data_dir=options.data, report=log_problem)
         try:
             async with (
                 connect(bus_options(options, f"dragoman agent {options.cluster}")) as connection,

@@ -69,9 +69,8 @@ async def _demo(root: Path, to: Console) -> None:
     federation = make_federation(list(CLUSTERS), None)
     async with local_federation(directories, federation, data_dir=None, tell=lambda _: None) as local:
         to.rule("Two clusters, east and west, reach one fabric: rack7")
-        for cluster in CLUSTERS:
-            local.start_agent(cluster)
-        await local.wait_until_settled(list(CLUSTERS))
+        await local.start_agents()
+        await local.wait_until_settled()
         to.print(pool_table(await local.broker.ask_world(lambda machine: report.pool_rows(machine.world))))
         to.print()
         to.print("The walk-through's pod asks for a GPU by a template (v1beta1), and gets one:\n")
@@ -84,7 +83,7 @@ async def _demo(root: Path, to: Console) -> None:
         (root / "east" / HOLDER).unlink()
         local.manifests["east"].rescan()
         await _wait_until_deleted(local)
-        await local.wait_until_settled(list(CLUSTERS))
+        await local.wait_until_settled()
         to.print(claim_table(await local.claims()))
 
 

@@ -18,6 +18,7 @@ from broker.machine.report import Explanation
 from schemas.client.connection import connect
 from schemas.client.errors import BusError
 
+CONNECT_DEADLINE_S = 3.0
 CALL_DEADLINE_S = 10.0
 
 EPILOG = """\
@@ -56,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(f"{options.claim!r} is not NAMESPACE/NAME")
 
     async def ask() -> bytes:
-        async with connect(bus_options(options, "dragoman explain"), CALL_DEADLINE_S) as connection:
+        async with connect(bus_options(options, "dragoman explain"), CONNECT_DEADLINE_S) as connection:
             return await call_api(connection, "explain", msgspec.json.encode(call), CALL_DEADLINE_S)
 
     try:

@@ -45,31 +45,27 @@ class LocalFederation:
         self.broker = broker
         self.agents = agents
         self.manifests = manifests
-        self.problems: list[ManifestError] = []
         self._tasks = tasks
 
-    def start_agent(self, name: str) -> None:
-        """Let a cluster take part."""
-        self._tasks.start_soon(self.agents[name].run)
+    async def start_agents(self) -> None:
+        """Let the clusters take part, one after the other: who comes first in the order that was given waits first."""
+        for agent in self.agents.values():
+            self._tasks.start_soon(agent.run)
+            await agent.synced.wait()
 
     def follow_files(self) -> None:
         """Take in what changes in the manifests from here on."""
         for cluster in self.manifests.values():
             self._tasks.start_soon(cluster.run)
 
-    def report(self, problem: ManifestError) -> None:
-        """Something is wrong with a file."""
-        self.problems.append(problem)
-        _log.error("%s", problem)
-
     async def claims(self) -> list[ClaimRow]:
         """Where every claim is."""
         return await self.broker.ask_world(lambda machine: report.claim_rows(machine.world))
 
-    async def wait_until_settled(self, started: list[str]) -> None:
+    async def wait_until_settled(self) -> None:
         """Return when all input is consumed, every decision has its outcome, and nothing is left to try."""
-        agents = [self.agents[name] for name in started]
-        names = [ClusterId(name) for name in started]
+        agents = list(self.agents.values())
+        names = [ClusterId(name) for name in self.agents]
         quiet_s = 0.0
         while True:
             changed = self.broker.changed
@@ -113,11 +109,9 @@ async def local_federation(
         local = LocalFederation(nats.url, broker, {}, {}, tasks)
         for name, directory in directories.items():
             kept = data_dir / "clusters" / name if data_dir else None
-            manifests = ManifestCluster([directory], data_dir=kept, report=local.report)
+            manifests = ManifestCluster([directory], data_dir=kept, report=log_problem)
             local.manifests[name] = manifests
             local.agents[name] = make_agent(name, manifests, connection)
-            for problem in manifests.problems:
-                local.report(problem)
         await tasks.start(broker.run)
         try:
             yield local
@@ -130,6 +124,11 @@ async def local_federation(
 def make_agent(name: str, manifests: ManifestCluster, connection: Connection) -> Agent:
     """The agent of a directory of manifests."""
     return Agent(name, manifests, AgentBus(connection, name), new_instance(), AgentSettings(publishes_all=True))
+
+
+def log_problem(problem: ManifestError) -> None:
+    """Something is wrong with a file."""
+    _log.error("%s", problem)
 
 
 def broker_settings(federation: Federation, *, is_alone: bool = False) -> BrokerSettings:

@@ -107,10 +107,9 @@ def flat(group: BaseExceptionGroup[Exception]) -> list[BaseException]:
 
 async def _up(directories: dict[str, Path], federation: Federation, options: argparse.Namespace) -> int:
     async with local_federation(directories, federation, data_dir=options.data, tell=log_notice) as local:
-        for name in directories:
-            local.start_agent(name)
         if options.once:
-            await local.wait_until_settled(list(directories))
+            await local.start_agents()
+            await local.wait_until_settled()
             rows = await local.claims()
             if options.output == "json":
                 print_json({"claims": rows})
@@ -118,6 +117,7 @@ async def _up(directories: dict[str, Path], federation: Federation, options: arg
                 console().print(claim_table(rows))
             is_broken = any(manifests.broken_files for manifests in local.manifests.values())
             return 1 if is_broken or any(row.state == "Invalid" for row in rows) else 0
+        await local.start_agents()
         local.follow_files()
         print(f"NATS: {local.url}  (dragoman explain NAMESPACE/NAME --nats {local.url})", file=sys.stderr)
         async with until_told_to_stop():

@@ -5,6 +5,8 @@ allocation, or another one, and says that the grant's decision is settled (or th
 those). A message that has not settled the decision says nothing about the grant: the agent may not have written yet.
 """
 
+from collections.abc import Iterable
+
 from broker.allocation.validate_selectors import compile_claim
 from broker.machine.core import Core
 from broker.world import observe
@@ -16,6 +18,8 @@ from schemas.wire.ledger import Adopted, CollisionFound, EndCause, GrantEnded, O
 from schemas.wire.state import ClaimState, ObjectName
 
 BACK_OFF_FIRST_MS = 1_000
+ERRORS_TOLD = 5
+TEXT_LENGTH_MAX = 1_000  # of what a cluster says and the ledger repeats
 BACK_OFF_MOST_MS = 300_000
 
 
@@ -24,27 +28,28 @@ def on_claim(
 ) -> None:
     """The claim lives, and this is all that its agent knows of it."""
     world = core.world
-    if state.decision is not None and state.decision.ledger_sequence > world.ledger_last and not core.ledger_lost:
-        core.ledger_lost = (
-            f"{cluster} knows of decision {state.decision.ledger_sequence}, the ledger ends at {world.ledger_last}: "
-            f"the ledger was lost or cut. Nothing is granted until it is rebuilt from the clusters"
-        )
-        core.notice("error", "LedgerLost", cluster, core.ledger_lost)
+    if state.decision is not None and state.decision.ledger_sequence > world.ledger_last:
+        _distrust(core, cluster, state.decision.ledger_sequence)
+    known = world.claims.get(ClaimKey(cluster, ClaimUid(uid)))
+    shown_before = known.shown_devices if known is not None else ()
     claim = observe.observe_claim(world, cluster, ClaimUid(uid), state, spec, stream_sequence)
     claim.invalid = _why_invalid(core, spec) if spec is not None else ("Unreadable", claim.error)
     if core.is_replaying:
         return
     if claim.invalid is not None and spec is not None:
         core.notice("warning", claim.invalid[0], f"claim {world.holder_name(claim.key)}", claim.invalid[1])
-    core.wake_devices(claim.shown_devices)
-    if core.ledger_lost:
+    # Nothing changed for those who wait where a grant has the device anyway, as when an allocation of ours is reported
+    # as applied: to try them all again for each report would cost the square of a full fleet.
+    changed = set(shown_before) ^ set(claim.shown_devices)
+    core.wake_devices(device for device in changed if device not in world.granted)
+    if world.cluster(cluster).is_ahead:
         return
     _settle(core, claim)
     if spec is not None:  # what cannot be read ends nothing: its grants stay
         for grant in reversed(list(claim.grants)):
             if claim.shown != grant.holds and _is_settled(claim, grant):
                 end_grant(core, grant, "AllocationCleared" if claim.shown is None else "AllocationReplaced")
-        _release_if_rejected(core, claim)
+        release_if_rejected(core, claim)
     if claim.is_shown_without_grant:
         core.to_adopt.add(claim.key)
     core.queue.make_due(claim.key)
@@ -52,7 +57,7 @@ def on_claim(
 
 def on_tombstone(core: Core, cluster: ClusterId, uid: str) -> None:
     """The claim was deleted."""
-    core.world.know(core.world.cluster(cluster), ObjectName("claim", uid), None)
+    core.world.know(core.world.cluster(cluster), ObjectName("claim", uid), 0)
     key = ClaimKey(cluster, ClaimUid(uid))
     claim = core.world.claims.get(key)
     if claim is None:
@@ -76,15 +81,20 @@ def end_missing(core: Core) -> None:
         key, cause, stream_sequence = core.to_end.popleft()
         claim = core.world.claims.get(key)
         if claim is not None and claim.state_sequence <= stream_sequence:
-            core.world.know(core.world.cluster(key.cluster), ObjectName("claim", key.uid), None)
+            core.world.know(core.world.cluster(key.cluster), ObjectName("claim", key.uid), 0)
             _end_claim(core, key, cause)
+
+
+def may_adopt(core: Core) -> bool:
+    """Whether it is known which fabric a device is on: where labels say so, only after every cluster was heard."""
+    return core.world.inventory.labels_open or not core.world.federation.believe_labels
 
 
 def adopt(core: Core) -> None:
     """Allocations that no grant covers become grants, as soon as nobody else's grant holds their devices."""
     world = core.world
-    if world.federation.believe_labels and not world.inventory.labels_open:
-        return  # which fabric a device is on is not known yet, and nothing is granted before it is
+    if not may_adopt(core):
+        return
     for claim in sorted(
         (world.claims[key] for key in core.to_adopt if key in world.claims), key=lambda each: each.state_sequence
     ):
@@ -144,14 +154,39 @@ def back_off_ms(failures: int) -> int:
     return min(BACK_OFF_FIRST_MS << min(failures - 1, 20), BACK_OFF_MOST_MS)
 
 
+def _distrust(core: Core, cluster: ClusterId, decision: int) -> None:
+    """The cluster knows of a decision that the ledger does not have: it was lost or cut, or the cluster is wrong.
+
+    Either way nothing of the fabrics that it reaches may be granted, for it may hold devices that nobody knows of.
+    """
+    record = core.world.cluster(cluster)
+    if record.is_ahead:
+        return
+    record.is_ahead = True
+    core.notice(
+        "error",
+        "LedgerLost",
+        cluster,
+        f"it knows of decision {decision}, the ledger ends at {core.world.ledger_last}: the ledger was lost or cut. "
+        f"Nothing that {cluster} reaches is granted until the ledger is rebuilt from the clusters",
+    )
+
+
 def _why_invalid(core: Core, spec: ResourceClaim) -> tuple[str, str] | None:
     errors = validate_claim(spec)
     if errors:
-        return "InvalidClaim", "; ".join(str(error) for error in errors)
+        return "InvalidClaim", _told(str(error) for error in errors)
     selector_errors = compile_claim(spec, core.index)
     if selector_errors:
-        return "InvalidSelector", "; ".join(error.sentence() for error in selector_errors)
+        return "InvalidSelector", _told(error.sentence() for error in selector_errors)
     return None
+
+
+def _told(sentences: Iterable[str]) -> str:
+    """The first few of many."""
+    found = list(sentences)
+    more = f"; and {len(found) - ERRORS_TOLD} more" if len(found) > ERRORS_TOLD else ""
+    return "; ".join(found[:ERRORS_TOLD]) + more
 
 
 def _is_settled(claim: Claim, grant: Grant) -> bool:
@@ -170,17 +205,20 @@ def _settle(core: Core, claim: Claim) -> None:
             uid=claim.key.uid,
             decision_sequence=unsettled.ledger_sequence,
             outcome=said.outcome,
-            message=said.message,
+            message=said.message[:TEXT_LENGTH_MAX],
             failures=failures,
             retry_at_ms=core.now_ms + back_off_ms(failures) if failed else 0,
         )
     )
 
 
-def _release_if_rejected(core: Core, claim: Claim) -> None:
+def release_if_rejected(core: Core, claim: Claim) -> None:
+    """Ask an allocation back that its cluster cannot use; again after a while where that failed."""
     rejected = claim.rejected
-    if rejected is None or claim.unsettled is not None:
+    if rejected is None or claim.unsettled is not None or claim.not_before_ms > core.now_ms:
         return
+    if any(pod.is_live and pod.scheduled for pod in claim.consumers):
+        return  # a pod runs with it after all
     grant = next((grant for grant in claim.grants if grant.ledger_sequence == rejected.ledger_sequence), None)
     if grant is None or grant.is_released:
         return
@@ -193,8 +231,8 @@ def _release_if_rejected(core: Core, claim: Claim) -> None:
             name=claim.name,
             grant_sequence=grant.ledger_sequence,
             holds=list(grant.holds),
-            reason=rejected.reason,
-            message=rejected.message,
+            reason=rejected.reason[:TEXT_LENGTH_MAX],
+            message=rejected.message[:TEXT_LENGTH_MAX],
             rejections=rejections,
             retry_at_ms=core.now_ms + back_off_ms(rejections),
         )

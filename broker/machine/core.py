@@ -15,6 +15,8 @@ from schemas.wire.ledger import AnyEntry, EndCause, Inputs, Step
 
 MAX_BATCH = 1000  # messages in one of JetStream's atomic batches
 ROOM_FOR_MESSAGE = 16  # entries that one message can cause at once, with a margin
+LETTER_PAYLOAD_MAX = 512 * 1024  # bytes kept of a message; in base64 that is as much as one message may have
+LETTER_TEXT_MAX = 4_000
 STEPS_WITHOUT_BATCH = 256  # then the position is recorded even though nothing happened, lest it expires
 
 
@@ -30,8 +32,8 @@ class Core:
         self.to_adopt: set[ClaimKey] = set()  # may have an allocation that no grant covers
         self.to_end: deque[tuple[ClaimKey, EndCause, int]] = deque()  # missing in a full sync; with the sync's sequence
         self.classes_changed = False  # members are to be told
+        self.sync_to_count: tuple[ClusterId, int] | None = None  # finished; counts when `to_end` is done
         self.is_replaying = False  # a start: messages are taken in without their consequences
-        self.ledger_lost = ""  # why nothing is decided any more
         self._steps: list[Step] = []
         self._epochs: dict[str, int] = {}
         self._synced: dict[str, int] = {}
@@ -87,8 +89,8 @@ class Core:
                 subject=message.subject,
                 stream_sequence=message.stream_sequence,
                 reason=reason,
-                message=text,
-                payload=message.payload,
+                message=text[:LETTER_TEXT_MAX],
+                payload=message.payload[:LETTER_PAYLOAD_MAX],
             )
         )
         self.notice("warning", reason, f"{message.subject} at {message.stream_sequence}", text)
@@ -103,7 +105,7 @@ class Core:
                 subject=subject,
                 stream_sequence=claim.state_sequence,
                 reason=reason,
-                message=text,
+                message=text[:LETTER_TEXT_MAX],
             )
         )
         self.notice("error", reason, subject, text)
@@ -120,7 +122,7 @@ class Core:
         """Tell people."""
         if self.is_replaying:
             return
-        self._notices.append(Notice(level, code, place, text))
+        self._notices.append(Notice(level, code, place, text[:LETTER_TEXT_MAX]))
 
     def changed(self, *topics: str) -> None:
         """Something changed that claims may wait for; see `queue` for the topics."""

@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 import msgspec
 
-from broker.allocation.allocate import allocate_claim
+from broker.allocation.allocate import DEFAULT_STEP_BUDGET, allocate_claim
 from broker.allocation.nodes import NodeView
 from broker.allocation.reasons import NoFit, Reason
 from broker.allocation.snapshot import Snapshot
+from broker.errors import InvariantError
+from broker.machine.claims import release_if_rejected
 from broker.machine.core import Core
 from broker.world.federation import ALLOCATE_ANNOTATION, BROKERED_LABEL
 from broker.world.fold import waiting_of
@@ -21,7 +23,11 @@ from broker.world.records import Claim
 from schemas.resource import AllocationResult, DeviceClass, ResourceClaim
 from schemas.wire.ledger import Allocate, ConsumerRef, ReasonChanged, RequestState
 
-STEP_BUDGET = 1_000_000  # of one search, see broker.allocation
+STEP_BUDGET = DEFAULT_STEP_BUDGET  # of one search
+HARD_CLAIMS_IN_ROUND = 1  # of those whose search was given up before: they wait for each other, nobody waits for them
+TRY_HARD_AGAIN_MS = 60_000
+TEXT_LENGTH_MAX = 4_000  # of what an entry says to people; the ledger takes entries of at most 1 MiB
+EXPLANATION_BYTES_MAX = 128 * 1024
 _NOT_ABOUT_DEVICES = frozenset(
     (Reason.INVALID_SELECTOR, Reason.UNKNOWN_DEVICE_CLASS, Reason.INVALID_DEVICE_CLASS, Reason.TOO_MANY_DEVICES)
 )
@@ -59,7 +65,7 @@ class Round:
         self._reached: dict[ClusterId, Reached] = {}
         self._nodes: dict[ClusterId, list[NodeView] | None] = {}
         self._classes: dict[ClusterId, dict[str, DeviceClass]] = {}
-        self._failed: dict[bytes, NoFit] = {}
+        self._failed: dict[bytes, Verdict] = {}
 
     def reached(self, cluster: ClusterId) -> Reached:
         """Pools that `cluster` reaches and whose clusters were all heard."""
@@ -91,15 +97,21 @@ class Round:
             avoid=claim.avoid,
         )
 
-    def allocate(self, claim: Claim, spec: ResourceClaim) -> AllocationResult | NoFit:
-        """Search, unless an equal claim was searched for in vain in this round."""
+    def allocate(self, claim: Claim, spec: ResourceClaim) -> AllocationResult | Verdict:
+        """Search, unless an equal claim was searched for in vain in this round: then the answer is the same."""
         likeness = msgspec.json.encode((claim.key.cluster, spec.spec, sorted(map(str, claim.avoid))))
         failed = self._failed.get(likeness)
         if failed is not None:
             return failed
-        found = allocate_claim(spec, self.snapshot(claim), self.core.index, step_budget=STEP_BUDGET)
+        snapshot = self.snapshot(claim)
+        found = allocate_claim(spec, snapshot, self.core.index, step_budget=STEP_BUDGET)
+        if isinstance(found, NoFit) and found.reason == Reason.DEVICES_AVOIDED:
+            # Rejected before, but the time to wait for something else has passed.
+            snapshot = msgspec.structs.replace(snapshot, avoid=frozenset())
+            found = allocate_claim(spec, snapshot, self.core.index, step_budget=STEP_BUDGET)
         if isinstance(found, NoFit):
-            self._failed[likeness] = found
+            verdict = self._failed[likeness] = _no_fit_verdict(self.core, self, claim, found)
+            return verdict
         return found
 
 
@@ -108,29 +120,42 @@ def decide(core: Core) -> None:
     due = [core.world.claims[key] for key in core.queue.due(core.now_ms) if key in core.world.claims]
     due.sort(key=_place_in_queue)
     turn = Round(core)
+    hard_claims = 0
     for claim in due:
-        if not core.has_room():
+        hard_claims += _is_hard(claim)
+        if not core.has_room() or hard_claims > HARD_CLAIMS_IN_ROUND:
             return
         try:
             verdict = _decide(core, turn, claim)
+        except InvariantError:
+            raise
         except Exception as error:  # one claim must not stop every replica in turn
             text = f"deciding it failed, which is a fault of the broker: {type(error).__name__}: {error}"
             core.dead_letter_claim(claim.key, "InternalError", text)
-            verdict = Verdict("Pending", "InternalError", text)
-        if verdict is None:
-            core.queue.remove(claim.key)
-        else:
+            topics = turn.reached(claim.key.cluster).topics
+            verdict = Verdict("Pending", "InternalError", text, topics, core.now_ms + TRY_HARD_AGAIN_MS)
+        if verdict is not None:
             _wait(core, claim, verdict)
+        elif claim.rejected is not None and claim.grants and claim.not_before_ms > core.now_ms:
+            core.queue.wait(claim.key, (), claim.not_before_ms)  # to be asked back again
+        else:
+            core.queue.remove(claim.key)
 
 
-def _place_in_queue(claim: Claim) -> tuple[int, str, str]:
+def _place_in_queue(claim: Claim) -> tuple[bool, int, str, str]:
     order = claim.waiting.order if claim.waiting else claim.state_sequence
-    return order, claim.key.cluster, claim.key.uid
+    return _is_hard(claim), order, claim.key.cluster, claim.key.uid
+
+
+def _is_hard(claim: Claim) -> bool:
+    return claim.waiting is not None and claim.waiting.reason == Reason.SEARCH_BUDGET_EXCEEDED
 
 
 def _decide(core: Core, turn: Round, claim: Claim) -> Verdict | None:
     """Allocate, or say why not; None when there is nothing to decide."""
     spec = claim.spec
+    if spec is not None and claim.grants:
+        release_if_rejected(core, claim)
     if claim.state_sequence == 0 or claim.unsettled or claim.grants:
         return None  # not heard of yet, or something is under way; its next message makes it due again
     if claim.shown is not None and spec is not None:
@@ -150,8 +175,8 @@ def _decide(core: Core, turn: Round, claim: Claim) -> Verdict | None:
         )
         return Verdict("Pending", "BackingOff", text, until_ms=claim.not_before_ms)
     found = turn.allocate(claim, spec)
-    if isinstance(found, NoFit):
-        return _no_fit_verdict(core, turn, claim, found)
+    if isinstance(found, Verdict):
+        return found
     _record_allocate(core, claim, found)
     return None
 
@@ -215,11 +240,16 @@ def _no_fit_verdict(core: Core, turn: Round, claim: Claim, found: NoFit) -> Verd
         topics.update(reached.topics)
     if waits_on.nodes:
         topics.add(f"nodes:{cluster}")
-    explanation: dict[str, object] = {"requests": msgspec.to_builtins(found.requests)}
+    # By way of JSON, which has no tuples: what is kept here is what a replay of the ledger gives.
+    requests = msgspec.json.encode(found.requests)
+    explanation: dict[str, object] = {}
+    if len(requests) <= EXPLANATION_BYTES_MAX:
+        explanation["requests"] = msgspec.json.decode(requests)
     if reached.unheard and found.reason not in _NOT_ABOUT_DEVICES:
         text = f"nothing of {'; '.join(reached.unheard)} is granted before those clusters finished a full sync"
         return Verdict("Pending", "WaitingForCluster", text, tuple(sorted(topics | set(reached.topics))))
-    return Verdict("Pending", found.reason.value, found.message, tuple(sorted(topics)), explanation=explanation)
+    until_ms = core.now_ms + TRY_HARD_AGAIN_MS if found.reason == Reason.SEARCH_BUDGET_EXCEEDED else None
+    return Verdict("Pending", found.reason.value, found.message, tuple(sorted(topics)), until_ms, explanation)
 
 
 def _record_allocate(core: Core, claim: Claim, found: AllocationResult) -> None:
@@ -257,7 +287,7 @@ def _wait(core: Core, claim: Claim, verdict: Verdict) -> None:
         name=claim.name,
         state=verdict.state,
         reason=verdict.reason,
-        message=verdict.message,
+        message=shortened(verdict.message),
         since_ms=since_ms,
         order=order,
         explanation=verdict.explanation,
@@ -267,6 +297,11 @@ def _wait(core: Core, claim: Claim, verdict: Verdict) -> None:
     else:
         # The same code with other numbers: news for people who look, not worth an entry for each waiting claim.
         claim.waiting = waiting_of(entry)
+
+
+def shortened(text: str) -> str:
+    """A text that fits into a ledger entry."""
+    return text if len(text) <= TEXT_LENGTH_MAX else f"{text[:TEXT_LENGTH_MAX]} ... ({len(text)} characters)"
 
 
 def class_names(spec: ResourceClaim) -> list[str]:
@@ -284,24 +319,28 @@ def _reached(core: Core, cluster: ClusterId) -> Reached:
     federation = world.federation
     scopes, topics, unheard = [], [], []
 
+    def why(name: ClusterId) -> str:
+        return f"{name} knows of decisions that the ledger lost" if world.cluster(name).is_ahead else f"{name} silent"
+
     def consider(scope: str, place: str, must_hear: list[ClusterId]) -> None:
         topics.append(f"scope:{scope}")
         silent = [name for name in must_hear if not world.cluster(name).is_heard]
         if silent:
-            unheard.append(f"{place} ({', '.join(silent)} silent)")
+            unheard.append(f"{place} ({', '.join(map(why, silent))})")
         else:
             scopes.append(scope)
 
+    if federation.believe_labels:
+        topics.append("labels")
+        if not world.inventory.labels_open:
+            silent = [name for name in federation.clusters if not world.cluster(name).is_heard]
+            return Reached([], ("heard", *topics), (f"fabrics declared by label ({', '.join(silent)} silent)",))
     consider(cluster_scope(cluster), f"cluster {cluster}", [cluster])
     for fabric in federation.fabrics:
         if cluster in fabric.clusters:
             consider(fabric_scope(fabric.name), f"fabric {fabric.name}", federation.must_be_heard(fabric))
-    if federation.believe_labels and not world.inventory.labels_open:
-        silent = [name for name in federation.clusters if not world.cluster(name).is_heard]
-        unheard.append(f"fabrics declared by label ({', '.join(silent)} silent)")
-    else:
-        for scope in world.inventory.label_scopes():
-            consider(scope, scope.replace("/", " "), list(federation.clusters))
+    for scope in world.inventory.label_scopes():
+        consider(scope, scope.replace("/", " "), list(federation.clusters))
     if unheard:
         topics.append("heard")
     return Reached(world.inventory.pools_of_scopes(scopes), tuple(topics), tuple(unheard))

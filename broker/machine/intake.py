@@ -11,9 +11,15 @@ from broker.machine.core import Core
 from broker.world import observe
 from broker.world.federation import BROKERED_LABEL
 from broker.world.keys import ClusterId
-from broker.world.records import Known
 from schemas.errors import DecodeError
-from schemas.resource import DeviceClass, DeviceTaintRule, Node, ResourceClaim, ResourceSlice
+from schemas.resource import (
+    DeviceClass,
+    DeviceRequestAllocationResult,
+    DeviceTaintRule,
+    Node,
+    ResourceClaim,
+    ResourceSlice,
+)
 from schemas.resource.decode import decode_json
 from schemas.resource.validate import validate_class, validate_slice, validate_taint_rule
 from schemas.wire.bus import PayloadError, StoredMessage
@@ -23,10 +29,14 @@ from schemas.wire.codec import (
     decode_agent_message,
     decode_claim_state,
     decode_object_state,
-    peek_epoch,
 )
 from schemas.wire.state import AgentStarted, ClaimState, ObjectName, ObjectState, SyncFinished, SyncPart
 from schemas.wire.subjects import KINDS, RUN_KEY, StateSubject, parse_state_subject
+
+BODY_BYTES_MAX = 2 * 1024 * 1024  # unpacked; an API server stores objects of at most 1.5 MiB
+CONSUMERS_MAX = 4_096  # pods that use one claim; more than 256 are refused, with a reason
+NAME_LENGTH_MAX = 253  # of a name, a namespace or a UID
+RESULTS_MAX = 32  # devices in one allocation
 
 
 def accept(core: Core, message: StoredMessage) -> None:
@@ -42,7 +52,7 @@ def accept(core: Core, message: StoredMessage) -> None:
         core.dead_letter(message, subject.cluster, "UnknownCluster", text)
         return
     try:
-        payload = message.body()
+        payload = message.body(BODY_BYTES_MAX)
         if subject.kind == "agent":
             _agent(core, message, subject, payload)
         elif subject.kind == "claim":
@@ -57,19 +67,6 @@ def accept(core: Core, message: StoredMessage) -> None:
         _unreadable(core, message, subject, error.reason, error.message)
     except PayloadError as error:
         _unreadable(core, message, subject, "Malformed", str(error))
-
-
-def counts(core: Core, message: StoredMessage) -> bool:
-    """At a start: whether the message was believed when it was the last of its subject. What cannot be read counts."""
-    subject = parse_state_subject(message.subject)
-    if subject is None:
-        return False
-    try:
-        epoch = peek_epoch(message.body())
-    except (WireError, PayloadError):
-        return True
-    newest = core.world.cluster(ClusterId(subject.cluster)).epoch
-    return epoch is None or epoch >= newest or message.stream_sequence < newest
 
 
 def _is_believed(core: Core, message: StoredMessage, subject: StateSubject, epoch: int) -> bool:
@@ -114,12 +111,16 @@ def _claim(core: Core, message: StoredMessage, subject: StateSubject, state: Cla
     if state.is_tombstone:
         claims.on_tombstone(core, cluster, subject.key)
         return
-    spec, error = None, state.error
+    spec, error = None, state.error or _why_too_large(state)
     if not error:
         try:
             found = decode_json(bytes(state.claim))
             if not isinstance(found, ResourceClaim):
                 error = f"a {type(found).__name__} on a claim's subject"
+            elif len(found.metadata.name) > NAME_LENGTH_MAX or len(found.metadata.namespace) > NAME_LENGTH_MAX:
+                error = f"a name or namespace has more than {NAME_LENGTH_MAX} characters"
+            elif len(results_of(found)) > RESULTS_MAX:
+                error = f"status.allocation.devices.results: {len(results_of(found))} items, at most {RESULTS_MAX} are allowed"
             elif found.metadata.uid != subject.key:
                 error = f"claim of UID {found.metadata.uid!r} on the subject of {subject.key!r}"
             else:
@@ -132,14 +133,32 @@ def _claim(core: Core, message: StoredMessage, subject: StateSubject, state: Cla
     claims.on_claim(core, cluster, subject.key, state, spec, message.stream_sequence)
 
 
+def results_of(claim: ResourceClaim) -> list[DeviceRequestAllocationResult]:
+    """The devices of the claim's allocation, [] without one."""
+    return claim.status.allocation.devices.results if claim.status.allocation is not None else []
+
+
+def _why_too_large(state: ClaimState) -> str:
+    """What goes into ledger entries must fit there, whatever an agent says."""
+    if len(state.consumers) > CONSUMERS_MAX:
+        return f"{len(state.consumers)} consumers, at most {CONSUMERS_MAX} are looked at"
+    if any(len(pod.uid) > NAME_LENGTH_MAX or len(pod.name) > NAME_LENGTH_MAX for pod in state.consumers):
+        return f"a consumer's name or UID has more than {NAME_LENGTH_MAX} characters"
+    if len(state.resource_version) > NAME_LENGTH_MAX:
+        return "its resourceVersion is too long"
+    if state.decision is not None and len(state.decision.message) > BODY_BYTES_MAX // 64:
+        return "the message of its outcome is too long"
+    return ""
+
+
 def _object(core: Core, message: StoredMessage, subject: StateSubject, state: ObjectState) -> None:
     world, cluster = core.world, ClusterId(subject.cluster)
     name = ObjectName(subject.kind, subject.key)
     if state.is_tombstone:
-        world.know(world.cluster(cluster), name, None)
+        world.know(world.cluster(cluster), name, 0)
         _forget(core, cluster, name)
         return
-    world.know(world.cluster(cluster), name, Known(state.resource_version, 0, message.stream_sequence))
+    world.know(world.cluster(cluster), name, message.stream_sequence)
     error = state.error
     if not error:
         try:
@@ -237,5 +256,4 @@ def _unreadable(core: Core, message: StoredMessage, subject: StateSubject, reaso
     elif subject.kind in KINDS:
         cluster = core.world.cluster(ClusterId(subject.cluster))
         name = ObjectName(subject.kind, subject.key)
-        core.world.know(cluster, name, Known("", 0, message.stream_sequence))
-        cluster.unverifiable.add(name)
+        core.world.know(cluster, name, message.stream_sequence)

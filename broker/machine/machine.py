@@ -47,8 +47,8 @@ class Machine:
     def has_work(self, now_ms: int) -> bool:
         """Whether a step would do anything."""
         core = self.core
-        decides = not core.ledger_lost and (core.to_adopt or core.queue.has_due(now_ms))
-        return bool(self._inbox or core.to_end or core.must_record or decides)
+        adopts = bool(core.to_adopt) and claims.may_adopt(core)
+        return bool(self._inbox or core.to_end or core.must_record or adopts or core.queue.has_due(now_ms))
 
     def wake_at_ms(self) -> int | None:
         """When a claim may be tried again that waits for time to pass; None if none does."""
@@ -61,16 +61,25 @@ class Machine:
         """
         core = self.core
         core.now_ms = max(now_ms, core.now_ms)
+        self._finish_sync()
         while self._inbox and core.has_room() and not core.to_end:
             message = self._inbox.popleft()
             intake.accept(core, message)
             if message.stream_sequence > self._catch_up_to:
                 core.world.position = message.stream_sequence
+            self._finish_sync()
         if not self._inbox:
             core.world.position = max(core.world.position, self._catch_up_to)
-        claims.end_missing(core)
-        if not core.ledger_lost and not core.to_end:
+        if core.to_end:
+            syncs.hold_sync(core)
+        else:
             syncs.tell_classes(core)
             claims.adopt(core)
             deciding.decide(core)
         return core.close_step()
+
+    def _finish_sync(self) -> None:
+        """A full sync counts when all that it ends has ended, which may take several batches."""
+        claims.end_missing(self.core)
+        if not self.core.to_end:
+            syncs.count_sync(self.core)

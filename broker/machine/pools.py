@@ -12,7 +12,7 @@ from broker.world.pools import Pool
 
 def changed(core: Core, key: PoolKey, source: ClusterId) -> None:
     """A slice of the pool, from `source`, came, changed or went."""
-    core.changed(f"scope:{key.scope}")
+    core.changed(f"scope:{key.scope}", "labels")
     pool = core.world.inventory.pool(key)
     if pool is not None and core.world.cluster(source).is_heard:
         _tell(core, pool)

@@ -13,7 +13,7 @@ from broker.world import fold
 from broker.world.keys import ClusterId
 from schemas.wire.bus import PayloadError, StoredMessage
 from schemas.wire.calls import Ask
-from schemas.wire.codec import WireError, decode_agent_message, decode_entry
+from schemas.wire.codec import WireError, decode_agent_message, decode_entry, peek_epoch
 from schemas.wire.ledger import AnyEntry
 from schemas.wire.state import AgentStarted
 from schemas.wire.subjects import parse_state_subject
@@ -34,21 +34,36 @@ def fold_entries(machine: Machine, entries: Iterable[AnyEntry], first_sequence: 
         fold.apply_entry(machine.world, entry, sequence)
 
 
-def believe_again(machine: Machine, messages: Iterable[StoredMessage]) -> None:
-    """Take in what was believed: messages of DRA_STATE up to the recorded position, in stream order.
+class LastBelieved:
+    """What was believed: messages of DRA_STATE up to the recorded position, added in stream order.
 
-    Of each subject only the last one that counts is needed; more do no harm. A message counts if its epoch is its
-    cluster's highest, or lower and stored before that epoch began.
+    Of each subject only the last one that counts is kept.
     """
-    core = machine.core
-    last: dict[str, StoredMessage] = {}
-    for message in messages:
-        if intake.counts(core, message):
-            last[message.subject] = message
-    core.is_replaying = True
-    for message in sorted(last.values(), key=lambda each: each.stream_sequence):
-        intake.accept(core, message)
-    core.is_replaying = False
+
+    def __init__(self, machine: Machine) -> None:
+        self._core = machine.core
+        self._belief = _Belief(machine.core)
+        self._last: dict[str, StoredMessage] = {}
+
+    def add(self, messages: Iterable[StoredMessage]) -> None:
+        """More of the log."""
+        for message in messages:
+            if self._belief.counts(message):
+                self._last[message.subject] = message
+
+    def take_in(self) -> None:
+        """Take in what was added, without its consequences."""
+        self._core.is_replaying = True
+        for message in sorted(self._last.values(), key=lambda each: each.stream_sequence):
+            intake.accept(self._core, message)
+        self._core.is_replaying = False
+
+
+def believe_again(machine: Machine, messages: Iterable[StoredMessage]) -> None:
+    """Take in what was believed, where all of it is at hand."""
+    believed = LastBelieved(machine)
+    believed.add(messages)
+    believed.take_in()
 
 
 def position_expired(machine: Machine, messages: Iterable[StoredMessage], position: int) -> None:
@@ -67,7 +82,8 @@ def position_expired(machine: Machine, messages: Iterable[StoredMessage], positi
             _learn_epoch(core, ClusterId(subject.cluster), message)
     for cluster in core.world.clusters.values():
         cluster.synced_sequence = 0
-    believed = (each for each in kept if not _is_of_an_agent(each) and intake.counts(core, each))
+    belief = _Belief(core)
+    believed = [each for each in kept if belief.counts(each) and not _is_of_an_agent(each)]
     machine.feed_after_expiry(believed, position)
     for name in sorted(core.world.clusters):
         core.ask(name, Ask())
@@ -85,6 +101,35 @@ def resume(machine: Machine) -> None:
         world.inventory.open_labels()
         world.resolve_again()
     core.classes_changed = bool(world.federation.hub)
+
+
+class _Belief:
+    """Which messages were believed when they came: those before which no newer run of their cluster's agent came.
+
+    The cluster's epoch alone does not tell: between two runs that are both over, one may have spoken out of turn.
+    """
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._newest: dict[str, int] = {}  # epoch by cluster
+
+    def counts(self, message: StoredMessage) -> bool:
+        """Of a message, in stream order. What cannot be read counts: it was kept as a dead letter then."""
+        subject = parse_state_subject(message.subject)
+        if subject is None:
+            return False
+        try:
+            epoch = peek_epoch(message.body())
+        except (WireError, PayloadError):
+            return True
+        if epoch is None:  # a run begins
+            epoch = message.stream_sequence
+        final = self._core.world.cluster(ClusterId(subject.cluster)).epoch
+        is_late = epoch < self._newest.get(subject.cluster, 0) or epoch < final <= message.stream_sequence
+        if is_late or epoch > message.stream_sequence:
+            return False
+        self._newest[subject.cluster] = epoch
+        return True
 
 
 def _is_of_an_agent(message: StoredMessage) -> bool:

@@ -52,18 +52,39 @@ def sync_finished(core: Core, cluster: ClusterId, said: SyncFinished, stream_seq
     record.asked_at = 0
     for name in sorted(record.known.keys() - living):
         if name.kind != "claim":
-            world.know(record, name, None)
+            world.know(record, name, 0)
             observe.forget_object(world, cluster, name)
+        if name.kind == "class":
+            core.changed(f"class:{cluster}/{name.key}")
+            core.classes_changed = True
     for key in sorted(key for key in world.claims if key.cluster == cluster):
         if ObjectName("claim", key.uid) not in living:
             core.to_end.append((key, "ClaimMissing", stream_sequence))
-    was_heard = record.is_heard
+    core.sync_to_count = (cluster, stream_sequence)
+
+
+def count_sync(core: Core) -> None:
+    """All that a finished sync ends has ended: the cluster is heard."""
+    if core.sync_to_count is None:
+        return
+    world = core.world
+    cluster, stream_sequence = core.sync_to_count
+    core.sync_to_count = None
+    was_heard = world.cluster(cluster).is_heard
     core.note_synced(cluster, stream_sequence)
     if not was_heard:
         core.changed("heard")
         pools.tell_problems(core, world.scopes_from(cluster))
         _open_labels(core)
     core.changed(f"nodes:{cluster}", *(f"scope:{scope}" for scope in world.scopes_from(cluster)))
+
+
+def hold_sync(core: Core) -> None:
+    """What a finished sync ends does not fit into the batch: should we crash now, the cluster must sync again."""
+    assert core.sync_to_count is not None, "only a full sync ends claims that are missing"
+    cluster, _ = core.sync_to_count
+    if core.world.cluster(cluster).is_heard:
+        core.note_synced(cluster, 0)
 
 
 def _open_labels(core: Core) -> None:
@@ -114,8 +135,8 @@ def on_beat(core: Core, cluster: ClusterId, beat: Beat) -> Ask | None:
         return None
     if record.asked_at or not record.is_heard:
         return Ask()  # not answered yet; an ask is not kept, so it is repeated
-    if record.unverifiable or record.last_sequence > beat.last_sequence:
-        return None  # nothing to compare with, or the beat is older than what we have read since
+    if record.last_sequence > beat.last_sequence:
+        return None  # the beat is older than what we have read since
     if record.last_sequence == beat.last_sequence and format(record.digest, "x") == beat.digest:
         return None
     record.asked_at = max(core.world.position, 1)

@@ -34,6 +34,10 @@ class Fabric(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     clusters: list[ClusterId]
     pools: list[PoolPattern]
 
+    def concerns(self, cluster: ClusterId) -> bool:
+        """Whether the cluster reaches the fabric or speaks for it; a pool of that name elsewhere is another pool."""
+        return cluster == self.source or cluster in self.clusters
+
     def has_pool(self, driver: str, pool: str) -> bool:
         """Whether the pool is on this fabric."""
         return any(pattern.matches(driver, pool) for pattern in self.pools)
@@ -69,4 +73,4 @@ class Federation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     def scope_by_config(self, cluster: ClusterId, driver: str, pool: str) -> str:
         """The scope of a pool that an allocation in `cluster` names, by the config alone."""
         fabric = self.fabric_of(driver, pool)
-        return fabric_scope(fabric.name) if fabric else cluster_scope(cluster)
+        return fabric_scope(fabric.name) if fabric and fabric.concerns(cluster) else cluster_scope(cluster)

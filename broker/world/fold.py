@@ -127,7 +127,7 @@ def _outcome(world: World, entry: OutcomeRecorded) -> None:
         raise InvariantError(f"outcome of {entry.decision_sequence} for {claim.key}, which waits for {unsettled}")
     claim.unsettled = None
     if unsettled.kind == "Release":
-        if entry.outcome != "Applied":
+        if entry.outcome != "Applied":  # it is asked for again, not before the time that the Release named
             for released in [grant for grant in claim.grants if grant.is_released]:
                 world.replace_grant(released, replace(released, is_released=False))
         return
@@ -135,8 +135,6 @@ def _outcome(world: World, entry: OutcomeRecorded) -> None:
     if entry.outcome == "Applied":
         if grant is not None:
             world.replace_grant(grant, replace(grant, was_applied=True))
-        claim.failures, claim.not_before_ms = 0, 0
-        claim.avoid.clear()
     else:
         claim.failures, claim.not_before_ms = entry.failures, entry.retry_at_ms
 
@@ -150,6 +148,8 @@ def _grant_ended(world: World, entry: GrantEnded) -> None:
     if grant.was_applied and not grant.is_released:
         # kube-controller-manager cleared it: it would clear the next one for the same consumers too, for ever.
         claim.spent.add(grant.unscheduled)
+        claim.failures, claim.not_before_ms = 0, 0
+        claim.avoid.clear()
 
 
 def _claim(world: World, entry: Allocate | Release | Adopted | CollisionFound | ReasonChanged) -> Claim:

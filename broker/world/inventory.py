@@ -43,6 +43,7 @@ class Inventory:
     _pools: dict[PoolKey, Pool] = field(default_factory=dict)
     _keys_by_scope: dict[str, set[PoolKey]] = field(default_factory=dict)
     _label_sources: dict[PoolKey, ClusterId] = field(default_factory=dict)  # keys are fabric pools with members
+    _label_keys: dict[tuple[str, str], PoolKey] = field(default_factory=dict)  # the same pools, by driver and name
 
     def put(self, ref: SliceRef, resource_slice: ResourceSlice) -> Placed:
         """Take in a slice, new or changed, and say where it belongs."""
@@ -63,17 +64,19 @@ class Inventory:
         if not members:
             del self._members[placed.key]
             self._keys_by_scope[placed.key.scope].discard(placed.key)
-            self._label_sources.pop(placed.key, None)
-        elif self._label_sources.get(placed.key) == ref[0] and not any(member[0] == ref[0] for member in members):
-            self._label_sources.pop(placed.key)
+            if self._label_sources.pop(placed.key, None) is not None:
+                del self._label_keys[placed.key.driver, placed.key.pool]
         return placed.key
 
     def open_labels(self) -> list[tuple[SliceRef, Placed]]:
-        """Every cluster was heard: place what was set aside, in the order of the clusters, which decides sources."""
+        """Every cluster was heard: place what was set aside, in the order of the clusters, which decides sources.
+
+        Labelled slices come first: a pool that is on a fabric is on it for everybody.
+        """
         self.labels_open = True
         order = {cluster: index for index, cluster in enumerate(self.federation.clusters)}
         waiting = [ref for ref, placed in self.placed.items() if placed.reason == "SetAside"]
-        waiting.sort(key=lambda ref: (order.get(ref[0], len(order)), ref))
+        waiting.sort(key=lambda ref: (not self._label_of(ref), order.get(ref[0], len(order)), ref))
         return [(ref, self._place(ref)) for ref in waiting]
 
     def pool(self, key: PoolKey) -> Pool | None:
@@ -109,11 +112,8 @@ class Inventory:
     def scope_of(self, cluster: ClusterId, driver: str, pool: str) -> str:
         """The scope of a pool that an allocation in `cluster` names."""
         scope = self.federation.scope_by_config(cluster, driver, pool)
-        if scope == cluster_scope(cluster) and self.federation.believe_labels:
-            for key in self._label_sources:
-                if key.driver == driver and key.pool == pool:
-                    return key.scope
-        return scope
+        known = self._label_keys.get((driver, pool))
+        return known.scope if known is not None and scope == cluster_scope(cluster) else scope
 
     def scopes(self) -> list[str]:
         """All scopes that have pools."""
@@ -142,28 +142,52 @@ class Inventory:
         cluster, name = ref
         spec = self.slices[ref].spec
         driver, pool = spec.driver, spec.pool.name
-        label = self.slices[ref].metadata.labels.get(FABRIC_LABEL, "")
+        label = self._label_of(ref)
         fabric = self.federation.fabric_of(driver, pool)
-        if fabric is not None:
+        if fabric is not None and fabric.concerns(cluster):
             if cluster == fabric.source:
                 return Placed(PoolKey(fabric_scope(fabric.name), driver, pool))
             return _not_the_source(name, driver, pool, fabric.name, cluster, fabric.source)
-        if not label:
-            return Placed(PoolKey(cluster_scope(cluster), driver, pool))
-        if not self.federation.believe_labels:
+        if self.federation.believe_labels:
+            return self._choose_by_label(ref, label)
+        if label:
             return Placed(
                 None,
                 "FabricLabelNotBelieved",
                 f"ResourceSlice {name} of {cluster} declares fabric {label} by label, which is not believed here: "
                 f"declare the fabric and its source in the broker's config file",
             )
+        return Placed(PoolKey(cluster_scope(cluster), driver, pool))
+
+    def _choose_by_label(self, ref: SliceRef, label: str) -> Placed:
+        """A pool is on one fabric or local, never both: an allocation names it without saying which."""
+        cluster, name = ref
+        spec = self.slices[ref].spec
+        driver, pool = spec.driver, spec.pool.name
         if not self.labels_open:
             return Placed(None, "SetAside", f"ResourceSlice {name} waits until every cluster was heard")
+        known = self._label_keys.get((driver, pool))
+        if known is not None:
+            source = self._label_sources[known]
+            if cluster == source and fabric_scope(label) == known.scope:
+                return Placed(known)
+            return _not_the_source(name, driver, pool, known.scope.partition("/")[2], cluster, source)
+        if not label:
+            return Placed(PoolKey(cluster_scope(cluster), driver, pool))
+        local = [key for key in self._members if (key.driver, key.pool) == (driver, pool)]
+        if local:
+            return Placed(
+                None,
+                "NotTheSource",
+                f"ResourceSlice {name} of {cluster} declares pool {driver}/{pool} to be on fabric {label}, but it is "
+                f"already a local pool ({local[0].scope}): label all of its slices, or rename one of the pools",
+            )
         key = PoolKey(fabric_scope(label), driver, pool)
-        source = self._label_sources.setdefault(key, cluster)
-        if cluster == source:
-            return Placed(key)
-        return _not_the_source(name, driver, pool, label, cluster, source)
+        self._label_sources[key], self._label_keys[driver, pool] = cluster, key
+        return Placed(key)
+
+    def _label_of(self, ref: SliceRef) -> str:
+        return self.slices[ref].metadata.labels.get(FABRIC_LABEL, "")
 
 
 def _not_the_source(name: str, driver: str, pool: str, fabric: str, cluster: str, source: str) -> Placed:

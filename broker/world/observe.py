@@ -6,7 +6,7 @@ import msgspec
 
 from broker.world.inventory import Placed
 from broker.world.keys import ClaimKey, ClaimUid, ClusterId
-from broker.world.records import Claim, Known
+from broker.world.records import Claim
 from broker.world.world import World
 from schemas.resource import AllocationResult, DeviceClass, DeviceTaintRule, Node, ResourceClaim, ResourceSlice
 from schemas.wire.ledger import DeviceHold
@@ -18,14 +18,12 @@ def observe_claim(
 ) -> Claim:
     """The claim is now as its agent says. spec: None when it could not be read; its allocation is read apart."""
     claim = world.claim(ClaimKey(cluster, uid))
-    decision_sequence = state.decision.ledger_sequence if state.decision else 0
-    known = Known(state.resource_version, decision_sequence, stream_sequence)
-    world.know(world.cluster(cluster), ObjectName("claim", uid), known)
+    world.know(world.cluster(cluster), ObjectName("claim", uid), stream_sequence)
     claim.state_sequence = stream_sequence
     claim.first_sequence = claim.first_sequence or stream_sequence
     claim.spec, claim.error = spec, state.error
     claim.resource_version = state.resource_version
-    claim.consumers = tuple(state.consumers)
+    claim.consumers = tuple(state.consumers[:_CONSUMERS_KEPT])
     claim.namespace_labels = state.namespace_labels
     claim.settled, claim.rejected = state.decision, state.rejected
     if spec is not None:
@@ -36,8 +34,8 @@ def observe_claim(
         fields = _loosely(state.claim)
         metadata = fields.get("metadata")
         if isinstance(metadata, dict):
-            claim.namespace = str(metadata.get("namespace") or claim.namespace)
-            claim.name = str(metadata.get("name") or claim.name)
+            claim.namespace = str(metadata.get("namespace") or claim.namespace)[:_NAME_LENGTH_MAX]
+            claim.name = str(metadata.get("name") or claim.name)[:_NAME_LENGTH_MAX]
         claim.shown_allocation = None
         world.show(claim, _loose_holds(fields))
     return claim
@@ -51,10 +49,7 @@ def observe_unreadable_claim(
     claim.state_sequence = stream_sequence
     claim.first_sequence = claim.first_sequence or stream_sequence
     claim.spec, claim.error = None, error
-    record = world.cluster(cluster)
-    name = ObjectName("claim", uid)
-    world.know(record, name, Known("", 0, stream_sequence))
-    record.unverifiable.add(name)
+    world.know(world.cluster(cluster), ObjectName("claim", uid), stream_sequence)
     return claim
 
 
@@ -107,6 +102,10 @@ def allocation_holds(allocation: AllocationResult | None) -> tuple[DeviceHold, .
     )
 
 
+_NAME_LENGTH_MAX = 253
+_CONSUMERS_KEPT = 4_096
+
+
 class _LooseResult(msgspec.Struct, rename="camel"):
     request: str = ""
     driver: str = ""
@@ -119,7 +118,7 @@ class _LooseResult(msgspec.Struct, rename="camel"):
 def _loosely(raw: msgspec.Raw) -> dict[str, Any]:
     try:
         fields = msgspec.json.decode(raw)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return {}
     return fields if isinstance(fields, dict) else {}
 

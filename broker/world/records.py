@@ -10,33 +10,24 @@ from schemas.wire.state import Consumer, ObjectName, Rejected, Settled
 
 
 @dataclass(slots=True)
-class Known:
-    """A live object as last published, as far as the digest of its cluster goes."""
-
-    resource_version: str
-    decision_sequence: int
-    stream_sequence: int
-
-
-@dataclass(slots=True)
 class Cluster:
     """A member (or the hub): which run of its agent is believed, and whether it was heard in this ledger's life."""
 
     name: ClusterId
     epoch: int = 0
     synced_sequence: int = 0  # stream sequence of the last finished sync that counted; 0: not heard
-    known: dict[ObjectName, Known] = field(default_factory=dict)  # live objects as the agent last published them
+    known: dict[ObjectName, int] = field(default_factory=dict)  # stream sequence of each live object's last message
     digest: int = 0  # over `known`
-    unverifiable: set[ObjectName] = field(default_factory=set)  # no resourceVersion could be read from their message
     sync: int = 0  # the sync whose parts are being collected
     sync_parts: dict[int, list[ObjectName]] = field(default_factory=dict)
     last_sequence: int = 0  # stream sequence of the last message of its that was believed
+    is_ahead: bool = False  # it knows of a decision that the ledger does not have
     asked_at: int = 0  # our position when everything was asked for; 0: nothing is asked for
 
     @property
     def is_heard(self) -> bool:
         """It has finished one full sync in this ledger's life (DESIGN: unheard is not free)."""
-        return self.synced_sequence > 0
+        return self.synced_sequence > 0 and not self.is_ahead
 
 
 @dataclass(slots=True, frozen=True)

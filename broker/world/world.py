@@ -11,7 +11,7 @@ from typing import Any
 from broker.world.federation import Federation
 from broker.world.inventory import Inventory
 from broker.world.keys import ClaimKey, ClusterId, DeviceKey, PoolKey, cluster_scope, fabric_scope
-from broker.world.records import Claim, Cluster, Grant, Known
+from broker.world.records import Claim, Cluster, Grant
 from schemas.resource import DeviceClass, Node
 from schemas.wire.ledger import DeviceHold
 from schemas.wire.state import ObjectName, add_to_digest, object_digest
@@ -71,17 +71,14 @@ class World:
 
     # --- objects as published, for digests and syncs
 
-    def know(self, cluster: Cluster, name: ObjectName, known: Known | None) -> None:
-        """Note what `cluster`'s agent last published of an object; None: a tombstone."""
-        before = cluster.known.pop(name, None)
-        if before is not None:
-            share = object_digest(name, before.resource_version, before.decision_sequence)
-            cluster.digest = add_to_digest(cluster.digest, -share)
-        cluster.unverifiable.discard(name)
-        if known is not None:
-            cluster.known[name] = known
-            share = object_digest(name, known.resource_version, known.decision_sequence)
-            cluster.digest = add_to_digest(cluster.digest, share)
+    def know(self, cluster: Cluster, name: ObjectName, stream_sequence: int) -> None:
+        """Note the last message about an object of `cluster`; 0: it was a tombstone."""
+        before = cluster.known.pop(name, 0)
+        if before:
+            cluster.digest = add_to_digest(cluster.digest, -object_digest(name, before))
+        if stream_sequence:
+            cluster.known[name] = stream_sequence
+            cluster.digest = add_to_digest(cluster.digest, object_digest(name, stream_sequence))
 
     # --- devices and who has them
 

@@ -67,6 +67,11 @@ class AgentBus:
                     _log.warning("waiting for the broker to make stream %s: %s", STATE_STREAM, told)
             await anyio.sleep(RETRY_S)
 
+    async def state_age_s(self) -> float:
+        """How long DRA_STATE keeps a message; 0: for ever. Raises: BusUnavailableError, BusRefusedError."""
+        answer = await self._connection.api(f"STREAM.INFO.{STATE_STREAM}")
+        return msgspec.json.decode(answer, type=_StreamInfo).config.max_age / 1e9
+
     async def publish_state(
         self,
         message: OutgoingMessage,
@@ -278,6 +283,14 @@ class _PubAck(msgspec.Struct):
     stream: str = ""
     seq: int = 0
     duplicate: bool = False
+
+
+class _StreamConfig(msgspec.Struct):
+    max_age: int = 0
+
+
+class _StreamInfo(msgspec.Struct):
+    config: _StreamConfig
 
 
 class _StreamNames(msgspec.Struct):

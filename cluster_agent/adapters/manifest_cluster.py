@@ -144,14 +144,16 @@ class ManifestCluster:
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Take in what changes in the files until cancelled."""
+        cancelled = anyio.Event()
         async with anyio.create_task_group() as tg:
+            tg.start_soon(_set_when_cancelled, cancelled)
             # Of a single file its directory is watched: an editor that writes anew and renames leaves nothing to watch.
             for paths, is_recursive in ((self._reader.directories, True), (self._reader.parents, False)):
                 if paths:
-                    tg.start_soon(self._follow, paths, is_recursive)
+                    tg.start_soon(self._follow, paths, is_recursive, cancelled)
             task_status.started()
 
-    async def _follow(self, paths: Sequence[Path], is_recursive: bool) -> None:
+    async def _follow(self, paths: Sequence[Path], is_recursive: bool, cancelled: anyio.Event) -> None:
         changes = awatch(
             *paths,
             watch_filter=self._concerns_us,
@@ -160,6 +162,7 @@ class ManifestCluster:
             yield_on_timeout=True,
             recursive=is_recursive,
             ignore_permission_denied=True,
+            stop_event=cancelled,  # its thread does not hear of a cancellation otherwise, and holds us up for poll_s
         )
         async for _ in changes:
             await self._refresh()
@@ -321,6 +324,13 @@ class _Watch:
                 await changed.wait()
         event = self._events.popleft()
         return WatchEvent(event.type, copy_of(event.object), str(event.resource_version), event.error)
+
+
+async def _set_when_cancelled(event: anyio.Event) -> None:
+    try:
+        await anyio.sleep_forever()
+    finally:
+        event.set()
 
 
 def _digests(files: Mapping[str, Content] | Mapping[str, ManifestFile]) -> dict[str, str]:

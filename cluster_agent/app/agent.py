@@ -16,7 +16,7 @@ import msgspec
 from anyio.abc import TaskGroup, TaskStatus
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from cluster_agent.adapters.bus import AgentBus, LedgerFollower, RefusedBySubject
+from cluster_agent.adapters.bus import AgentBus, LedgerFollower, Uncertain
 from cluster_agent.adapters.bus import Published as StoredAt
 from cluster_agent.errors import AgentReplacedError
 from cluster_agent.mirror import Mirror
@@ -39,6 +39,7 @@ from cluster_agent.mirror.actions import (
     RunTaken,
     Started,
     Tick,
+    Watched,
     Write,
     WriteAllocation,
     WriteFailed,
@@ -83,14 +84,15 @@ PUBLISHES_AT_ONCE = 64
 WRITES_AT_ONCE = 8  # four to eight are fastest on a real API server
 RETRY_FIRST_S = 0.1
 RETRY_MOST_S = 5.0
+PUBLISH_AGAIN_S = 0.5
+FOR_EVER_MS = 1 << 62
 
 
 class AgentSettings(msgspec.Struct, frozen=True):
-    """beat_s: time between heartbeats. refresh_s: each object is published again when its message is so old."""
+    """beat_s: time between heartbeats."""
 
     publishes_all: bool
     beat_s: float = 1.0
-    refresh_s: float = 24 * 3600.0
 
 
 class Agent:
@@ -98,7 +100,7 @@ class Agent:
 
     def __init__(self, name: str, cluster: Cluster, bus: AgentBus, instance: str, settings: AgentSettings) -> None:
         self.name = name
-        self.mirror = Mirror(name, publishes_all=settings.publishes_all, refresh_ms=int(settings.refresh_s * 1000))
+        self.mirror = Mirror(name, publishes_all=settings.publishes_all, refresh_ms=FOR_EVER_MS)
         self._cluster = cluster
         self._bus = bus
         self._instance = instance
@@ -110,6 +112,7 @@ class Agent:
         self._receive: MemoryObjectReceiveStream[Event]
         self._send, self._receive = anyio.create_memory_object_stream[Event](EVENTS_WAITING)
         self._under_way = 0  # actions
+        self.synced = anyio.Event()  # the first full sync is published
         self._follower: LedgerFollower | None = None
 
     @property
@@ -124,6 +127,9 @@ class Agent:
         Raises: AgentReplacedError when another agent serves the cluster.
         """
         await self._bus.wait_for_streams()
+        age_s = await self._until_answered(self._bus.state_age_s)
+        if age_s:
+            self.mirror.refresh_ms = int(age_s * 1000 / 3)
         epoch = await self._take_epoch()
         _log.info("agent of %s runs with epoch %d", self.name, epoch)
         async with anyio.create_task_group() as tg:
@@ -137,6 +143,8 @@ class Agent:
             task_status.started()
             async for event in self._receive:
                 self._carry_out(tg, self.mirror.handle(event))
+                if self.mirror.has_synced:
+                    self.synced.set()
                 await self._ack_settled(event)
 
     # --- the start
@@ -153,8 +161,11 @@ class Agent:
             headers = self._headers(message, f"{self.name}.{self._instance}.start-{attempt}", RUN_KEY, "")
             outgoing = OutgoingMessage(subject, encode(message), headers)
             stored = await self._bus.publish_state(outgoing, last.stream_sequence if last else 0)
-            if isinstance(stored, StoredAt):
+            if isinstance(stored, StoredAt) and not stored.is_duplicate:
                 return stored.stream_sequence
+            if isinstance(stored, Uncertain):
+                _log.warning("taking the epoch of %s is uncertain, trying again: %s", self.name, stored.reason)
+                await anyio.sleep(PUBLISH_AGAIN_S)
 
     def _is_our_start(self, message: StoredMessage) -> bool:
         try:
@@ -178,17 +189,19 @@ class Agent:
                     sync_parts[int(subject.key[5:])] = message.stream_sequence
             else:
                 last_messages.append(_last(ObjectName(subject.kind, subject.key), message))
-        objects = []
+        objects: list[ObjectSeen] = []
+        listed_at: dict[str, int] = {}
         for kind in KINDS:
             seen, resource_version = await self._list(kind)
             objects += seen
+            listed_at[kind] = int(resource_version)
             tg.start_soon(self._follow_cluster, kind, resource_version)
         decisions = []
         for entry_message in await self._until_answered(lambda: self._bus.last_ledger_messages("claim.>")):
             entry = decode_entry(entry_message.payload)
             if isinstance(entry, Allocate | Release):
                 decisions.append((entry_message.stream_sequence, entry))
-        return Started(epoch, run_sequence, sync_parts, last_messages, objects, decisions)
+        return Started(epoch, run_sequence, sync_parts, last_messages, objects, decisions, listed_at)
 
     async def _list(self, kind: Kind) -> tuple[list[ObjectSeen], str]:
         listing = await self._until_answered(lambda: self._cluster.list_objects(kind))
@@ -209,7 +222,9 @@ class Agent:
                     delay_s = RETRY_FIRST_S
                     if event.type == "DELETED":
                         await self._send.send(ObjectGone(kind, event.object, int(event.resource_version)))
-                    elif event.type != "BOOKMARK":
+                    elif event.type == "BOOKMARK":
+                        await self._send.send(Watched(kind, int(event.resource_version)))
+                    else:
                         await self._send.send(ObjectSeen(kind, event.object, int(event.resource_version), event.error))
             except ExpiredError as error:
                 _log.info("watch of %s in %s has expired, listing again: %s", kind, self.name, error)
@@ -317,7 +332,8 @@ class Agent:
 
     async def _publish(self, action: Publish) -> None:
         subject = self._subject(action.name)
-        event_id = f"{self.name}.{self.mirror.epoch}.{action.attempt}"
+        # With a part that nobody can guess: whoever publishes an id first makes the server drop ours as repeated.
+        event_id = f"{self.name}.{self._instance}.{action.attempt}"
         outgoing = self._outgoing(action, subject, event_id)
         async with self._publish_limit:
             try:
@@ -328,13 +344,14 @@ class Agent:
                 stored = await self._bus.publish_state(
                     self._outgoing(small, subject, f"{event_id}-small"), action.expected_sequence
                 )
-            if isinstance(stored, StoredAt):
+            if isinstance(stored, StoredAt) and not stored.is_duplicate:
                 await self._send.send(Published(action, stored.stream_sequence))
                 return
-            if not isinstance(stored, RefusedBySubject):
+            if isinstance(stored, Uncertain):
                 _log.warning("publish on %s is uncertain, reading the subject: %s", subject, stored.reason)
+                await anyio.sleep(PUBLISH_AGAIN_S)  # a stream that refuses everything is not asked in a hot loop
             last = await self._until_answered(lambda: self._bus.last_message(subject))
-            is_ours = last is not None and last.message_id.startswith(event_id)
+            is_ours = last is not None and last.message_id in (event_id, f"{event_id}-small")
             await self._send.send(
                 PublishRefused(action, _last(action.name, last) if last else None, _epoch_of(last), is_ours)
             )
@@ -432,10 +449,20 @@ def _epoch_of(message: StoredMessage | None) -> int:
 def _without_body(action: Publish, error: str) -> ClaimState | ObjectState:
     """What can be said of an object that is too large for the bus: that it is there, and why no more is said."""
     assert isinstance(action.message, ClaimState | ObjectState)
-    body = msgspec.Raw(b'{"metadata":{}}')
-    if isinstance(action.message, ClaimState):
-        return msgspec.structs.replace(action.message, claim=body, error=error)
-    return msgspec.structs.replace(action.message, object=body, error=error)
+    if isinstance(action.message, ObjectState):
+        return msgspec.structs.replace(action.message, object=msgspec.Raw(b'{"metadata":{}}'), error=error)
+    # Its devices must not look free: they are all that is told of it.
+    claim = msgspec.json.decode(action.message.claim)
+    metadata = {name: claim["metadata"].get(name) for name in ("namespace", "name", "uid")}
+    allocation = (claim.get("status") or {}).get("allocation")
+    results = ((allocation or {}).get("devices") or {}).get("results") or []
+    named = [{name: each.get(name) for name in ("request", "driver", "pool", "device", "shareID")} for each in results]
+    body: ApiObject = {"metadata": metadata}
+    if allocation is not None:
+        body["status"] = {"allocation": {"devices": {"results": named}}}
+    return msgspec.structs.replace(
+        action.message, claim=msgspec.Raw(msgspec.json.encode(body)), consumers=[], namespace_labels={}, error=error
+    )
 
 
 def _version_of(obj: ApiObject) -> int:

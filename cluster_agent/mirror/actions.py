@@ -64,6 +64,13 @@ class Started(msgspec.Struct, frozen=True):
     listed_at: dict[str, int] = {}  # resourceVersion of the list of each kind
 
 
+class Watched(msgspec.Struct, frozen=True):
+    """The watch of a kind has come so far without bringing anything."""
+
+    kind: str
+    resource_version: int
+
+
 class Relisted(msgspec.Struct, frozen=True):
     """The watch had to start again from a new list, which is all there is."""
 
@@ -224,6 +231,7 @@ Write = WriteFinalizers | WriteAllocation | ClearAllocation | Void | RemoveFinal
 Action = Publish | Write | ReadClaim | Exit
 Event = (
     Started
+    | Watched
     | Relisted
     | ObjectSeen
     | ObjectGone

@@ -26,6 +26,7 @@ from cluster_agent.mirror.actions import (
     RunTaken,
     Started,
     Tick,
+    Watched,
     WriteFailed,
     Wrote,
 )
@@ -94,6 +95,9 @@ class Mirror:
                 self._see(event)
             case ObjectGone():
                 self._lose(event)
+            case Watched():
+                for unseen in self._passed(event.kind, event.resource_version):
+                    self._advance(unseen)
             case Relisted():
                 self._relist(event)
             case DecisionSeen():
@@ -154,6 +158,9 @@ class Mirror:
         self._watched = dict(event.listed_at)
         for last in event.last_messages:
             self._learn(last)
+            if last.message is not None and last.message.agent_epoch < self.epoch < last.stream_sequence:
+                # The agent before us spoke after us: nobody believes it, so what it said is still to be said.
+                self.tracked[last.name].published = None
         met = set(self.tracked)
         self._wants_sync = True
         for seen in event.objects:
@@ -207,6 +214,8 @@ class Mirror:
             return []  # a late event; the view never goes back
         tracked.object, tracked.error, tracked.view_version = event.object, event.error, event.resource_version
         tracked.is_dirty = True
+        if tracked.removal == "failed":
+            tracked.removal = ""
         if event.kind == "claim":
             self._uids.setdefault((tracked.ref.namespace, tracked.ref.name), set()).add(key)
         if event.kind == "class":
@@ -254,7 +263,10 @@ class Mirror:
     def _gone(self, tracked: Tracked, resource_version: int) -> None:
         if tracked.name.kind == "claim":
             ref = tracked.ref
-            self._uids.get((ref.namespace, ref.name), set()).discard(tracked.name.key)
+            uids = self._uids.get((ref.namespace, ref.name), set())
+            uids.discard(tracked.name.key)
+            if not uids:
+                self._uids.pop((ref.namespace, ref.name), None)
         tracked.object, tracked.error = None, ""
         tracked.must_be_gone, tracked.is_dirty = False, True
         tracked.view_version = max(tracked.view_version, tracked.own_version, tracked.subject_version, resource_version)
@@ -347,8 +359,10 @@ class Mirror:
         return differs
 
     def _is_our_business(self, tracked: Tracked) -> bool:
-        if tracked.name.kind != "claim" or self.publishes_all or tracked.published_version is not None:
+        if tracked.name.kind != "claim" or self.publishes_all:
             return True
+        if tracked.published_version is not None or tracked.name in self._owed or tracked.job or tracked.decision:
+            return True  # the broker has known it, or is about to: a sync without it would end what it holds
         assert tracked.object is not None
         return holds_of(tracked.object) is not None or any(
             name in self._brokered for name in _class_names(tracked.object)
@@ -361,14 +375,16 @@ class Mirror:
             return ObjectState(agent_epoch=self.epoch, object=body, resource_version=version, error=tracked.error)
         if tracked.object is None:
             return ClaimState(agent_epoch=self.epoch, resource_version=version, decision=tracked.decision)
+        consumers = self.consumers.of(tracked.object)
+        is_used = any(pod.is_live and pod.scheduled for pod in consumers)
         return ClaimState(
             agent_epoch=self.epoch,
             claim=body,
             resource_version=version,
-            consumers=self.consumers.of(tracked.object),
+            consumers=consumers,
             namespace_labels=self.consumers.namespace_labels(tracked.ref.namespace),
             decision=tracked.decision,
-            rejected=tracked.rejected,
+            rejected=None if is_used else tracked.rejected,
             error=tracked.error,
         )
 
@@ -397,19 +413,16 @@ class Mirror:
         self, tracked: Tracked, message: ClaimState | ObjectState, stream_sequence: int, stored_ms: int
     ) -> None:
         if tracked.published_version is not None:
-            self._digest = add_to_digest(self._digest, -self._share(tracked))
+            self._digest = add_to_digest(self._digest, -object_digest(tracked.name, tracked.published_sequence))
         decision = message.decision if isinstance(message, ClaimState) else None
-        tracked.last_sequence = stream_sequence
+        tracked.last_sequence = tracked.published_sequence = stream_sequence
         tracked.published = fingerprint(message)
         tracked.published_version = None if message.is_tombstone else message.resource_version
         tracked.published_decision = decision.ledger_sequence if decision else 0
         tracked.subject_version = _version(message.resource_version)
         tracked.published_ms = stored_ms
         if tracked.published_version is not None:
-            self._digest = add_to_digest(self._digest, self._share(tracked))
-
-    def _share(self, tracked: Tracked) -> int:
-        return object_digest(tracked.name, tracked.published_version or "", tracked.published_decision)
+            self._digest = add_to_digest(self._digest, object_digest(tracked.name, stream_sequence))
 
     def _refused(self, event: PublishRefused) -> None:
         action = event.action
@@ -439,6 +452,8 @@ class Mirror:
             if tracked.object is None and not tracked.view_is_current:
                 self._unseen.add(tracked.name)
         tracked.published = None
+        # Our message may still land. No sync may speak before a later one of ours has made that impossible.
+        self._owed.add(tracked.name)
         self._advance(tracked)
 
     # --- full syncs
@@ -511,6 +526,9 @@ class Mirror:
         for tracked in list(self.tracked.values()):
             if tracked.job is not None and tracked.job.stage == "stuck":
                 self._actions += settling.settle(tracked, tracked.job)
+                self._advance(tracked)
+            if tracked.removal == "failed":
+                tracked.removal = ""
                 self._advance(tracked)
             if tracked.published_version is not None and tracked.published_ms < old:
                 tracked.published = None

@@ -67,7 +67,7 @@ def answer(tracked: Tracked, event: Wrote | WriteFailed | ClaimRead) -> list[Act
         # Also when the decision is no longer ours to settle: what we publish must not be older than what we wrote.
         tracked.own_version = max(tracked.own_version, event.resource_version)
     if isinstance(action, RemoveFinalizer):
-        tracked.is_removing = False
+        tracked.removal = "failed" if isinstance(event, WriteFailed) else ""
         return []
     job = tracked.job
     if job is None or job.ledger_sequence != action.ledger_sequence:
@@ -166,12 +166,12 @@ def _let_go(tracked: Tracked) -> list[Action]:
     metadata = metadata_of(tracked.object)
     if (
         tracked.object is None
-        or tracked.is_removing
+        or tracked.removal
         or not tracked.view_is_current
         or metadata.get("deletionTimestamp") is None
         or HELD not in (metadata.get("finalizers") or [])
         or holds_of(tracked.object) is not None
     ):
         return []
-    tracked.is_removing = True
+    tracked.removal = "sent"
     return [RemoveFinalizer(tracked.ref, 0, without_held(tracked.object))]

@@ -52,6 +52,7 @@ class Tracked:
 
     last_sequence: int = 0  # of the subject's last message, as far as we know
     published: bytes | None = None  # fingerprint of what the subject's last message says; None: publish in any case
+    published_sequence: int = 0  # of the message that says so
     published_version: str | None = None  # of the live object in it; None: a tombstone, or nothing
     published_decision: int = 0  # ledger sequence of the settled decision in it
     published_ms: int = 0
@@ -61,7 +62,7 @@ class Tracked:
     decision: Settled | None = None
     rejected: Rejected | None = None
     job: Job | None = None
-    is_removing: bool = False  # a RemoveFinalizer is under way
+    removal: Literal["", "sent", "failed"] = ""  # of our finalizer; failed: tried again with a new view, or later
 
     @property
     def decision_sequence(self) -> int:

@@ -121,7 +121,9 @@ class Pull:
 
     async def keep(self, message: Msg) -> None:
         """The inbox's callback."""
-        status = (message.headers or {}).get("Status") if not message.data else None
+        # A stored message may carry any header, and no payload; what the server itself says has no ack subject.
+        is_stored = message.reply.startswith("$JS.ACK.")
+        status = None if is_stored or message.data else (message.headers or {}).get("Status")
         if status is None:
             self._open = max(0, self._open - 1)
             self._arrived.append(message)

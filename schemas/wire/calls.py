@@ -22,7 +22,8 @@ class Ask(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag
 class DeadLetter(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="dev.dragoman.deadletter.v1"):
     """A message that could not be applied, kept with its reason.
 
-    payload: the message's bytes (base64 in JSON); place: its subject and stream sequence.
+    payload: the message's bytes as stored (base64 in JSON), the first 512 KiB of them. DRA_STATE has all of it at
+    `stream_sequence`, for as long as it keeps it.
     """
 
     cluster: str

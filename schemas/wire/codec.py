@@ -64,12 +64,14 @@ def _decode(decoder: msgspec.json.Decoder[M], payload: bytes) -> M:
         raise WireError(reason, f"message of type {found!r} cannot be read: {error}") from error
     except msgspec.DecodeError as error:
         raise WireError("NotJSON", f"message is not JSON: {error}") from error
+    except RecursionError as error:
+        raise WireError("NotJSON", "message is nested too deeply") from error
 
 
 def _peek_type(payload: bytes) -> str:
     try:
-        return str(_peeks.decode(payload).type)
-    except msgspec.MsgspecError:
+        return str(_peeks.decode(payload).type)[:100]
+    except (msgspec.MsgspecError, RecursionError):
         return "unknown"
 
 

@@ -127,12 +127,13 @@ AgentMessage = AgentStarted | SyncPart | SyncFinished
 DIGEST_BITS = 128
 
 
-def object_digest(name: ObjectName, resource_version: str, decision_sequence: int) -> int:
-    """One object's share of a cluster's digest; the digest is the sum of all, modulo 2**DIGEST_BITS.
+def object_digest(name: ObjectName, stream_sequence: int) -> int:
+    """One live object's share of a cluster's digest; the digest is the sum of all, modulo 2**DIGEST_BITS.
 
-    decision_sequence: ledger sequence of the claim's settled decision, else 0.
+    stream_sequence: of the object's last message. It stands for all that the message says: of two messages with equal
+    resourceVersions one may tell of consumers that the other does not know.
     """
-    text = "\0".join((name.kind, name.key, resource_version, str(decision_sequence)))
+    text = "\0".join((name.kind, name.key, str(stream_sequence)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[: DIGEST_BITS // 8], "big")
 
 

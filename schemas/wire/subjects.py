@@ -15,6 +15,7 @@ DEAD_LETTER_STREAM = "DRA_DEADLETTER"
 
 KINDS = ("slice", "class", "claim", "node", "taintrule")  # of objects in DRA_STATE; "agent" is the agent itself
 RUN_KEY = "run"
+KEY_LENGTH_MAX = 1024  # of an encoded key; a Kubernetes name has at most 253 characters
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 _BARE_DOT = re.compile(r"^\.|\.$|\.(?=\.)")
@@ -59,11 +60,12 @@ def sync_part_subject(cluster: str, part: int) -> str:
 
 
 def parse_state_subject(subject: str) -> StateSubject | None:
-    """The parts of a state subject; None when it is not one."""
+    """The parts of a state subject; None when it is not one, or its key is not as `encode_key` writes it."""
     parts = subject.split(".", 5)
-    if len(parts) != 6 or parts[:3] != ["dra", "v1", "state"] or not all(parts):
+    if len(parts) != 6 or parts[:3] != ["dra", "v1", "state"] or not all(parts) or len(parts[5]) > KEY_LENGTH_MAX:
         return None
-    return StateSubject(parts[3], parts[4], decode_key(parts[5]))
+    key = decode_key(parts[5])
+    return StateSubject(parts[3], parts[4], key) if encode_key(key) == parts[5] else None
 
 
 def ledger_stream(shard: str, segment: int) -> str:
