@@ -120,7 +120,7 @@ def _claim(core: Core, message: StoredMessage, subject: StateSubject, state: Cla
             elif len(found.metadata.name) > NAME_LENGTH_MAX or len(found.metadata.namespace) > NAME_LENGTH_MAX:
                 error = f"a name or namespace has more than {NAME_LENGTH_MAX} characters"
             elif len(results_of(found)) > RESULTS_MAX:
-                error = f"status.allocation.devices.results: {len(results_of(found))} items, at most {RESULTS_MAX} are allowed"
+                error = f"status.allocation.devices.results: {len(results_of(found))} items, at most {RESULTS_MAX}"
             elif found.metadata.uid != subject.key:
                 error = f"claim of UID {found.metadata.uid!r} on the subject of {subject.key!r}"
             else:

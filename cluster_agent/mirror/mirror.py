@@ -223,7 +223,7 @@ class Mirror:
         return [tracked]
 
     def _passed(self, kind: str, resource_version: int) -> list[Tracked]:
-        """The watch has come so far; returns objects that it did not bring, of which that may say that they are gone."""
+        """The watch has come so far; returns objects that it did not bring: that may say that they are gone."""
         self._watched[kind] = max(self._watched.get(kind, 0), resource_version)
         return [self.tracked[name] for name in sorted(self._unseen) if name.kind == kind and name in self.tracked]
 
