@@ -91,12 +91,14 @@ def _open_labels(core: Core) -> None:
     world = core.world
     if not world.federation.believe_labels or world.inventory.labels_open or not world.all_heard():
         return
+    scopes: set[str] = set()
     for (cluster, name), placed in world.inventory.open_labels():
         if placed.key is not None:
-            core.changed(f"scope:{placed.key.scope}")
+            scopes.add(placed.key.scope)
         else:
             core.notice("warning", placed.reason, f"ResourceSlice {name} of {cluster}", placed.message)
-    pools.tell_problems(core, world.inventory.label_scopes())
+    core.changed(*(f"scope:{scope}" for scope in scopes))
+    pools.tell_problems(core, sorted(scopes))
     world.resolve_again()
     core.to_adopt.update(claim.key for claim in world.claims.values() if claim.is_shown_without_grant)
 
