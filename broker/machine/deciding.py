@@ -244,7 +244,10 @@ def _no_fit_verdict(core: Core, turn: Round, claim: Claim, found: NoFit) -> Verd
     requests = msgspec.json.encode(found.requests)
     explanation: dict[str, object] = {}
     if len(requests) <= EXPLANATION_BYTES_MAX:
-        explanation["requests"] = msgspec.json.decode(requests)
+        found_requests = msgspec.json.decode(requests)
+        for each in found_requests:
+            del each["claim"]  # the same for every claim that is alike
+        explanation["requests"] = found_requests
     if reached.unheard and found.reason not in _NOT_ABOUT_DEVICES:
         text = f"nothing of {'; '.join(reached.unheard)} is granted before those clusters finished a full sync"
         return Verdict("Pending", "WaitingForCluster", text, tuple(sorted(topics | set(reached.topics))))
