@@ -6,11 +6,14 @@ from pathlib import Path
 import anyio
 import shtab
 
+from broker.app.settings import check_federation
 from broker.cli.bus import add_nats_arguments, bus_options
 from broker.cli.errors import CommandError
 from broker.cli.local import log_problem, make_agent
 from broker.cli.signals import until_told_to_stop
 from broker.cli.up import flat
+from broker.world.federation import Federation
+from broker.world.keys import ClusterId
 from cluster_agent.adapters.journal import JournalError
 from cluster_agent.adapters.manifest_cluster import ManifestCluster
 from cluster_agent.errors import AgentReplacedError
@@ -47,6 +50,8 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def run(options: argparse.Namespace) -> int:
     """Run until told to stop, or until another agent serves the cluster."""
+    for problem in check_federation(Federation(clusters=[ClusterId(options.cluster)])):
+        raise CommandError(f"--cluster: {problem.partition(': ')[2]}")
     if not options.manifests.exists():
         raise CommandError(f"--manifests {options.manifests}: there is no such directory")
 

@@ -16,7 +16,7 @@ from broker.cli.output import claim_table, console, print_json
 from broker.cli.up import flat
 from broker.machine.report import Explanation
 from schemas.client.connection import connect
-from schemas.client.errors import BusError
+from schemas.client.errors import BusError, BusUnavailableError
 
 CONNECT_DEADLINE_S = 3.0
 CALL_DEADLINE_S = 10.0
@@ -58,7 +58,11 @@ def run(options: argparse.Namespace) -> int:
 
     async def ask() -> bytes:
         async with connect(bus_options(options, "dragoman explain"), CONNECT_DEADLINE_S) as connection:
-            return await call_api(connection, "explain", msgspec.json.encode(call), CALL_DEADLINE_S)
+            try:
+                return await call_api(connection, "explain", msgspec.json.encode(call), CALL_DEADLINE_S)
+            except BusUnavailableError as error:
+                text = f"no broker answers: {error}; start one there, or wait until one leads, and try again"
+                raise CommandError(text, exit_code=1) from error
 
     try:
         answer = anyio.run(ask)

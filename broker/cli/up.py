@@ -16,12 +16,13 @@ from broker.cli.errors import CommandError
 from broker.cli.local import LocalFederation, local_federation
 from broker.cli.output import claim_table, console, print_json
 from broker.cli.signals import until_told_to_stop
-from broker.errors import ConfigError
+from broker.errors import ConfigError, InvariantError
 from broker.machine import Notice
 from broker.machine.report import ClaimRow
 from broker.world.federation import Federation
 from broker.world.keys import ClusterId
 from cluster_agent.adapters.journal import JournalError
+from cluster_agent.errors import AgentReplacedError
 from schemas.client.errors import BusError
 from schemas.errors import ManifestError
 
@@ -77,8 +78,10 @@ def run(options: argparse.Namespace) -> int:
     federation = make_federation(list(directories), options.config)
     try:
         return anyio.run(_up, directories, federation, options)
-    except* (EmbeddedNatsError, ManifestError, JournalError, BusError) as group:
+    except* (EmbeddedNatsError, ManifestError, JournalError) as group:
         raise CommandError("; ".join(map(str, flat(group)))) from None
+    except* (BusError, AgentReplacedError, InvariantError) as group:
+        raise CommandError("; ".join(map(str, flat(group))), exit_code=1) from None
 
 
 def make_federation(names: list[str], config: Path | None) -> Federation:

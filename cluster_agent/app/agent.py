@@ -441,9 +441,10 @@ def _epoch_of(message: StoredMessage | None) -> int:
     if message is None:
         return 0
     try:
-        return peek_epoch(message.body()) or message.stream_sequence
+        epoch = peek_epoch(message.body())
     except (WireError, PayloadError):
         return 0
+    return message.stream_sequence if epoch is None else epoch
 
 
 def _without_body(action: Publish, error: str) -> ClaimState | ObjectState:

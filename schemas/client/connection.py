@@ -148,7 +148,9 @@ class Connection:
 
     async def flush(self) -> None:
         """Return when the server has read all that was sent before, or the connection is lost."""
-        with self.wait_scope(REQUEST_DEADLINE_S):
+        # Shielded, for it takes one round trip: nats-py does not forget a flush that was cancelled, and stops reading
+        # from a living connection when the server's answer to it comes.
+        with anyio.CancelScope(shield=True), self.wait_scope(REQUEST_DEADLINE_S):
             try:
                 await self.client.flush(timeout=int(REQUEST_DEADLINE_S))
             except (nats.errors.Error, OSError) as error:

@@ -1,0 +1,188 @@
+"""The command line itself: help with examples, completion, wrong arguments, and `dragoman demo`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from broker.cli.main import main
+from cluster_agent.adapters.manifest_cluster import ManifestCluster
+from tests.manifests import claim_manifest, write_manifests
+
+COMMANDS = ("demo", "up", "allocate", "explain", "broker", "agent")
+
+
+def run(*arguments: str) -> int:
+    """The exit code, also where argparse ends it."""
+    try:
+        return main(arguments)
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(command, "--help") == 0
+    out = capsys.readouterr().out
+    _, _, examples = out.partition("examples:\n")
+    assert examples.startswith(f"  dragoman {command}")
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    out = capsys.readouterr().out
+    assert [command for command in COMMANDS if f"\n    {command} " not in out] == []
+    assert "dragoman demo" in out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_prints_a_completion_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--print-completion", shell) == 0
+    out = capsys.readouterr().out
+    assert "dragoman" in out
+    assert "--cluster" in out
+
+
+def test_prints_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out.startswith("dragoman 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        pytest.param([], "the following arguments are required: COMMAND", id="nothing"),
+        pytest.param(["fly"], "invalid choice: 'fly'", id="an unknown command"),
+        pytest.param(["up"], "the following arguments are required: --cluster", id="up without clusters"),
+        pytest.param(
+            ["up", "--cluster", "east"], "'east' is not NAME=DIR, such as east=", id="a cluster without files"
+        ),
+        pytest.param(["up", "--cluster", "=d"], "'=d' is not NAME=DIR", id="a cluster without name"),
+        pytest.param(["up", "--cluster", "a=nowhere"], "a=nowhere: there is no such directory", id="no directory"),
+        pytest.param(
+            ["up", "--cluster", "a={root}", "--cluster", "a={root}"], "each cluster once", id="one name for two"
+        ),
+        pytest.param(["up", "--cluster", "A_b={root}"], "clusters[0]: 'A_b' is not a DNS label", id="no DNS label"),
+        pytest.param(
+            ["up", "--cluster", "a={root}", "--config", "{root}/none.yaml"],
+            "none.yaml cannot be read: No such file",
+            id="no config file",
+        ),
+        pytest.param(
+            ["up", "--cluster", "west={root}", "--config", "{root}/config.yaml"],
+            "clusters: 'east' is not among the --cluster arguments",
+            id="a config for others",
+        ),
+        pytest.param(["up", "--cluster", "a={root}", "-o", "xml"], "invalid choice: 'xml'", id="an unknown format"),
+        pytest.param(["explain"], "the following arguments are required: NAMESPACE/NAME", id="explain what"),
+        pytest.param(["explain", "ml/"], "'ml/' is not NAMESPACE/NAME", id="explain half a name"),
+        pytest.param(["broker"], "the following arguments are required: --config", id="a broker without config"),
+        pytest.param(
+            ["broker", "--config", "{root}/none.yaml"], "cannot be read: No such file", id="a broker without file"
+        ),
+        pytest.param(
+            ["agent", "--cluster", "east", "--manifests", "{root}/none", "--data", "{root}/data"],
+            "none: there is no such directory",
+            id="an agent without files",
+        ),
+        pytest.param(
+            ["agent", "--cluster", "east", "--manifests", "{root}"],
+            "the following arguments are required: --data",
+            id="an agent without data",
+        ),
+        pytest.param(
+            ["agent", "--cluster", "A_b", "--manifests", "{root}", "--data", "{root}/data"],
+            "'A_b' is not a DNS label",
+            id="an agent of no DNS label",
+        ),
+        pytest.param(["demo", "--keep", "{root}"], "the directory is not empty", id="a demo into a full directory"),
+    ],
+)
+def test_wrong_arguments_end_with_2_and_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
+) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"clusters": ["east"]}))
+    assert run(*(each.replace("{root}", str(tmp_path)) for each in arguments)) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert sentence in printed.err
+    assert "Traceback" not in printed.err
+
+
+@pytest.mark.parametrize("command", ["agent", "broker"])
+def test_a_process_without_nats_says_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DRAGOMAN_NATS", "nats://user:secret@127.0.0.1:1")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"clusters": ["east"]}))
+    write_manifests(tmp_path / "east" / "claim.yaml", claim_manifest("a"))
+    options = {
+        "agent": ["--cluster", "east", "--manifests", str(tmp_path / "east"), "--data", str(tmp_path / "data")],
+        "broker": ["--config", str(tmp_path / "config.yaml")],
+    }
+    assert run(command, *options[command]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "cannot connect to NATS at nats://127.0.0.1:1" in printed.err
+    assert "give the right address with --nats" in printed.err
+    assert "secret" not in printed.err
+
+
+def test_one_agent_at_a_time_has_a_data_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "east").mkdir()
+    other = ManifestCluster([tmp_path / "east"], data_dir=tmp_path / "data")
+    try:
+        arguments = ["--manifests", str(tmp_path / "east"), "--data", str(tmp_path / "data")]
+        assert run("agent", "--cluster", "east", *arguments) == 1
+    finally:
+        other.close()
+    assert f"{tmp_path / 'data'}" in capsys.readouterr().err
+
+
+def test_the_demo_shows_who_got_what_and_who_waits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("demo") == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    before, after = (
+        [line.split() for line in part.splitlines() if line.startswith(("east  ", "west  "))]
+        for part in printed.out.split("Who got what, who waits, and why")[1].split("is deleted")
+    )
+    pod = before[0][1]
+    assert pod.startswith("default/stock-prediction-pod-gpu-req-")
+    assert before == [
+        ["east", pod, "Allocated", "gpu-req:", "rack7/gpu-0"],
+        ["east", "ml/train-east", "Allocated", "gpu:", "rack7/gpu-3"],
+        ["east", "ml/typo", "Invalid", "-", "InvalidSelector"],
+        ["west", "ml/never", "Pending", "-", "NoMatchingDevice"],
+        ["west", "ml/pair", "Pending", "-", "DevicesInUse"],
+        ["west", "ml/train-west", "Pending", "-", "DevicesInUse"],
+    ]
+    assert after == [
+        *before[:1],
+        *before[2:5],
+        ["west", "ml/train-west", "Allocated", "gpu:", "rack7/gpu-3"],
+    ]
+    assert "compares text" in printed.out
+    assert "held by east/ml/train-east" in printed.out
+    assert "does not compile: line 1, column 51" in printed.out
+
+
+def test_the_demo_leaves_its_manifests_where_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("demo", "--keep", str(tmp_path / "demo")) == 0
+    names = sorted(path.relative_to(tmp_path / "demo").as_posix() for path in (tmp_path / "demo").rglob("*.yaml"))
+    assert "west/train-west.yaml" in names
+    assert "east/2-walk-through.yaml" in names
+
+
+def test_works_as_a_program(tmp_path: Path) -> None:
+    """As the console script runs it: JSON alone on stdout, logs on stderr."""
+    write_manifests(tmp_path / "east" / "claims.yaml", claim_manifest("a", allocationMode="Most"))
+    command = [sys.executable, "-m", "broker.cli.main", "--log-format", "json", "-v", "up", "--once", "-o", "json"]
+    ended = subprocess.run([*command, "--cluster", f"east={tmp_path / 'east'}"], capture_output=True, check=False)
+    assert ended.returncode == 1
+    assert yaml.safe_load(ended.stdout)["claims"][0]["state"] == "Invalid"
+    logs = [yaml.safe_load(line) for line in ended.stderr.splitlines()]
+    assert {"time", "level", "logger", "message"} <= logs[0].keys()
+    assert any("must be one of ExactCount, All" in log["message"] for log in logs)

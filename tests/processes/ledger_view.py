@@ -1,0 +1,111 @@
+"""The ledger as anyone may read it: who holds what, folded without a line of the broker's own code.
+
+Every entry is checked on the way: no device is held twice, and nobody but the last elected leader writes.
+"""
+
+from collections.abc import Iterable
+
+from schemas.wire.bus import StoredMessage
+from schemas.wire.codec import decode_entry
+from schemas.wire.ledger import (
+    Adopted,
+    Allocate,
+    AnyEntry,
+    CollisionFound,
+    GrantEnded,
+    Inputs,
+    LeaderElected,
+    OutcomeRecorded,
+    ReasonChanged,
+    Release,
+)
+
+Claim = tuple[str, str]  # cluster and UID
+Device = tuple[str, str, str, str]  # scope, driver, pool and name
+
+
+class LedgerView:
+    """What the ledger says up to `last`.
+
+    holders: the grant that holds a device. grants: the devices of each grant that has not ended, by its sequence.
+    """
+
+    def __init__(self) -> None:
+        self.last = 0
+        self.holders: dict[Device, int] = {}
+        self.grants: dict[int, tuple[Claim, list[Device]]] = {}
+        self.applied: set[int] = set()
+        self.unsettled: dict[Claim, int] = {}
+        self.names: dict[Claim, str] = {}
+        self.waiting: dict[Claim, str] = {}
+        self.leaders: list[tuple[int, str]] = []
+        self.synced: set[str] = set()
+        self.allocates = 0
+        self.outcomes = 0
+        self.collisions = 0
+
+    @property
+    def allocated(self) -> dict[Claim, list[Device]]:
+        """What claims hold by a decision that their cluster has carried out."""
+        return {claim: devices for grant, (claim, devices) in self.grants.items() if grant in self.applied}
+
+    def fold(self, messages: Iterable[StoredMessage]) -> None:
+        """Go on by these entries."""
+        for message in messages:
+            assert message.stream_sequence == self.last + 1, f"entry {message.stream_sequence} follows {self.last}"
+            self.last = message.stream_sequence
+            self._apply(decode_entry(message.payload))
+
+    def _apply(self, entry: AnyEntry) -> None:
+        match entry:
+            case LeaderElected():
+                self.leaders.append((self.last, entry.instance))
+            case Inputs():
+                assert entry.leader_epoch == self.leaders[-1][0], f"{self.last} is not by the leader, {self.leaders}"
+                self.synced.update(entry.synced)
+            case Allocate() | Adopted():
+                self._hold(entry)
+            case Release():
+                self._begin((entry.cluster, entry.uid))
+            case OutcomeRecorded():
+                self.outcomes += 1
+                assert self.unsettled.pop((entry.cluster, entry.uid)) == entry.decision_sequence
+                if entry.outcome == "Applied":
+                    self.applied.add(entry.decision_sequence)
+            case GrantEnded():
+                _, devices = self.grants.pop(entry.grant_sequence)
+                for device in devices:
+                    del self.holders[device]
+            case CollisionFound():
+                self.collisions += 1
+            case ReasonChanged():
+                self.names[entry.cluster, entry.uid] = f"{entry.namespace}/{entry.name}"
+                self.waiting[entry.cluster, entry.uid] = entry.reason
+
+    def _hold(self, entry: Allocate | Adopted) -> None:
+        claim = (entry.cluster, entry.uid)
+        self.names[claim] = f"{entry.namespace}/{entry.name}"
+        devices = [
+            (scope, hold.driver, hold.pool, hold.device) for scope, hold in zip(entry.scopes, entry.holds, strict=True)
+        ]
+        for device in devices:
+            assert device not in self.holders, f"{self.last} gives {device}, which grant {self.holders[device]} holds"
+            self.holders[device] = self.last
+        self.grants[self.last] = (claim, devices)
+        self.waiting.pop(claim, None)
+        if isinstance(entry, Allocate):
+            self.allocates += 1
+            self._begin(claim)
+        else:
+            self.applied.add(self.last)
+
+    def _begin(self, claim: Claim) -> None:
+        assert claim not in self.unsettled, f"{self.last} follows {self.unsettled[claim]}, which has no outcome"
+        self.unsettled[claim] = self.last
+
+    def __str__(self) -> str:
+        return (
+            f"ledger at {self.last}: {len(self.leaders)} elections, {self.allocates} Allocates, {self.outcomes} "
+            f"outcomes, {len(self.allocated)} claims allocated, {len(self.unsettled)} unsettled, "
+            f"{len(self.waiting)} waiting"
+        )
