@@ -12,6 +12,8 @@ from broker.world.world import World
 from schemas.wire.bus import StoredMessage
 from schemas.wire.calls import Ask, DeadLetter
 from schemas.wire.ledger import AnyEntry, EndCause, Inputs, Step
+from schemas.wire.state import ObjectName
+from schemas.wire.subjects import state_subject
 
 MAX_BATCH = 1000  # messages in one of JetStream's atomic batches
 ROOM_FOR_MESSAGE = 16  # entries that one message can cause at once, with a margin
@@ -94,6 +96,17 @@ class Core:
             )
         )
         self.notice("warning", reason, f"{message.subject} at {message.stream_sequence}", text)
+
+    def dead_letter_object(self, cluster: ClusterId, name: ObjectName, reason: str, text: str) -> None:
+        """Keep the place of an object's last message aside, whose bytes are not at hand any more: DRA_STATE has them."""
+        if self.is_replaying:
+            return
+        subject = state_subject(cluster, name.kind, name.key)
+        sequence = self.world.cluster(cluster).known.get(name, 0)
+        self._dead_letters.append(
+            DeadLetter(cluster=cluster, subject=subject, stream_sequence=sequence, reason=reason, message=text)
+        )
+        self.notice("warning", reason, f"{subject} at {sequence}", text)
 
     def dead_letter_claim(self, key: ClaimKey, reason: str, text: str) -> None:
         """Keep a claim aside that could not be decided."""
