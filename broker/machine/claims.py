@@ -8,6 +8,7 @@ those). A message that has not settled the decision says nothing about the grant
 from collections.abc import Iterable
 
 from broker.allocation.validate_selectors import compile_claim
+from broker.machine import pools
 from broker.machine.core import Core
 from broker.world import observe
 from broker.world.keys import ClaimKey, ClaimUid, ClusterId
@@ -42,14 +43,13 @@ def on_claim(
     # as applied: to try them all again for each report would cost the square of a full fleet.
     changed = set(shown_before) ^ set(claim.shown_devices)
     core.wake_devices(device for device in changed if device not in world.granted)
-    if world.cluster(cluster).is_ahead:
-        return
-    _settle(core, claim)
-    if spec is not None:  # what cannot be read ends nothing: its grants stay
-        for grant in reversed(list(claim.grants)):
-            if claim.shown != grant.holds and _is_settled(claim, grant):
-                end_grant(core, grant, "AllocationCleared" if claim.shown is None else "AllocationReplaced")
-        release_if_rejected(core, claim)
+    if not world.cluster(cluster).is_ahead:  # else what it says of decisions is about others than ours
+        _settle(core, claim)
+        if spec is not None:  # what cannot be read ends nothing: its grants stay
+            for grant in reversed(list(claim.grants)):
+                if claim.shown != grant.holds and _is_settled(claim, grant):
+                    end_grant(core, grant, "AllocationCleared" if claim.shown is None else "AllocationReplaced")
+            release_if_rejected(core, claim)
     if claim.is_shown_without_grant:
         core.to_adopt.add(claim.key)
     core.queue.make_due(claim.key)
@@ -65,6 +65,7 @@ def on_tombstone(core: Core, cluster: ClusterId, uid: str) -> None:
     if not core.is_replaying:
         _end_claim(core, key, "ClaimDeleted")
     elif not claim.grants and claim.unsettled is None:
+        core.queue.remove(key)
         core.world.forget_claim(claim)  # only its history is in the ledger
 
 
@@ -147,6 +148,13 @@ def end_grant(core: Core, grant: Grant, cause: EndCause) -> None:
     core.wake_devices(grant.devices)
     for device in grant.devices:
         core.to_adopt.update(core.world.shown.get(device, ()))
+    if not core.world.federation.believe_labels:
+        return
+    for driver, pool in sorted({(device.pool.driver, device.pool.pool) for device in grant.devices}):
+        for (cluster, _), placed in core.world.inventory.place_again(driver, pool):
+            if placed.key is not None:
+                pools.changed(core, placed.key, cluster)
+                core.world.resolve_again()
 
 
 def back_off_ms(failures: int) -> int:
@@ -217,6 +225,8 @@ def release_if_rejected(core: Core, claim: Claim) -> None:
     rejected = claim.rejected
     if rejected is None or claim.unsettled is not None or claim.not_before_ms > core.now_ms:
         return
+    if core.world.cluster(claim.key.cluster).is_ahead:
+        return  # what it names is not a decision of this ledger
     if any(pod.is_live and pod.scheduled for pod in claim.consumers):
         return  # a pod runs with it after all
     grant = next((grant for grant in claim.grants if grant.ledger_sequence == rejected.ledger_sequence), None)

@@ -98,7 +98,7 @@ class Core:
         self.notice("warning", reason, f"{message.subject} at {message.stream_sequence}", text)
 
     def dead_letter_object(self, cluster: ClusterId, name: ObjectName, reason: str, text: str) -> None:
-        """Keep the place of an object's last message aside, whose bytes are not at hand any more: DRA_STATE has them."""
+        """Keep aside the place of an object's last message, whose bytes are not at hand: DRA_STATE has them."""
         if self.is_replaying:
             return
         subject = state_subject(cluster, name.kind, name.key)

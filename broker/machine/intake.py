@@ -30,7 +30,7 @@ from schemas.wire.codec import (
     decode_claim_state,
     decode_object_state,
 )
-from schemas.wire.state import AgentStarted, ClaimState, ObjectName, ObjectState, SyncFinished, SyncPart
+from schemas.wire.state import AgentMessage, AgentStarted, ClaimState, ObjectName, ObjectState, SyncFinished, SyncPart
 from schemas.wire.subjects import KINDS, RUN_KEY, StateSubject, parse_state_subject
 
 BODY_BYTES_MAX = 2 * 1024 * 1024  # unpacked; an API server stores objects of at most 1.5 MiB
@@ -52,21 +52,40 @@ def accept(core: Core, message: StoredMessage) -> None:
         core.dead_letter(message, subject.cluster, "UnknownCluster", text)
         return
     try:
-        payload = message.body(BODY_BYTES_MAX)
-        if subject.kind == "agent":
-            _agent(core, message, subject, payload)
-        elif subject.kind == "claim":
-            state = decode_claim_state(payload)
-            if _is_believed(core, message, subject, state.agent_epoch):
-                _claim(core, message, subject, state)
-        else:
-            seen = decode_object_state(payload)
-            if _is_believed(core, message, subject, seen.agent_epoch):
-                _object(core, message, subject, seen)
+        said = read(message, subject)
     except WireError as error:
         _unreadable(core, message, subject, error.reason, error.message)
+        return
+    if isinstance(said, AgentStarted):
+        syncs.agent_started(core, ClusterId(subject.cluster), message.stream_sequence)
+        return
+    if not _is_believed(core, message, subject, said.agent_epoch):
+        return
+    match said:
+        case ClaimState():
+            _claim(core, message, subject, said)
+        case ObjectState():
+            _object(core, message, subject, said)
+        case SyncPart():
+            syncs.sync_part(core, ClusterId(subject.cluster), said)
+        case SyncFinished():
+            syncs.sync_finished(core, ClusterId(subject.cluster), said, message.stream_sequence)
+
+
+def read(message: StoredMessage, subject: StateSubject) -> ClaimState | ObjectState | AgentMessage:
+    """What a state message says. Raises: WireError if it is not what belongs on its subject."""
+    try:
+        payload = message.body(BODY_BYTES_MAX)
     except PayloadError as error:
-        _unreadable(core, message, subject, "Malformed", str(error))
+        raise WireError("Malformed", str(error)) from error
+    if subject.kind == "claim":
+        return decode_claim_state(payload)
+    if subject.kind != "agent":
+        return decode_object_state(payload)
+    said = decode_agent_message(payload)
+    if isinstance(said, AgentStarted) and subject.key != RUN_KEY:
+        raise WireError("Malformed", f"an agent starts on agent.{RUN_KEY}, not on agent.{subject.key}")
+    return said
 
 
 def _is_believed(core: Core, message: StoredMessage, subject: StateSubject, epoch: int) -> bool:
@@ -88,24 +107,6 @@ def _is_believed(core: Core, message: StoredMessage, subject: StateSubject, epoc
     return True
 
 
-def _agent(core: Core, message: StoredMessage, subject: StateSubject, payload: bytes) -> None:
-    said = decode_agent_message(payload)
-    cluster = ClusterId(subject.cluster)
-    if isinstance(said, AgentStarted):
-        if subject.key == RUN_KEY:
-            syncs.agent_started(core, cluster, message.stream_sequence)
-        else:
-            raise WireError("Malformed", f"an agent starts on agent.{RUN_KEY}, not on agent.{subject.key}")
-        return
-    if not _is_believed(core, message, subject, said.agent_epoch):
-        return
-    match said:
-        case SyncPart():
-            syncs.sync_part(core, cluster, said)
-        case SyncFinished():
-            syncs.sync_finished(core, cluster, said, message.stream_sequence)
-
-
 def _claim(core: Core, message: StoredMessage, subject: StateSubject, state: ClaimState) -> None:
     cluster = ClusterId(subject.cluster)
     if state.is_tombstone:
@@ -117,10 +118,12 @@ def _claim(core: Core, message: StoredMessage, subject: StateSubject, state: Cla
             found = decode_json(bytes(state.claim))
             if not isinstance(found, ResourceClaim):
                 error = f"a {type(found).__name__} on a claim's subject"
-            elif len(found.metadata.name) > NAME_LENGTH_MAX or len(found.metadata.namespace) > NAME_LENGTH_MAX:
+            elif _has_too_long((found.metadata.name, found.metadata.namespace)):
                 error = f"a name or namespace has more than {NAME_LENGTH_MAX} characters"
             elif len(results_of(found)) > RESULTS_MAX:
                 error = f"status.allocation.devices.results: {len(results_of(found))} items, at most {RESULTS_MAX}"
+            elif any(_has_too_long(_names_in(each)) for each in results_of(found)):
+                error = f"status.allocation.devices.results: a name has more than {NAME_LENGTH_MAX} characters"
             elif found.metadata.uid != subject.key:
                 error = f"claim of UID {found.metadata.uid!r} on the subject of {subject.key!r}"
             else:
@@ -138,13 +141,23 @@ def results_of(claim: ResourceClaim) -> list[DeviceRequestAllocationResult]:
     return claim.status.allocation.devices.results if claim.status.allocation is not None else []
 
 
+def _names_in(result: DeviceRequestAllocationResult) -> tuple[str, ...]:
+    """All of a result that the ledger repeats."""
+    return result.request, result.driver, result.pool, result.device, result.share_id or ""
+
+
+def _has_too_long(names: tuple[str, ...]) -> bool:
+    """As they are written down: a control character takes six bytes there."""
+    return any(len(name) > NAME_LENGTH_MAX or len(msgspec.json.encode(name)) > NAME_LENGTH_MAX + 2 for name in names)
+
+
 def _why_too_large(state: ClaimState) -> str:
     """What goes into ledger entries must fit there, whatever an agent says."""
     if len(state.consumers) > CONSUMERS_MAX:
         return f"{len(state.consumers)} consumers, at most {CONSUMERS_MAX} are looked at"
-    if any(len(pod.uid) > NAME_LENGTH_MAX or len(pod.name) > NAME_LENGTH_MAX for pod in state.consumers):
+    if any(_has_too_long((pod.uid, pod.name)) for pod in state.consumers):
         return f"a consumer's name or UID has more than {NAME_LENGTH_MAX} characters"
-    if len(state.resource_version) > NAME_LENGTH_MAX:
+    if _has_too_long((state.resource_version,)):
         return "its resourceVersion is too long"
     if state.decision is not None and len(state.decision.message) > BODY_BYTES_MAX // 64:
         return "the message of its outcome is too long"

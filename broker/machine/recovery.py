@@ -5,18 +5,19 @@ or below the recorded position counts as believed, without its consequences, for
 """
 
 from collections.abc import Iterable
+from typing import Literal
 
 from broker.machine import intake
 from broker.machine.core import Core
 from broker.machine.machine import Machine
 from broker.world import fold
 from broker.world.keys import ClusterId
-from schemas.wire.bus import PayloadError, StoredMessage
+from schemas.wire.bus import StoredMessage
 from schemas.wire.calls import Ask
-from schemas.wire.codec import WireError, decode_agent_message, decode_entry, peek_epoch
+from schemas.wire.codec import WireError, decode_entry
 from schemas.wire.ledger import AnyEntry
 from schemas.wire.state import AgentStarted
-from schemas.wire.subjects import parse_state_subject
+from schemas.wire.subjects import KINDS, StateSubject, parse_state_subject, sync_part_subject
 
 
 def fold_ledger(machine: Machine, messages: Iterable[StoredMessage]) -> None:
@@ -37,26 +38,44 @@ def fold_entries(machine: Machine, entries: Iterable[AnyEntry], first_sequence: 
 class LastBelieved:
     """What was believed: messages of DRA_STATE up to the recorded position, added in stream order.
 
-    Of each subject only the last one that counts is kept.
+    Of each subject only the last one that counts is kept, and a later one that cannot be read: it takes nothing back.
     """
 
     def __init__(self, machine: Machine) -> None:
         self._core = machine.core
         self._belief = _Belief(machine.core)
         self._last: dict[str, StoredMessage] = {}
+        self._unreadable: dict[str, StoredMessage] = {}  # after the last that could be read
+        self._counted: list[StoredMessage] = []  # syncs that counted: what they lacked was forgotten
 
     def add(self, messages: Iterable[StoredMessage]) -> None:
         """More of the log."""
         for message in messages:
-            if self._belief.counts(message):
+            verdict = self._belief.of(message)
+            if verdict == "unreadable":
+                self._unreadable[message.subject] = message
+            elif verdict == "believed":
                 self._last[message.subject] = message
+                self._unreadable.pop(message.subject, None)
+                self._keep_if_it_counted(message)
 
     def take_in(self) -> None:
         """Take in what was added, without its consequences."""
         self._core.is_replaying = True
-        for message in sorted(self._last.values(), key=lambda each: each.stream_sequence):
+        kept = {each.stream_sequence: each for each in [*self._last.values(), *self._unreadable.values()]}
+        kept.update((each.stream_sequence, each) for each in self._counted)
+        for _, message in sorted(kept.items()):
             intake.accept(self._core, message)
         self._core.is_replaying = False
+
+    def _keep_if_it_counted(self, message: StoredMessage) -> None:
+        subject = parse_state_subject(message.subject)
+        assert subject is not None
+        synced = self._core.world.cluster(ClusterId(subject.cluster)).synced_sequence
+        if message.stream_sequence == synced:
+            parts = sync_part_subject(subject.cluster, 0)[:-1]
+            self._counted += [each for each in self._last.values() if each.subject.startswith(parts)]
+            self._counted.append(message)
 
 
 def believe_again(machine: Machine, messages: Iterable[StoredMessage]) -> None:
@@ -78,12 +97,12 @@ def position_expired(machine: Machine, messages: Iterable[StoredMessage], positi
     core.note_position_expired()
     for message in kept:
         subject = parse_state_subject(message.subject)
-        if subject is not None and _is_of_an_agent(message):
-            _learn_epoch(core, ClusterId(subject.cluster), message)
+        if subject is not None and subject.kind == "agent" and _is_expected(core, subject):
+            _learn_epoch(core, subject, message)
     for cluster in core.world.clusters.values():
         cluster.synced_sequence = 0
     belief = _Belief(core)
-    believed = [each for each in kept if belief.counts(each) and not _is_of_an_agent(each)]
+    believed = [each for each in kept if belief.of(each) != "late" and not _is_of_an_agent(each)]
     machine.feed_after_expiry(believed, position)
     for name in sorted(core.world.clusters):
         core.ask(name, Ask())
@@ -113,23 +132,22 @@ class _Belief:
         self._core = core
         self._newest: dict[str, int] = {}  # epoch by cluster
 
-    def counts(self, message: StoredMessage) -> bool:
-        """Of a message, in stream order. What cannot be read counts: it was kept as a dead letter then."""
+    def of(self, message: StoredMessage) -> Literal["believed", "unreadable", "late"]:
+        """What became of a message when it came; of messages in stream order."""
         subject = parse_state_subject(message.subject)
-        if subject is None:
-            return False
+        if subject is None or not _is_expected(self._core, subject):
+            return "unreadable"
         try:
-            epoch = peek_epoch(message.body())
-        except (WireError, PayloadError):
-            return True
-        if epoch is None:  # a run begins
-            epoch = message.stream_sequence
+            said = intake.read(message, subject)
+        except WireError:
+            return "unreadable"
+        epoch = message.stream_sequence if isinstance(said, AgentStarted) else said.agent_epoch
         final = self._core.world.cluster(ClusterId(subject.cluster)).epoch
         is_late = epoch < self._newest.get(subject.cluster, 0) or epoch < final <= message.stream_sequence
         if is_late or epoch > message.stream_sequence:
-            return False
+            return "late"
         self._newest[subject.cluster] = epoch
-        return True
+        return "believed"
 
 
 def _is_of_an_agent(message: StoredMessage) -> bool:
@@ -137,11 +155,17 @@ def _is_of_an_agent(message: StoredMessage) -> bool:
     return subject is not None and subject.kind == "agent"
 
 
-def _learn_epoch(core: Core, cluster: ClusterId, message: StoredMessage) -> None:
+def _is_expected(core: Core, subject: StateSubject) -> bool:
+    members = core.world.federation.clusters
+    return subject.kind in (*KINDS, "agent") and (not members or subject.cluster in members)
+
+
+def _learn_epoch(core: Core, subject: StateSubject, message: StoredMessage) -> None:
     try:
-        said = decode_agent_message(message.body())
-    except (WireError, PayloadError):
-        return  # the step that applies it keeps it as a dead letter
+        said = intake.read(message, subject)
+    except WireError:
+        return  # nobody believed it either when it came
+    cluster = ClusterId(subject.cluster)
     epoch = message.stream_sequence if isinstance(said, AgentStarted) else said.agent_epoch
     if core.world.cluster(cluster).epoch < epoch <= message.stream_sequence:
         core.note_epoch(cluster, epoch)

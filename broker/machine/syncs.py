@@ -2,7 +2,7 @@
 
 import msgspec
 
-from broker.machine import pools
+from broker.machine import claims, pools
 from broker.machine.core import Core
 from broker.world import observe
 from broker.world.federation import BROKERED_LABEL
@@ -35,12 +35,13 @@ def sync_finished(core: Core, cluster: ClusterId, said: SyncFinished, stream_seq
     Where we have met no message of something that lives, a message was lost or not believed: then nothing follows
     from this sync, and everything is asked for again.
     """
-    if core.is_replaying:
-        return  # whether it counted is in the ledger
     world, record = core.world, core.world.cluster(cluster)
+    if core.is_replaying and stream_sequence != record.synced_sequence:
+        return  # it did not count
     parts = record.sync_parts if record.sync == said.sync else {}
     living = set(said.objects).union(*parts.values())
-    unmet = living - record.known.keys()
+    # At a start, what was published again later is still to come.
+    unmet = living - record.known.keys() if not core.is_replaying else set()
     if len(parts) != said.parts or unmet:
         lost = (
             f"{len(unmet)} objects, such as {min(unmet)}" if unmet else f"{said.parts - len(parts)} parts of its list"
@@ -57,9 +58,15 @@ def sync_finished(core: Core, cluster: ClusterId, said: SyncFinished, stream_seq
         if name.kind == "class":
             core.changed(f"class:{cluster}/{name.key}")
             core.classes_changed = True
-    for key in sorted(key for key in world.claims if key.cluster == cluster):
-        if ObjectName("claim", key.uid) not in living:
-            core.to_end.append((key, "ClaimMissing", stream_sequence))
+    missing = sorted(
+        key for key in world.claims if key.cluster == cluster and ObjectName("claim", key.uid) not in living
+    )
+    if core.is_replaying:
+        for key in missing:
+            if world.claims[key].state_sequence:  # else it was published again later, or only the ledger knows of it
+                claims.on_tombstone(core, cluster, key.uid)
+        return
+    core.to_end.extend((key, "ClaimMissing", stream_sequence) for key in missing)
     core.sync_to_count = (cluster, stream_sequence)
 
 
@@ -96,7 +103,7 @@ def _open_labels(core: Core) -> None:
         if placed.key is not None:
             scopes.add(placed.key.scope)
         else:
-            core.notice("warning", placed.reason, f"ResourceSlice {name} of {cluster}", placed.message)
+            core.dead_letter_object(cluster, ObjectName("slice", name), placed.reason, placed.message)
     core.changed(*(f"scope:{scope}" for scope in scopes))
     pools.tell_problems(core, sorted(scopes))
     world.resolve_again()
@@ -135,7 +142,7 @@ def on_beat(core: Core, cluster: ClusterId, beat: Beat) -> Ask | None:
     record = core.world.cluster(cluster)
     if beat.agent_epoch < record.epoch or core.world.position < beat.last_sequence:
         return None
-    if record.asked_at or not record.is_heard:
+    if record.asked_at or not record.synced_sequence:
         return Ask()  # not answered yet; an ask is not kept, so it is repeated
     if record.last_sequence > beat.last_sequence:
         return None  # the beat is older than what we have read since

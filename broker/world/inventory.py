@@ -4,18 +4,19 @@ A slice counts only when its cluster may speak for the pool: the fabric's source
 for a local one. The pools are assembled when they are asked for, and only those that changed.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 from broker.world.federation import FABRIC_LABEL, Federation
-from broker.world.keys import ClusterId, PoolKey, cluster_scope, fabric_scope
+from broker.world.keys import ClusterId, PoolKey, cluster_scope, fabric_scope, is_fabric
 from broker.world.pools import Pool, assemble_pool
 from broker.world.taint_rules import with_rules
 from schemas.resource import DeviceTaintRule, ResourceSlice
 
 SliceRef = tuple[ClusterId, str]  # cluster and name of a ResourceSlice (or DeviceTaintRule)
-PlaceReason = Literal["", "NotTheSource", "FabricLabelNotBelieved", "SetAside"]
+PlaceReason = Literal["", "NotTheSource", "FabricLabelNotBelieved", "SetAside", "PoolInUse"]
 
 
 @dataclass(slots=True, frozen=True)
@@ -32,12 +33,14 @@ class Inventory:
     """All slices, by the pool that they belong to.
 
     `labels_open`: every cluster was heard, so that fabrics declared by label can have a source.
+    `granted_scopes`: under which scopes devices of a pool are granted, by driver and pool name; the world counts them.
     """
 
     federation: Federation
     slices: dict[SliceRef, ResourceSlice] = field(default_factory=dict)
     placed: dict[SliceRef, Placed] = field(default_factory=dict)
     labels_open: bool = False
+    granted_scopes: dict[tuple[str, str], Counter[str]] = field(default_factory=dict)
     _rules: dict[SliceRef, DeviceTaintRule] = field(default_factory=dict)
     _members: dict[PoolKey, dict[SliceRef, ResourceSlice]] = field(default_factory=dict)
     _pools: dict[PoolKey, Pool] = field(default_factory=dict)
@@ -79,6 +82,15 @@ class Inventory:
         waiting.sort(key=lambda ref: (not self._label_of(ref), order.get(ref[0], len(order)), ref))
         return [(ref, self._place(ref)) for ref in waiting]
 
+    def place_again(self, driver: str, pool: str) -> list[tuple[SliceRef, Placed]]:
+        """Devices of the pool were freed: place the slices that could not change its scope before, if any."""
+        waiting = [
+            ref
+            for ref, placed in self.placed.items()
+            if placed.reason == "PoolInUse" and self._is_of(ref, driver, pool)
+        ]
+        return [(ref, self._place(ref)) for ref in sorted(waiting)]
+
     def pool(self, key: PoolKey) -> Pool | None:
         """The pool as its slices have it now."""
         if key not in self._members:
@@ -112,8 +124,11 @@ class Inventory:
     def scope_of(self, cluster: ClusterId, driver: str, pool: str) -> str:
         """The scope of a pool that an allocation in `cluster` names."""
         scope = self.federation.scope_by_config(cluster, driver, pool)
+        if scope != cluster_scope(cluster) or not self.federation.believe_labels:
+            return scope
         known = self._label_keys.get((driver, pool))
-        return known.scope if known is not None and scope == cluster_scope(cluster) else scope
+        # Without a slice the pool is still on the fabric under which its devices are held.
+        return known.scope if known is not None else self._held_elsewhere(driver, pool, scope) or scope
 
     def scopes(self) -> list[str]:
         """All scopes that have pools."""
@@ -172,8 +187,18 @@ class Inventory:
             if cluster == source and fabric_scope(label) == known.scope:
                 return Placed(known)
             return _not_the_source(name, driver, pool, known.scope.partition("/")[2], cluster, source)
+        scope = fabric_scope(label) if label else cluster_scope(cluster)
+        held = self._held_elsewhere(driver, pool, scope)
+        if held:
+            # A device has one name in each scope: under another one, what is held would count as free.
+            return Placed(
+                None,
+                "PoolInUse",
+                f"ResourceSlice {name} of {cluster} moves pool {driver}/{pool} to {scope} while devices of it are "
+                f"allocated as {held}: it is used when those allocations have ended, or with its old label",
+            )
         if not label:
-            return Placed(PoolKey(cluster_scope(cluster), driver, pool))
+            return Placed(PoolKey(scope, driver, pool))
         local = [key for key in self._members if (key.driver, key.pool) == (driver, pool)]
         if local:
             return Placed(
@@ -182,9 +207,25 @@ class Inventory:
                 f"ResourceSlice {name} of {cluster} declares pool {driver}/{pool} to be on fabric {label}, but it is "
                 f"already a local pool ({local[0].scope}): label all of its slices, or rename one of the pools",
             )
-        key = PoolKey(fabric_scope(label), driver, pool)
+        key = PoolKey(scope, driver, pool)
         self._label_sources[key], self._label_keys[driver, pool] = cluster, key
         return Placed(key)
+
+    def _held_elsewhere(self, driver: str, pool: str, scope: str) -> str:
+        """A scope other than `scope` under which devices of the pool are granted, "" if there is none.
+
+        Local pools of two clusters are two pools, and so is one that the config puts on a fabric of other clusters.
+        """
+        fabric = self.federation.fabric_of(driver, pool)
+        others = {scope, fabric_scope(fabric.name) if fabric else scope}
+        for held, count in sorted(self.granted_scopes.get((driver, pool), {}).items()):
+            if count and held not in others and (is_fabric(held) or is_fabric(scope)):
+                return held
+        return ""
+
+    def _is_of(self, ref: SliceRef, driver: str, pool: str) -> bool:
+        spec = self.slices[ref].spec
+        return (spec.driver, spec.pool.name) == (driver, pool)
 
     def _label_of(self, ref: SliceRef) -> str:
         return self.slices[ref].metadata.labels.get(FABRIC_LABEL, "")

@@ -54,3 +54,8 @@ def fabric_scope(name: str) -> str:
 def cluster_scope(cluster: ClusterId) -> str:
     """The scope of pools that only their own cluster can reach."""
     return f"cluster/{cluster}"
+
+
+def is_fabric(scope: str) -> bool:
+    """Whether the scope is a fabric's."""
+    return scope.startswith("fabric/")

@@ -4,6 +4,7 @@ Two kinds of facts meet here. What clusters say (`observe_*`, from DRA_STATE) ca
 decided (`fold.apply_entry`, from the ledger) changes only by ledger entries, so that folding the ledger gives it back.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -92,6 +93,8 @@ class World:
         self.claim(grant.claim).grants.append(grant)
         for device in _held(grant):
             self.granted.setdefault(device, []).append(grant)
+            pool = device.pool
+            self.inventory.granted_scopes.setdefault((pool.driver, pool.pool), Counter())[pool.scope] += 1
             self._refresh(device)
 
     def end_grant(self, grant: Grant) -> None:
@@ -102,6 +105,8 @@ class World:
             grants.remove(grant)
             if not grants:
                 del self.granted[device]
+            pool = device.pool
+            self.inventory.granted_scopes[pool.driver, pool.pool][pool.scope] -= 1
             self._refresh(device)
 
     def replace_grant(self, before: Grant, after: Grant) -> None:

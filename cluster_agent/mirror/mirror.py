@@ -111,6 +111,7 @@ class Mirror:
                 if tracked is not None:
                     self._actions += settling.answer(tracked, event)
                     self._advance(tracked)
+                    self._forget_if_done(tracked)
             case ClaimRejected():
                 self._reject(event)
             case Asked():
@@ -278,6 +279,8 @@ class Mirror:
     def _relist(self, event: Relisted) -> None:
         if event.kind in ("pod", "namespace"):
             self.consumers.forget(event.kind)
+            for tracked in self.tracked.values():  # whoever is not in the list is gone
+                tracked.is_dirty = True
         for seen in event.objects:
             self._view(seen)
         there = {
@@ -313,6 +316,7 @@ class Mirror:
             return
         if holds_of(tracked.object) is not None and tracked.job is None:
             tracked.rejected = Rejected(tracked.decision.ledger_sequence, event.reason, event.message)
+            tracked.is_dirty = True
             self._advance(tracked)
 
     # --- publishing
@@ -462,8 +466,9 @@ class Mirror:
         if not event.objects:
             if self._republishes:
                 return  # asks are repeated; the answer is on its way
+            # A sync that is being published goes first: its last message, perhaps under way, speaks for what was
+            # published before it and for nothing else.
             self._republishes = self._wants_sync = True
-            self._sync_queue.clear()
             self._mark(self.tracked)
         else:
             for name in event.objects:

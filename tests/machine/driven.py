@@ -1,0 +1,354 @@
+"""A machine as a broker drives it: what agents say goes into a log, what it decides into a ledger. Both are lists.
+
+Every step is checked as it is made: the world, the size of the batch, the sequences. `replay` and `restart` make the
+same world a second time, from the log in the recorded steps and from the ledger.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+import msgspec
+
+from broker.allocation.index import DeviceIndex
+from broker.machine import Effects, Identity, Machine, Notice, recovery
+from broker.machine.core import MAX_BATCH
+from broker.world.check import check
+from broker.world.federation import ALLOCATE_ANNOTATION, BROKERED_LABEL, Fabric, Federation, PoolPattern
+from broker.world.keys import ClaimKey, ClaimUid, ClusterId, DeviceKey, PoolKey
+from broker.world.records import Claim
+from broker.world.world import World
+from schemas.resource import DeviceClass, DeviceRequest, DeviceTaintRule, Node, ResourceClaim, ResourceSlice
+from schemas.wire.bus import StoredMessage
+from schemas.wire.calls import Ask, DeadLetter
+from schemas.wire.codec import decode_entry, encode
+from schemas.wire.ledger import Allocate, AnyEntry, Inputs, LeaderElected, ReasonChanged, SegmentOpened
+from schemas.wire.state import (
+    AgentStarted,
+    ClaimState,
+    Consumer,
+    ObjectName,
+    ObjectState,
+    Outcome,
+    Settled,
+    SyncFinished,
+    SyncPart,
+)
+from schemas.wire.subjects import run_subject, state_subject, sync_part_subject
+from tests.builders import CLASS, DRIVER, a_claim, a_class, a_slice, some_devices
+
+EAST, WEST, HUB = ClusterId("east"), ClusterId("west"), ClusterId("hub")
+RACK = "rack7"
+IDENTITY = Identity("broker-0", "test", "settings")
+
+# Two clusters reach one fabric, whose slices east publishes.
+ONE_FABRIC = Federation(
+    fabrics=[Fabric("f", source=EAST, clusters=[EAST, WEST], pools=[PoolPattern(pool=RACK)])], clusters=[EAST, WEST]
+)
+WITH_HUB = Federation(
+    fabrics=[Fabric("f", source=HUB, clusters=[EAST, WEST], pools=[PoolPattern(pool=RACK)])],
+    hub=HUB,
+    clusters=[HUB, EAST, WEST],
+)
+
+E = TypeVar("E", bound=AnyEntry)
+Shareable = ResourceSlice | DeviceClass | Node | DeviceTaintRule
+_KINDS: dict[type, str] = {ResourceSlice: "slice", DeviceClass: "class", Node: "node", DeviceTaintRule: "taintrule"}
+
+
+class Driven:
+    """One leader, its log and its ledger."""
+
+    def __init__(self, federation: Federation, index: DeviceIndex) -> None:
+        self.federation = federation
+        self.index = index
+        self.log: list[StoredMessage] = []
+        self.ledger: list[StoredMessage] = []
+        self.now_ms = 1_000_000
+        self.letters: list[DeadLetter] = []
+        self.asks: list[tuple[str, Ask]] = []
+        self.notices: list[Notice] = []
+        self._append([SegmentOpened(shard="main", segment=0), LeaderElected(instance="broker-0", build="test")])
+        self.machine = self._a_machine(self.ledger)
+        recovery.resume(self.machine)
+
+    @property
+    def world(self) -> World:
+        return self.machine.world
+
+    def put(self, subject: str, payload: bytes, headers: Mapping[str, str] | None = None) -> int:
+        """A message comes; returns its stream sequence."""
+        message = StoredMessage(subject, payload, dict(headers or {}), len(self.log) + 1, time_ms=self.now_ms)
+        self.log.append(message)
+        self.machine.feed([message])
+        return message.stream_sequence
+
+    def step(self) -> Effects:
+        """One step, checked and kept."""
+        effects = self.machine.step(self.now_ms)
+        check(self.world)
+        if effects.entries:
+            assert effects.first_sequence == len(self.ledger) + 1
+            assert len(effects.entries) <= MAX_BATCH
+            assert [isinstance(entry, Inputs) for entry in effects.entries] == [True] + [False] * (
+                len(effects.entries) - 1
+            )
+            self._append(effects.entries)
+        assert self.world.ledger_last == len(self.ledger)
+        self.letters += effects.dead_letters
+        self.asks += effects.asks
+        self.notices += effects.notices
+        return effects
+
+    def run(self, *, after_ms: int = 0) -> list[AnyEntry]:
+        """Step until nothing is left to do; returns what was recorded, inputs apart."""
+        self.now_ms += after_ms
+        entries: list[AnyEntry] = []
+        while self.machine.has_work(self.now_ms):
+            entries += self.step().entries
+        return [entry for entry in entries if not isinstance(entry, Inputs)]
+
+    def recorded(self, kind: type[E]) -> dict[int, E]:
+        """All entries of a kind by their ledger sequence."""
+        entries = {message.stream_sequence: decode_entry(message.payload) for message in self.ledger}
+        return {sequence: entry for sequence, entry in entries.items() if isinstance(entry, kind)}
+
+    def last(self, kind: type[E]) -> tuple[int, E]:
+        """The last entry of a kind, and its ledger sequence."""
+        return max(self.recorded(kind).items())
+
+    def claim(self, cluster: str, claim: ResourceClaim) -> Claim:
+        """What is believed of a claim."""
+        return self.world.claims[key_of(cluster, claim)]
+
+    def is_in_use(self, device: str) -> bool:
+        """Whether a device of the fabric is not free."""
+        return fabric_device(device) in self.world.in_use
+
+    def replay(self) -> list[bytes]:
+        """The ledger once more: the same messages in the recorded steps, from nothing."""
+        again = self._a_machine(self.ledger[:2])
+        recovery.resume(again)
+        made = [message.payload for message in self.ledger[:2]]
+        position = 0
+        for message in self.ledger[2:]:
+            entry = decode_entry(message.payload)
+            for step in entry.steps if isinstance(entry, Inputs) else ():
+                again.feed(self.log[position : step.position])
+                position = step.position
+                made += [encode(each) for each in again.step(step.now_ms).entries]
+        return made
+
+    def restart(self) -> Machine:
+        """Another leader's machine, as it is when it has read ledger and log."""
+        machine = self.only_the_ledger()
+        position = machine.world.position
+        recovery.believe_again(machine, self.log[:position])
+        recovery.resume(machine)
+        machine.feed(self.log[position:])
+        return machine
+
+    def only_the_ledger(self) -> Machine:
+        """Another leader's machine before it has read the log."""
+        return self._a_machine(self.ledger)
+
+    def _a_machine(self, ledger: Iterable[StoredMessage]) -> Machine:
+        machine = Machine(World(self.federation), self.index, IDENTITY)
+        recovery.fold_ledger(machine, ledger)
+        return machine
+
+    def _append(self, entries: Iterable[AnyEntry]) -> None:
+        for entry in entries:
+            self.ledger.append(StoredMessage("ledger", encode(entry), {}, len(self.ledger) + 1, time_ms=self.now_ms))
+
+
+class Agent:
+    """What the agent of one cluster says; each call is a message, and returns its stream sequence."""
+
+    def __init__(self, driven: Driven, name: str) -> None:
+        self.driven = driven
+        self.name = ClusterId(name)
+        self.living: set[ObjectName] = set()
+        self.epoch = 0
+        self._syncs = 0
+        self._resource_version = 100
+        self.starts()
+
+    def starts(self) -> int:
+        """A new run."""
+        self.epoch = self.driven.put(run_subject(self.name), encode(AgentStarted(f"{self.name}-{self.epoch}")))
+        return self.epoch
+
+    def publishes(self, *objects: Shareable, epoch: int = 0) -> int:
+        """Objects other than claims; returns the last message's sequence."""
+        sequence = 0
+        for each in objects:
+            kind, key = _KINDS[type(each)], each.metadata.name
+            self.living.add(ObjectName(kind, key))
+            message = ObjectState(agent_epoch=epoch or self.epoch, object=raw(each), resource_version=self._next())
+            sequence = self.driven.put(state_subject(self.name, kind, key), encode(message))
+        return sequence
+
+    def removes(self, kind: str, key: str) -> int:
+        """The tombstone of an object."""
+        self.living.discard(ObjectName(kind, key))
+        message: ClaimState | ObjectState
+        if kind == "claim":
+            message = ClaimState(agent_epoch=self.epoch, resource_version=self._next())
+        else:
+            message = ObjectState(agent_epoch=self.epoch, resource_version=self._next())
+        return self.driven.put(state_subject(self.name, kind, key), encode(message))
+
+    def tells(
+        self,
+        claim: ResourceClaim,
+        allocation: Mapping[str, Any] | None = None,
+        *pods: Consumer,
+        epoch: int = 0,
+        **state: Any,
+    ) -> int:
+        """A claim as it is now."""
+        uid = claim.metadata.uid
+        self.living.add(ObjectName("claim", uid))
+        message = ClaimState(
+            agent_epoch=epoch or self.epoch,
+            claim=raw(with_allocation(claim, allocation)),
+            resource_version=self._next(),
+            consumers=list(pods),
+            **state,
+        )
+        return self.driven.put(state_subject(self.name, "claim", uid), encode(message))
+
+    def deletes(self, claim: ResourceClaim) -> int:
+        """The tombstone of a claim."""
+        return self.removes("claim", claim.metadata.uid)
+
+    def syncs(self, *, parts: Iterable[Iterable[ObjectName]] = (), promised: int | None = None, epoch: int = 0) -> int:
+        """A full sync: what is not in the parts is in its last message, which promises as many parts as there were."""
+        self._syncs += 1
+        listed: set[ObjectName] = set()
+        count = 0
+        for count, part in enumerate(parts, start=1):
+            listed.update(part)
+            message = SyncPart(epoch or self.epoch, self._syncs, count, sorted(part))
+            self.driven.put(sync_part_subject(self.name, count), encode(message))
+        count = count if promised is None else promised
+        finished = SyncFinished(epoch or self.epoch, self._syncs, count, sorted(self.living - listed))
+        return self.driven.put(run_subject(self.name), encode(finished))
+
+    def _next(self) -> str:
+        self._resource_version += 1
+        return str(self._resource_version)
+
+
+def everyone_heard(driven: Driven, *, devices: int = 1, brokered: bool = True) -> tuple[Agent, Agent]:
+    """Both members were heard, and the fabric has some devices."""
+    east, west = Agent(driven, EAST), Agent(driven, WEST)
+    east.publishes(a_slice(some_devices(devices)))
+    for agent in (east, west):
+        agent.publishes(a_brokered_class() if brokered else a_class())
+        agent.syncs()
+    driven.run()
+    return east, west
+
+
+def a_brokered_class(name: str = CLASS, *expressions: str) -> DeviceClass:
+    """A class whose claims are the broker's business."""
+    return a_class(name, *expressions, labels={BROKERED_LABEL: "true"})
+
+
+def an_immediate_claim(name: str = "train", *requests: DeviceRequest) -> ResourceClaim:
+    """A claim that waits for no pod."""
+    return a_claim(*requests, name=name, annotations={ALLOCATE_ANNOTATION: "Immediate"})
+
+
+def a_pod(name: str = "worker", **state: bool) -> Consumer:
+    """A live pod that no node runs yet, unless `state` says otherwise."""
+    return Consumer(uid=f"uid-{name}", name=name, **state)
+
+
+def an_allocation(*devices: str, request: str = "gpu", pool: str = RACK, **result: Any) -> dict[str, Any]:
+    """status.allocation with these devices, one result each."""
+    results = [{"request": request, "driver": DRIVER, "pool": pool, "device": device, **result} for device in devices]
+    return {"devices": {"results": results}}
+
+
+def settled(ledger_sequence: int, outcome: Outcome = "Applied", message: str = "") -> Settled:
+    """What an agent says of a decision."""
+    return Settled(ledger_sequence, outcome, message)
+
+
+def granted(driven: Driven, agent: Agent, claim: ResourceClaim, *pods: Consumer, **state: Any) -> int:
+    """The claim gets devices and its agent has applied it; returns the grant's ledger sequence."""
+    agent.tells(claim, None, *pods, **state)
+    driven.run()
+    sequence, entry = driven.last(Allocate)
+    assert entry.uid == claim.metadata.uid
+    agent.tells(claim, entry.allocation, *pods, decision=settled(sequence))
+    driven.run()
+    return sequence
+
+
+def reason(driven: Driven, agent: Agent, claim: ResourceClaim) -> str:
+    """The code of why the claim waits, "" if it does not."""
+    waiting = driven.claim(agent.name, claim).waiting
+    return waiting.reason if waiting else ""
+
+
+def reasons(driven: Driven, claim: ResourceClaim) -> list[str]:
+    """All codes that the ledger has for a claim, in order."""
+    return [entry.reason for entry in driven.recorded(ReasonChanged).values() if entry.uid == claim.metadata.uid]
+
+
+def devices_of(entry: Allocate) -> list[str]:
+    """Names of the devices that a decision gives."""
+    return [hold.device for hold in entry.holds]
+
+
+def raw(obj: Any) -> msgspec.Raw:
+    """An object as JSON inside a message."""
+    return msgspec.Raw(msgspec.json.encode(obj))
+
+
+def with_allocation(claim: ResourceClaim, allocation: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The claim's manifest with that allocation."""
+    manifest: dict[str, Any] = msgspec.to_builtins(claim)
+    return {**manifest, "status": {"allocation": allocation}} if allocation is not None else manifest
+
+
+def key_of(cluster: str, claim: ResourceClaim) -> ClaimKey:
+    """A claim of that cluster."""
+    return ClaimKey(ClusterId(cluster), ClaimUid(claim.metadata.uid))
+
+
+def fabric_device(device: str, scope: str = "fabric/f", pool: str = RACK) -> DeviceKey:
+    """A device of the fabric's pool."""
+    return DeviceKey(PoolKey(scope, DRIVER, pool), device)
+
+
+def facts(world: World) -> dict[str, Any]:
+    """All of a world that a later decision may depend on, to compare it with another.
+
+    A waiting claim's words are left out: they are news for people, and the ledger has only those of the first time.
+    """
+    claims = {
+        key: {each.name: getattr(claim, each.name) for each in fields(claim) if each.name != "first_sequence"}
+        | {"waiting": claim.waiting and (claim.waiting.reason, claim.waiting.order, claim.waiting.since_ms)}
+        for key, claim in world.claims.items()
+    }
+    clusters = {
+        name: (each.epoch, each.synced_sequence, each.known, each.digest, each.is_ahead, each.last_sequence)
+        for name, each in world.clusters.items()
+    }
+    pools = {pool.key: (pool.generation, pool.slices, pool.problem) for pool in world.inventory.all_pools()}
+    return {
+        "claims": claims,
+        "clusters": clusters,
+        "pools": pools,
+        "classes": world.classes,
+        "nodes": {cluster: nodes for cluster, nodes in world.nodes.items() if nodes},
+        "told": world.told_classes,
+        "in_use": set(world.in_use),
+        "granted": world.granted,
+        "position": world.position,
+    }

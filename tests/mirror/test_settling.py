@@ -1,0 +1,418 @@
+"""Decisions: what is written for them, guarded by what, and when it is certain what became of them."""
+
+import pytest
+
+from cluster_agent.mirror.actions import (
+    ClaimRejected,
+    ClearAllocation,
+    Publish,
+    ReadClaim,
+    RemoveFinalizer,
+    Tick,
+    Void,
+    WriteAllocation,
+    WriteFinalizers,
+)
+from cluster_agent.mirror.tracked import DELETE_PROTECTION, HELD, VOIDED_ANNOTATION
+from schemas.wire.state import Outcome, Rejected, Settled
+from tests.mirror.driven import (
+    TRAIN,
+    UID,
+    Driven,
+    Manifest,
+    a_manifest,
+    a_release,
+    a_state,
+    allocated,
+    an_allocate,
+    an_allocation,
+    decides,
+    failed,
+    gone,
+    holds,
+    protected,
+    read,
+    seen,
+    told,
+    wrote,
+)
+
+
+def deleted(manifest: Manifest) -> Manifest:
+    """The same claim, being deleted."""
+    return {**manifest, "metadata": {**manifest["metadata"], "deletionTimestamp": "2026-01-01T00:00:00Z"}}
+
+
+def a_started(manifest: Manifest | None = None) -> Driven:
+    """The claim is there, as of resourceVersion 100, and everything was told."""
+    return Driven().started(seen(manifest or protected(), 100))
+
+
+# --- an Allocate that goes well
+
+
+def test_writes_the_finalizers_then_the_allocation_then_reports() -> None:
+    driven = a_started(a_manifest(finalizers=["example.com/other"]))
+    (finalizers,) = driven.tell(decides(an_allocate(100)))
+    assert isinstance(finalizers, WriteFinalizers)
+    assert (finalizers.claim.uid, finalizers.claim.namespace, finalizers.claim.name) == (UID, "default", "train")
+    metadata = finalizers.object["metadata"]
+    assert metadata["finalizers"] == ["example.com/other", DELETE_PROTECTION, HELD]
+    assert (metadata["resourceVersion"], metadata["uid"]) == ("100", UID)
+    assert "status" not in finalizers.object
+    (allocation,) = driven.tell(wrote(driven.take(WriteFinalizers), 101))
+    assert isinstance(allocation, WriteAllocation)
+    assert allocation.object["metadata"]["resourceVersion"] == "101"  # the guard is what our own write returned
+    assert allocation.object["status"] == {
+        "allocation": an_allocation("gpu-0"),
+        "reservedFor": [{"resource": "pods", "name": "worker", "uid": "uid-worker"}],
+    }
+    assert driven.tell(wrote(driven.take(WriteAllocation), 102)) == []
+    assert not driven.mirror.has_published_outcome(UID, 50)
+    driven.tell(seen(protected(), 101))
+    assert driven.pending == []  # not before the watch has delivered the write
+    driven.tell(seen(allocated(protected()), 102))
+    driven.store()
+    assert driven.said().decision == Settled(50, "Applied")
+    assert driven.claim()["status"]["allocation"] == an_allocation("gpu-0")
+    assert driven.mirror.has_published_outcome(UID, 50)
+    assert driven.mirror.is_idle
+
+
+def test_reserves_for_nobody_where_the_decision_names_nobody() -> None:
+    driven = a_started()
+    (write,) = driven.tell(decides(an_allocate(100, reserved_for=[])))
+    assert isinstance(write, WriteAllocation)
+    assert "reservedFor" not in write.object["status"]
+
+
+def test_what_was_in_the_status_of_an_earlier_allocation_is_not_carried_over() -> None:
+    stale = {**protected(), "status": {"reservedFor": [{"name": "old"}], "devices": [{"device": "old"}]}}
+    driven = a_started(stale)
+    (write,) = driven.tell(decides(an_allocate(100, reserved_for=[])))
+    assert isinstance(write, WriteAllocation)
+    assert write.object["status"] == {"allocation": an_allocation("gpu-0")}
+
+
+def test_waits_for_the_view_that_the_decision_was_made_on() -> None:
+    driven = a_started()
+    assert driven.tell(decides(an_allocate(105))) == []
+    driven.tell(seen(protected(labels={"a": "1"}), 105))
+    assert driven.only(WriteAllocation).object["metadata"]["resourceVersion"] == "105"
+
+
+def test_reports_what_is_there_already() -> None:
+    driven = a_started(allocated(protected()))
+    (publish,) = driven.tell(decides(an_allocate(90)))
+    assert isinstance(publish, Publish)
+    driven.store(publish)
+    assert driven.said().decision == Settled(50, "Applied")
+
+
+# --- an Allocate whose claim has changed
+
+
+def test_a_decision_on_another_resource_version_is_voided_and_then_a_conflict() -> None:
+    driven = a_started()
+    (reading,) = driven.tell(decides(an_allocate(99)))
+    assert isinstance(reading, ReadClaim)
+    (void,) = driven.tell(read(driven.take(ReadClaim), protected(), 100))
+    assert isinstance(void, Void)
+    assert void.object["metadata"]["annotations"] == {VOIDED_ANNOTATION: "50-1"}
+    assert void.object["metadata"]["resourceVersion"] == "100"
+    driven.tell(wrote(driven.take(Void), 101))
+    assert driven.pending == []
+    driven.tell(seen(void.object, 101))
+    driven.store()
+    assert driven.said().decision == Settled(50, "Conflict", "the claim has changed since it was decided on")
+
+
+def test_no_later_read_ever_supplies_the_guard() -> None:
+    driven = a_started()
+    driven.tell(decides(an_allocate(100)))
+    driven.tell(failed(driven.take(WriteAllocation), "conflict"))
+    driven.tell(read(driven.take(ReadClaim), protected(), 110))
+    assert driven.all(WriteAllocation) == []
+    driven.take(Void)
+
+
+# --- an Allocate that fails
+
+
+@pytest.mark.parametrize(
+    ("cause", "outcome"),
+    [
+        pytest.param("conflict", "Conflict", id="409"),
+        pytest.param("invalid", "Failed", id="422"),
+        pytest.param("unknown", "Failed", id="nobody knows"),
+        pytest.param("gone", "Failed", id="404, but it is there"),
+    ],
+)
+@pytest.mark.parametrize("stage", [WriteFinalizers, WriteAllocation])
+def test_a_failed_write_is_read_and_voided_before_it_is_reported(stage: type, cause: str, outcome: Outcome) -> None:
+    driven = a_started(a_manifest())
+    driven.tell(decides(an_allocate(100)))
+    if stage is WriteAllocation:
+        driven.tell(wrote(driven.take(WriteFinalizers), 101))
+    driven.tell(failed(driven.take(stage), cause))
+    driven.tell(read(driven.take(ReadClaim), a_manifest(), 102))
+    void = driven.take(Void)
+    driven.tell(wrote(void, 103))
+    assert driven.pending == []
+    driven.tell(seen(void.object, 103))
+    driven.store()
+    assert driven.said().decision == Settled(50, outcome, f"it was {cause}")
+
+
+def test_a_write_that_was_done_after_all_is_applied() -> None:
+    driven = a_started()
+    driven.tell(decides(an_allocate(100)))
+    driven.tell(failed(driven.take(WriteAllocation), "unknown"))
+    driven.tell(read(driven.take(ReadClaim), allocated(protected()), 101))
+    assert driven.pending == []
+    driven.tell(seen(allocated(protected()), 101))
+    driven.store()
+    assert driven.said().decision == Settled(50, "Applied")
+
+
+def test_an_allocation_that_another_wrote_is_a_conflict_without_a_void() -> None:
+    driven = a_started()
+    driven.tell(decides(an_allocate(100)))
+    driven.tell(failed(driven.take(WriteAllocation), "conflict"))
+    driven.tell(read(driven.take(ReadClaim), allocated(protected(), "gpu-7"), 101))
+    driven.tell(seen(allocated(protected(), "gpu-7"), 101))
+    driven.store()
+    assert driven.said().decision == Settled(50, "Conflict", "the claim has another allocation")
+
+
+def test_a_claim_that_is_not_there_any_more_is_gone() -> None:
+    driven = a_started()
+    driven.tell(decides(an_allocate(100)))
+    driven.tell(failed(driven.take(WriteAllocation), "gone"))
+    assert driven.tell(read(driven.take(ReadClaim), None, 0)) == []  # the watch has not said so yet
+    driven.tell(gone(protected(), 105))
+    driven.store()
+    assert driven.said().is_tombstone
+    assert driven.said().decision == Settled(50, "Gone", "the claim was deleted")
+
+
+def test_a_void_that_conflicts_starts_again_with_the_read_and_another_mark() -> None:
+    driven = a_started()
+    driven.tell(decides(an_allocate(99)))
+    driven.tell(read(driven.take(ReadClaim), protected(), 100))
+    driven.tell(failed(driven.take(Void), "conflict"))
+    driven.tell(read(driven.take(ReadClaim), protected(), 104))
+    void = driven.take(Void)
+    assert void.object["metadata"]["annotations"][VOIDED_ANNOTATION] == "50-2"
+    assert void.object["metadata"]["resourceVersion"] == "104"
+
+
+def test_a_void_that_is_refused_for_what_it_says_is_tried_again_with_time() -> None:
+    driven = a_started()
+    driven.tell(decides(an_allocate(99)))
+    driven.tell(read(driven.take(ReadClaim), protected(), 100))
+    assert driven.tell(failed(driven.take(Void), "invalid")) == []
+    driven.tell(seen(protected(labels={"a": "1"}), 101))
+    driven.store()
+    assert driven.said().decision is None  # it says what is there, and settles nothing
+    driven.tell(Tick(1_000))
+    driven.tell(read(driven.take(ReadClaim), protected(), 101))
+    driven.tell(wrote(driven.take(Void), 102))
+    driven.tell(seen(protected(annotations={VOIDED_ANNOTATION: "50-2"}), 102))
+    driven.store()
+    assert driven.said().decision.outcome == "Conflict"
+
+
+def test_settles_one_decision_at_a_time_and_ignores_what_is_settled() -> None:
+    driven = a_started()
+    driven.tell(decides(an_allocate(100), 50))
+    assert driven.tell(decides(an_allocate(100), 50)) == []
+    write = driven.take(WriteAllocation)
+    driven.tell(wrote(write, 101))
+    driven.tell(seen(allocated(protected()), 101))
+    driven.store()
+    assert driven.tell(decides(an_allocate(100), 50)) == []
+    assert driven.tell(decides(an_allocate(100), 49)) == []
+
+
+def test_a_later_decision_takes_the_place_of_one_that_is_under_way() -> None:
+    driven = a_started(allocated(protected()))
+    driven.tell(decides(a_release(), 60))
+    first = driven.take(ClearAllocation)
+    driven.tell(decides(an_allocate(100), 70))
+    driven.tell(failed(first, "conflict"))
+    assert driven.all(ReadClaim) == []  # that one is not ours to settle any more
+    driven.store_all()
+    assert driven.said().decision.ledger_sequence == 70
+
+
+# --- a Release
+
+
+def test_a_release_clears_the_allocation_that_it_names() -> None:
+    driven = a_started({**allocated(protected()), "status": {"allocation": an_allocation("gpu-0"), "reservedFor": [1]}})
+    (clear,) = driven.tell(decides(a_release()))
+    assert isinstance(clear, ClearAllocation)
+    assert clear.object["status"] == {}
+    assert clear.object["metadata"]["resourceVersion"] == "100"
+    driven.tell(wrote(driven.take(ClearAllocation), 101))
+    driven.tell(seen(protected(), 101))
+    driven.store()
+    assert driven.said().decision == Settled(50, "Applied")
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        pytest.param(protected(), id="there is none"),
+        pytest.param(allocated(protected(), "gpu-9"), id="there is another"),
+    ],
+)
+def test_a_release_of_what_is_not_there_is_done(manifest: Manifest) -> None:
+    driven = a_started(manifest)
+    driven.tell(decides(a_release()))
+    assert driven.all(ClearAllocation) == []
+    driven.store()
+    assert driven.said().decision == Settled(50, "Applied", "the allocation was gone already")
+
+
+@pytest.mark.parametrize(
+    ("cause", "is_tried_again"),
+    [
+        pytest.param("conflict", True, id="409"),
+        pytest.param("unknown", True, id="nobody knows"),
+        pytest.param("invalid", False, id="422"),
+    ],
+)
+def test_a_release_that_failed_is_tried_again_where_that_may_help(cause: str, is_tried_again: bool) -> None:
+    driven = a_started(allocated(protected()))
+    driven.tell(decides(a_release()))
+    driven.tell(failed(driven.take(ClearAllocation), cause))
+    driven.tell(read(driven.take(ReadClaim), allocated(protected()), 105))
+    if is_tried_again:
+        assert driven.take(ClearAllocation).object["metadata"]["resourceVersion"] == "105"
+        return
+    driven.tell(seen(allocated(protected()), 105))
+    driven.store()
+    assert driven.said().decision == Settled(50, "Failed", "it was invalid")
+
+
+def test_a_release_whose_result_is_unknown_and_is_there_is_applied() -> None:
+    driven = a_started(allocated(protected()))
+    driven.tell(decides(a_release()))
+    driven.tell(failed(driven.take(ClearAllocation), "unknown"))
+    driven.tell(read(driven.take(ReadClaim), protected(), 105))
+    driven.tell(seen(protected(), 105))
+    driven.store()
+    assert driven.said().decision == Settled(50, "Applied")
+
+
+# --- rejections
+
+
+def test_a_rejection_names_the_grant_that_the_cluster_cannot_use() -> None:
+    before = a_state(allocated(protected()), 100, decision=Settled(50, "Applied"))
+    driven = Driven().started(seen(allocated(protected()), 100), told=[told(before, 7)])
+    driven.tell(ClaimRejected(UID, "Unschedulable", "no node"))
+    driven.store()
+    assert driven.said().rejected == Rejected(50, "Unschedulable", "no node")
+
+
+@pytest.mark.parametrize(
+    ("manifest", "decision"),
+    [
+        pytest.param(allocated(protected()), None, id="an allocation that is not ours"),
+        pytest.param(allocated(protected()), Settled(50, "Conflict"), id="ours was not applied"),
+        pytest.param(protected(), Settled(50, "Applied"), id="there is no allocation any more"),
+    ],
+)
+def test_a_rejection_of_anything_else_is_nothing(manifest: Manifest, decision: Settled | None) -> None:
+    before = a_state(manifest, 100, decision=decision)
+    driven = Driven().started(seen(manifest, 100), told=[told(before, 7)])
+    assert driven.tell(ClaimRejected(UID, "Unschedulable", "no node")) == []
+    assert driven.tell(ClaimRejected("never-met", "Unschedulable", "no node")) == []
+
+
+def test_the_next_allocation_that_is_applied_is_not_rejected() -> None:
+    rejected = Rejected(40, "Unschedulable")
+    before = a_state(protected(), 100, decision=Settled(45, "Applied"), rejected=rejected)
+    driven = Driven().started(seen(protected(), 100), told=[told(before, 7)])
+    driven.tell(decides(an_allocate(100), 50))
+    driven.tell(wrote(driven.take(WriteAllocation), 101))
+    driven.tell(seen(allocated(protected()), 101))
+    driven.store()
+    assert driven.said().rejected is None
+
+
+# --- our finalizer
+
+
+def test_lets_a_deleted_claim_that_holds_nothing_go() -> None:
+    driven = a_started(deleted(protected()))
+    removal = driven.take(RemoveFinalizer)
+    assert removal.object["metadata"]["finalizers"] == [DELETE_PROTECTION]
+    assert removal.object["metadata"]["resourceVersion"] == "100"
+    driven.tell(wrote(removal, 101))
+    assert driven.pending == []
+    driven.tell(seen(deleted(a_manifest(finalizers=[DELETE_PROTECTION])), 101))
+    driven.store()
+    assert driven.mirror.is_idle
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        pytest.param(protected(), id="it is not being deleted"),
+        pytest.param(deleted(allocated(protected())), id="it has an allocation"),
+        pytest.param(deleted(a_manifest(finalizers=[DELETE_PROTECTION])), id="the finalizer is another's"),
+    ],
+)
+def test_keeps_the_finalizer_otherwise(manifest: Manifest) -> None:
+    driven = a_started(manifest)
+    assert driven.pending == []
+
+
+def test_keeps_the_finalizer_while_a_decision_is_under_way() -> None:
+    driven = a_started()
+    driven.tell(decides(an_allocate(100)))
+    write = driven.take(WriteAllocation)
+    driven.tell(seen(deleted(protected()), 101))
+    driven.store()
+    driven.tell(failed(write, "conflict"))
+    driven.tell(read(driven.take(ReadClaim), deleted(protected()), 101))
+    driven.tell(wrote(driven.take(Void), 102))
+    assert driven.pending == []
+    driven.tell(seen(deleted(protected()), 102))
+    assert driven.all(RemoveFinalizer)
+
+
+@pytest.mark.parametrize("again", [Tick(1_000), seen(deleted(protected(labels={"a": "1"})), 105)])
+def test_a_removal_that_failed_is_tried_again_with_a_new_view_or_with_time(again: object) -> None:
+    driven = a_started(deleted(protected()))
+    assert driven.tell(failed(driven.take(RemoveFinalizer), "conflict")) == []
+    driven.tell(again)  # type: ignore[arg-type]
+    assert driven.all(RemoveFinalizer)
+
+
+def test_a_claim_that_goes_while_its_decision_is_under_way_is_forgotten_when_both_are_done() -> None:
+    driven = a_started()
+    driven.tell(decides(an_allocate(100)))
+    write = driven.take(WriteAllocation)
+    driven.tell(gone(protected(), 101))
+    driven.store()
+    assert driven.said().is_tombstone  # which says all that the broker need know
+    driven.tell(failed(write, "gone"))
+    assert driven.tell(read(driven.take(ReadClaim), None, 0)) == []
+    assert TRAIN not in driven.mirror.tracked
+    assert driven.mirror.has_published_outcome(UID, 50)
+    assert driven.tell(wrote(write, 102)) == []
+
+
+def test_what_an_allocation_holds_is_read_with_shares_and_admin_access() -> None:
+    manifest = protected()
+    result = {**an_allocation("gpu-0")["devices"]["results"][0], "shareID": "s", "adminAccess": True}
+    manifest["status"] = {"allocation": {"devices": {"results": [result]}}}
+    driven = a_started(manifest)
+    driven.tell(decides(an_allocate(90)))
+    assert driven.all(ReadClaim)  # another allocation than the decision's
+    assert holds("gpu-0")[0].share_id == ""
