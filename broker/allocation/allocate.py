@@ -1,12 +1,11 @@
 """The core's entrance: claims and a snapshot in, allocations or the reason why not out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from broker.allocation.candidates import View
 from broker.allocation.explain import Attempt, explain, explain_exceeded_budget, explain_failed_selector
-from broker.allocation.index import DeviceIndex, IndexedPool
+from broker.allocation.index import DeviceIndex
 from broker.allocation.narrow import narrow, pose
-from broker.allocation.nodes import NodeGroup, NodeView, hypothetical_nodes, node_groups
 from broker.allocation.reasons import NoFit
 from broker.allocation.requests import read_requests
 from broker.allocation.result import allocation_of
@@ -48,12 +47,13 @@ def allocate(
     requests = read_requests(claims, snapshot, device_index)
     if isinstance(requests, NoFit):
         return requests
-    pools = [device_index.pool(pool) for pool in snapshot.pools]
-    views = [View(snapshot, pools, device_index, group) for group in _groups(snapshot, pools)]
+    fleet = device_index.fleet(snapshot.pools, snapshot.in_use)
+    groups = fleet.groups(snapshot.nodes, snapshot.node)
     budget = Budget(step_budget)
-    attempt = Attempt(claims, requests, snapshot, pools, device_index, views)
+    attempt = Attempt(claims, requests, snapshot, fleet, groups)
     try:
-        for view in views:
+        for group in groups:
+            view = View(snapshot, fleet, group)
             candidates = {each: view.candidates(each) for request in requests for each in request.alternatives}
             problem = narrow(pose(requests, candidates, claims))
             chosen = Search(problem, budget).run() if problem is not None else None
@@ -69,16 +69,3 @@ def allocate(
     except BudgetExceededError:
         return explain_exceeded_budget(attempt, budget)
     return explain(attempt, Budget(step_budget))
-
-
-def _groups(snapshot: Snapshot, pools: Sequence[IndexedPool]) -> list[NodeGroup]:
-    reaches = list(dict.fromkeys(reach for pool in pools for reach in pool.reaches))
-    nodes: Iterator[NodeView] | Sequence[NodeView]
-    if snapshot.node is not None:
-        known = [each for each in snapshot.nodes or () if each.name == snapshot.node]
-        nodes = known or [NodeView(snapshot.node)]
-    elif snapshot.nodes is None:
-        nodes = hypothetical_nodes(reaches)
-    else:
-        nodes = snapshot.nodes or [NodeView("")]
-    return node_groups(nodes, reaches)

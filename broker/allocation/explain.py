@@ -11,7 +11,7 @@ from functools import cached_property
 
 from broker.allocation.candidates import View
 from broker.allocation.cel.engine import SelectorPlace, describe_failure
-from broker.allocation.index import DeviceIndex, FailedSelector, IndexedDevice, IndexedPool
+from broker.allocation.index import FailedSelector, Fleet, IndexedDevice
 from broker.allocation.narrow import narrow, pose
 from broker.allocation.nodes import ANY_NODE, NodeGroup, NodeView
 from broker.allocation.reasons import Cause, NoFit, Reason, RequestReport, WaitsOn
@@ -43,17 +43,19 @@ class Attempt:
     claims: Sequence[ResourceClaim]
     requests: Sequence[Request]
     snapshot: Snapshot
-    pools: Sequence[IndexedPool]
-    device_index: DeviceIndex
-    views: Sequence[View]
+    fleet: Fleet
+    groups: Sequence[NodeGroup]
+
+    @cached_property
+    def views(self) -> list[View]:
+        """What each group of nodes sees."""
+        return [View(self.snapshot, self.fleet, group) for group in self.groups]
 
     @cached_property
     def _reporter(self) -> Reporter:
-        groups = [view.group for view in self.views]
-        name = next((group.node.name for group in groups if group.node.name), "")
-        together = NodeGroup(NodeView(name), frozenset().union(*(group.reaches or () for group in groups)))
-        everyone = View(self.snapshot, self.pools, self.device_index, together)
-        return Reporter(self.snapshot, self.pools, self.device_index, everyone, self.views)
+        name = next((group.node.name for group in self.groups if group.node.name), "")
+        together = NodeGroup(NodeView(name), frozenset().union(*(group.reaches or () for group in self.groups)))
+        return Reporter(self.snapshot, self.fleet, View(self.snapshot, self.fleet, together), self.views)
 
     @cached_property
     def reports(self) -> dict[Alternative, RequestReport]:
@@ -72,7 +74,7 @@ class Attempt:
             pools=tuple(sorted(self._reporter.contended)),
             classes=tuple(classes),
             slices=True,
-            nodes=any(pool.reaches for pool in self.pools)
+            nodes=bool(self.fleet.reaches)
             or any(each.cause is Cause.NODE for report in reports for each in report.ruled_out),
         )
         return NoFit(reason, message, reports, waits_on)
@@ -107,8 +109,7 @@ def explain(attempt: Attempt, budget: Budget) -> NoFit:
     for view in attempt.views:
         for alternative in attempt.reports:
             candidates = view.candidates(alternative)
-            asked = candidates.failures if alternative.takes_all else candidates.devices
-            device = next((each for each in asked if each in candidates.failures), None)
+            device = next(iter(candidates.failures), None)
             if device is not None:
                 return explain_failed_selector(attempt, alternative, device, candidates.failures[device])
     if too_many := _too_many(attempt):
@@ -118,7 +119,7 @@ def explain(attempt: Attempt, budget: Budget) -> NoFit:
     if not attempt.short:
         message = f"what the requests can use does not fit together: {message}"
     if reason is Reason.NO_MATCHING_DEVICE:
-        incomplete = [pool.pool for pool in attempt.pools if not pool.pool.is_complete]
+        incomplete = [pool.pool for pool in attempt.fleet.in_trouble() if not pool.pool.is_complete]
         message += "".join(f"; pool {pool.key} is not complete: {pool.problem}" for pool in incomplete[:1])
     return attempt.no_fit(reason, message)
 
@@ -158,7 +159,7 @@ def _too_many(attempt: Attempt) -> str | None:
 
 def _reason(attempt: Attempt, budget: Budget) -> Reason:
     ignored: frozenset[Cause] = frozenset()
-    groups = [view.group for view in attempt.views]
+    groups = attempt.groups
     seen = {each.cause for report in attempt.reports.values() for each in report.ruled_out}
     for cause, reason in _REASONS.items():
         ignored |= {cause}
@@ -178,7 +179,7 @@ def _would_fit(
 ) -> bool:
     """The claims would fit, or nobody can tell: then it is better to wait for too much than for nothing."""
     for group in groups:
-        view = View(attempt.snapshot, attempt.pools, attempt.device_index, group, ignored)
+        view = View(attempt.snapshot, attempt.fleet, group, ignored)
         candidates = {each: view.candidates(each) for request in attempt.requests for each in request.alternatives}
         problem = narrow(pose(attempt.requests, candidates, attempt.claims, with_constraints))
         try:

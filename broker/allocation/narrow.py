@@ -2,22 +2,30 @@
 
 Only counting, so it is cheap, and only what is hopeless, so the first solution stays the first. It is what ends a
 hopeless claim (17 devices of one fabric where fabrics have 16) at once instead of after every combination of 16.
+
+First the counts that the index keeps are asked, which does not depend on how many devices there are. Where several
+constraints meet and few devices are left, those are then looked at one by one, for what only both together show.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice, product
+from typing import Any
 
-from broker.allocation.candidates import Candidates
+from broker.allocation.candidates import Candidates, IsGood, Offer
+from broker.allocation.columns import Cell, values_of_cell
 from broker.allocation.constraints import Constraint, DistinctAttribute, MatchAttribute, Values, constraint_of
 from broker.allocation.index import IndexedDevice
 from broker.allocation.requests import Alternative, Request
+from broker.allocation.supply import Attributes, ValueKey
 from schemas.resource import ResourceClaim
 from schemas.resource.limits import ALLOCATION_RESULTS_MAX
 
 # What one pass drops can make more hopeless. A claim can be built to need hundreds of passes; the search copes with
 # what is left after a few.
 _PASSES = 4
+_FEW_DEVICES = 512  # of one alternative, to be looked at one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,25 +61,127 @@ def pose(
 
 def narrow(problem: Problem) -> Problem | None:
     """The problem without hopeless alternatives and devices; None if it is plain that there is no solution."""
-    for _ in range(_PASSES):
-        requests = [_without_hopeless(request, problem.candidates) for request in problem.requests]
-        if not all(request.alternatives for request in requests):
-            return None
-        problem = replace(problem, requests=requests)
-        if not (_devices_suffice(problem) and _results_fit(problem) and _distinct_values_suffice(problem)):
-            return None
-        narrower = _without_hopeless_devices(problem)
-        if narrower is problem:
-            break
-        problem = narrower
-    return problem
+    by_counts = _narrow_by_counts(problem)
+    if by_counts is None or sum(map(len, problem.constraints_by_claim)) < 2 or not _are_few(by_counts):
+        return by_counts
+    return _narrow_by_devices(by_counts)
+
+
+def _are_few(problem: Problem) -> bool:
+    return not any(
+        problem.candidates[each].devices.has(_FEW_DEVICES + 1)
+        for request in problem.requests
+        for each in request.alternatives
+    )
+
+
+# --- by what the index counts
+
+
+def _narrow_by_counts(problem: Problem) -> Problem | None:
+    narrower = _with_hope(problem)
+    if narrower is None or not (_results_fit(narrower) and _distinct_values_suffice(narrower)):
+        return None
+    certain = set(_certain(narrower))
+    # A solution takes no more of devices that are alike in all that a constraint compares, so more need not be tried:
+    # whoever takes a later one could take an earlier one that nobody takes.
+    limit = sum(max(problem.candidates[each].count for each in request.alternatives) for request in narrower.requests)
+    candidates = dict(narrower.candidates)
+    bound = list(_bound(narrower))
+    for request in narrower.requests:
+        for alternative in request.alternatives:
+            if not alternative.takes_all:
+                test = _Test(alternative, candidates[alternative], bound, problem.candidates, certain)
+                if test.is_hopeless:
+                    candidates[alternative] = candidates[alternative].only(iter(()))
+                else:
+                    found = candidates[alternative].offer.devices(test.attributes, test.is_good, limit)
+                    candidates[alternative] = candidates[alternative].only(found)
+    narrower = _with_hope(replace(narrower, candidates=candidates))
+    return narrower if narrower is not None and _devices_suffice(narrower, limit) else None
+
+
+class _Test:
+    """Whether an alternative can use devices with given values, as far as counting tells.
+
+    attributes: all that a constraint on the alternative compares, those to be matched first.
+    """
+
+    def __init__(
+        self,
+        alternative: Alternative,
+        own: Candidates,
+        bound: Sequence[tuple[Constraint, Sequence[Alternative]]],
+        candidates: Mapping[Alternative, Candidates],
+        certain: set[Alternative],
+    ) -> None:
+        mine = [(constraint, scope) for constraint, scope in bound if alternative in scope]
+        matching = [each for each in mine if isinstance(each[0], MatchAttribute)]
+        self._matched: Attributes = tuple(dict.fromkeys(constraint.attribute for constraint, _ in matching))
+        self.attributes: Attributes = tuple(
+            dict.fromkeys([*self._matched, *(constraint.attribute for constraint, _ in mine)])
+        )
+        self._own = own.offer.counts(self._matched) if self._matched else None
+        self._needed = own.count
+        # With each attribute to be matched, those that every solution chooses devices with the same value for.
+        self._others = [
+            (self._matched.index(constraint.attribute), [candidates[each] for each in scope if each in certain])
+            for constraint, scope in matching
+        ]
+        if alternative not in certain:
+            self._others = [(index, [own, *others]) for index, others in self._others]
+        self._is_simple = all(others == [own] for _, others in self._others)
+        self._known: dict[ValueKey, bool] = {}
+        self.is_good: IsGood | None = self._is_good if self.attributes else None
+
+    @property
+    def is_hopeless(self) -> bool:
+        """No value will do."""
+        return self._own is not None and self._own.most < self._needed
+
+    def _is_good(self, cell: Cell) -> bool:
+        if len(self.attributes) == 1:
+            values = values_of_cell(cell)
+            return bool(values) if self._own is None else any(map(self._suffices, values))
+        assert isinstance(cell, tuple)
+        by_attribute = [values_of_cell(each) for each in cell]
+        if not all(by_attribute):
+            return False
+        if len(self._matched) == 1:
+            return any(map(self._suffices, by_attribute[0]))
+        return self._own is None or any(map(self._suffices, product(*by_attribute[: len(self._matched)])))
+
+    def _suffices(self, key: ValueKey) -> bool:
+        """Enough devices have the value (or the values, one of each attribute), for all that are to match."""
+        assert self._own is not None
+        if self._own[key] < self._needed:
+            return False
+        if self._is_simple:
+            return True
+        if key not in self._known:
+            values: Sequence[Any] = key if len(self._matched) > 1 else (key,)
+            self._known[key] = all(self._all_find(values[index], index, others) for index, others in self._others)
+        return self._known[key]
+
+    def _all_find(self, value: ValueKey, index: int, others: Sequence[Candidates]) -> bool:
+        attribute = self._matched[index]
+        needed_by_offer: Counter[Offer] = Counter()
+        for each in others:
+            needed_by_offer[each.offer] += each.count
+        return all(offer.counts((attribute,))[value] >= needed for offer, needed in needed_by_offer.items())
+
+
+def _with_hope(problem: Problem) -> Problem | None:
+    """The problem without the alternatives that lack devices; None if a request has no other."""
+    requests = [_without_hopeless(request, problem.candidates) for request in problem.requests]
+    return replace(problem, requests=requests) if all(request.alternatives for request in requests) else None
 
 
 def _without_hopeless(request: Request, candidates: Mapping[Alternative, Candidates]) -> Request:
     fitting = tuple(
         each
         for each in request.alternatives
-        if len(candidates[each].devices) >= candidates[each].count and candidates[each].count <= ALLOCATION_RESULTS_MAX
+        if candidates[each].count <= ALLOCATION_RESULTS_MAX and candidates[each].suffice
     )
     return request if len(fitting) == len(request.alternatives) else Request(request.claim_index, fitting)
 
@@ -81,12 +191,18 @@ def _certain(problem: Problem) -> list[Alternative]:
     return [request.alternatives[0] for request in problem.requests if len(request.alternatives) == 1]
 
 
-def _devices_suffice(problem: Problem) -> bool:
+def _devices_suffice(problem: Problem, limit: int) -> bool:
+    """limit: so many devices of each alternative will do to tell."""
     certain = _certain(problem)
     if len(certain) == 1:
         return True  # counted already
-    devices = {device for each in certain for device in problem.candidates[each].devices}
-    return len(devices) >= sum(problem.candidates[each].count for each in certain)
+    devices: set[IndexedDevice] = set()
+    needed = sum(problem.candidates[each].count for each in certain)
+    for each in certain:
+        devices.update(islice(problem.candidates[each].devices, limit))
+        if len(devices) >= needed:
+            return True
+    return not certain
 
 
 def _results_fit(problem: Problem) -> bool:
@@ -111,11 +227,31 @@ def _distinct_values_suffice(problem: Problem) -> bool:
     for constraint, bound in _bound(problem):
         if isinstance(constraint, DistinctAttribute):
             candidates = [problem.candidates[each] for each in bound if each in certain]
-            devices = {device for each in candidates for device in each.devices}
-            values = {value for device in devices for value in device.values_of(constraint.attribute) or ()}
-            if len(values) < sum(each.count for each in candidates):
+            needed = sum(each.count for each in candidates)
+            values: set[ValueKey] = set()
+            for offer in dict.fromkeys(each.offer for each in candidates):
+                for value in offer.counts((constraint.attribute,)):
+                    if len(values) >= needed:
+                        break
+                    values.add(value)
+            if len(values) < needed:
                 return False
     return True
+
+
+# --- by looking at devices
+
+
+def _narrow_by_devices(problem: Problem) -> Problem | None:
+    for _ in range(_PASSES):
+        narrower = _without_hopeless_devices(problem)
+        if narrower is problem:
+            break
+        hopeful = _with_hope(narrower)
+        if hopeful is None or not _results_fit(hopeful):
+            return None
+        problem = hopeful
+    return problem
 
 
 def _without_hopeless_devices(problem: Problem) -> Problem:
@@ -142,7 +278,7 @@ def _without_hopeless_devices(problem: Problem) -> Problem:
                     values = _sufficient_values(attribute, [before, *in_any_case])
                 left = [each for each in before.devices if not values.isdisjoint(each.values_of(attribute) or ())]
             if len(left) < len(before.devices):
-                candidates[alternative] = replace(before, devices=left)
+                candidates[alternative] = before.only(iter(left))
                 has_dropped = True
     return replace(problem, candidates=candidates) if has_dropped else problem
 

@@ -1,21 +1,24 @@
 """What became of every device for one alternative: counts by cause, and a sentence about them."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
-from broker.allocation.candidates import View
+from broker.allocation.candidates import Offer, View
+from broker.allocation.columns import Cell, Value, bits, value_text, values_of_cell
 from broker.allocation.constraints import DistinctAttribute, MatchAttribute, constraint_of
-from broker.allocation.index import DeviceIndex, IndexedDevice, IndexedPool
-from broker.allocation.narrow import supply
+from broker.allocation.index import Fleet, IndexedPool
 from broker.allocation.reasons import Cause, RequestReport, RuledOut
 from broker.allocation.requests import Alternative, Asks, claim_name
 from broker.allocation.snapshot import Snapshot
+from broker.allocation.supply import column_for
 from broker.allocation.taints import taint_text, untolerated
-from broker.world.keys import PoolKey
+from broker.world.keys import DeviceKey, PoolKey
 from schemas.resource import ResourceClaim
 
 _DETAILS_SHOWN = 3
+_DETAILS_LOOKED_AT = 1000
 
 
 @dataclass(slots=True)
@@ -24,11 +27,23 @@ class _Tally:
 
     count: int = 0
     details: dict[str, None] = field(default_factory=dict)
+    looked_at: int = 0
+    is_cut_off: bool = False
+
+    def add(self, count: int, details: Iterator[str]) -> None:
+        """So many more; the details are looked at only as long as they are few."""
+        self.count += count
+        for each in islice(details, _DETAILS_LOOKED_AT - self.looked_at):
+            self.details[each] = None
+            self.looked_at += 1
+        if self.looked_at == _DETAILS_LOOKED_AT:
+            self.is_cut_off |= next(details, None) is not None
 
     def text(self) -> str:
         shown = list(self.details)[:_DETAILS_SHOWN]
         hidden = len(self.details) - len(shown)
-        return ", ".join(shown) + (f" and {hidden} more" if hidden else "")
+        more = " and more" if self.is_cut_off else f" and {hidden} more" if hidden else ""
+        return ", ".join(shown) + more
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +67,7 @@ class Reporter:
     """
 
     snapshot: Snapshot
-    pools: Sequence[IndexedPool]
-    device_index: DeviceIndex
+    fleet: Fleet
     everyone: View
     views: Sequence[View]
     contended: set[PoolKey] = field(default_factory=set)
@@ -85,27 +99,30 @@ class Reporter:
         tallies = {cause: _Tally() for cause in Cause}
         by_selector: Counter[int] = Counter()
         devices = matching = usable = 0
-        sees, cause_of = self.everyone.group.sees, self.everyone.cause
-        for pool in self.pools:
-            for slice_ in pool.slices:
-                matches = self.device_index.match(slice_, alternative.chain)
-                devices += len(slice_.devices)
-                by_selector.update(dict(enumerate(matches.ruled_out)))
-                for device in matches.possible:
-                    matching += sees(device.reach)
-                    cause = Cause.SELECTOR_FAILED if device in matches.failures else cause_of(device, alternative)
-                    if cause is None:
-                        usable += 1
-                        continue
-                    if cause is Cause.IN_USE or cause is Cause.AVOIDED:
-                        self.contended.add(pool.pool.key)
-                    tally = tallies[cause]
-                    tally.count += 1
-                    tally.details[self._detail(cause, device, alternative)] = None
+        match = self.fleet.matching.match
+        for pool in self.fleet.pools:
+            left = pool.layout.everything.bit_count()
+            devices += left
+            possible = 0
+            for position in range(len(alternative.chain) + 1):
+                possible = match(pool, alternative.chain[:position]).possible
+                by_selector[position - 1] += left - possible.bit_count()
+                left = possible.bit_count()
+            matching += sum(
+                (possible & mask).bit_count()
+                for standing, mask in pool.standings
+                if self.everyone.group.sees(standing.place.reach)
+            )
+            charged = self.everyone.charged(pool, alternative) if possible else {}
+            usable += left - sum(map(int.bit_count, charged.values()))
+            for cause, mask in charged.items():
+                if cause is Cause.IN_USE or cause is Cause.AVOIDED:
+                    self.contended.add(pool.key)
+                tallies[cause].add(mask.bit_count(), self._details(cause, pool, mask, alternative))
             if alternative.takes_all and pool.pool.problem is not None:
                 # It holds up All even where none of its devices match.
                 cause = Cause.POOL_INVALID if pool.pool.is_complete else Cause.POOL_INCOMPLETE
-                tallies[cause].details[f"{pool.pool.key.pool}: {pool.pool.problem}"] = None
+                tallies[cause].add(0, iter([f"{pool.key.pool}: {pool.pool.problem}"]))
         by_others = sum(count for position, count in by_selector.items() if position < alternative.class_selectors)
         return _Counted(
             devices=devices,
@@ -118,44 +135,59 @@ class Reporter:
             ),
         )
 
-    def _detail(self, cause: Cause, device: IndexedDevice, alternative: Alternative) -> str:
-        match cause:
-            case Cause.UNSUPPORTED:
-                return f"{device.unsupported} of slice {device.slice.metadata.name}"
-            case Cause.POOL_INCOMPLETE | Cause.POOL_INVALID:
-                return f"{device.key.pool.pool}: {device.pool_problem}"
-            case Cause.TAINT:
-                taint = untolerated(device.taints, alternative.tolerations)
-                return taint_text(taint) if taint else ""
-            case Cause.IN_USE:
-                return str(self.snapshot.in_use[device.key])
-            case Cause.SELECTOR_FAILED:
-                return str(device.key)
-            case _:
-                return ""
+    def _details(self, cause: Cause, pool: IndexedPool, mask: int, alternative: Alternative) -> Iterator[str]:
+        """For what the devices of a pool are ruled out, device by device or once for all of them."""
+        if cause is Cause.POOL_INCOMPLETE or cause is Cause.POOL_INVALID:
+            yield f"{pool.key.pool}: {pool.pool.problem}"
+            return
+        if cause is Cause.NODE or cause is Cause.AVOIDED:
+            yield ""
+            return
+        for block, of_block in pool.layout.split(mask):
+            for index in bits(of_block):
+                key = DeviceKey(pool.key, block.devices[index].name)
+                match cause:
+                    case Cause.UNSUPPORTED:
+                        yield f"{block.standing(index).unsupported} of slice {block.slice.metadata.name}"
+                    case Cause.TAINT:
+                        taint = untolerated(block.standing(index).taints, alternative.tolerations)
+                        yield taint_text(taint) if taint else ""
+                    case Cause.IN_USE:
+                        yield str(self.snapshot.in_use[key])
+                    case _:
+                        yield str(key)
 
     def _nearest(self, claim: ResourceClaim, alternative: Alternative) -> tuple[int, str]:
         """The most devices that one node and one constraint allow."""
         best = (-1, "")
         for view in self.views:
-            devices = view.candidates(alternative).devices
-            here = (len(devices), f"reached from one node ({view.group.node.name})" if len(self.views) > 1 else "")
+            offer = view.candidates(alternative).offer
+            here = (offer.count, f"reached from one node ({view.group.node.name})" if len(self.views) > 1 else "")
             for each in claim.spec.devices.constraints:
                 constraint = constraint_of(each)
                 if constraint.applies_to(alternative.name):
-                    here = min(here, _most_with(constraint, devices), key=lambda found: found[0])
+                    here = min(here, _most_with(constraint, offer), key=lambda found: found[0])
             best = max(best, here, key=lambda found: found[0])
         return best
 
 
-def _most_with(constraint: MatchAttribute | DistinctAttribute, devices: Iterable[IndexedDevice]) -> tuple[int, str]:
-    by_value = supply(constraint.attribute, devices)
+def _most_with(constraint: MatchAttribute | DistinctAttribute, offer: Offer) -> tuple[int, str]:
+    attributes = (constraint.attribute,)
+    counts = offer.counts(attributes)
     if isinstance(constraint, DistinctAttribute):
-        return len(by_value), f"with different {constraint.attribute}"
-    if not by_value:
+        return sum(1 for _ in counts), f"with different {constraint.attribute}"
+    most = counts.most
+    if not most:
         return 0, f"with the attribute {constraint.attribute}"
-    (_, value), most = max(by_value.items(), key=lambda found: found[1])
-    return most, f"with the same {constraint.attribute} ({value})"
+
+    def best(cell: Cell) -> Value | None:
+        return next((value for value in values_of_cell(cell) if counts[value] == most), None)
+
+    device = next(offer.devices(attributes, lambda cell: best(cell) is not None))
+    column = column_for(device.block, attributes)
+    value = best(column.cells[column.codes[device.index]])
+    assert value is not None
+    return most, f"with the same {constraint.attribute} ({value_text(value)})"
 
 
 def _ruled_out_by_selectors(by_position: Counter[int], class_selectors: int) -> Iterator[RuledOut]:

@@ -11,6 +11,7 @@ search, those like it are passed over there. Without that, n devices that are on
 """
 
 from collections.abc import Iterator
+from itertools import count
 from typing import NamedTuple
 
 from broker.allocation.index import FailedSelector, IndexedDevice
@@ -87,7 +88,8 @@ class Search:
         self._results_by_claim = [0] * len(problem.constraints_by_claim)  # how many of _chosen each claim has
         # After the requests up to an index: how many devices the rest of the same claim needs at least.
         self._least_after = self._count_least()
-        self._kinds: dict[IndexedDevice, int] | None = None
+        self._kinds: dict[IndexedDevice, int] = {}
+        self._kind_numbers: dict[object, int] = {}
 
     def run(self) -> list[Chosen] | None:
         """The first solution, in the order of the requests, or None if there is none.
@@ -120,13 +122,13 @@ class Search:
             candidates = self._candidates[alternative]
             results = self._results_by_claim[alternative.claim_index] + candidates.count
             fits_result = results + self._least_after[point.request] <= ALLOCATION_RESULTS_MAX
-            if fits_result and len(candidates.devices) >= candidates.count:
+            if fits_result and candidates.suffice:
                 yield _Point(point.request, alternative)
 
     def _choose_all(self, point: _Point, alternative: Alternative) -> Iterator[_Point]:
         candidates = self._candidates[alternative]
-        if candidates.failures:
-            device = next(iter(candidates.failures))
+        device = next(iter(candidates.failures), None)
+        if device is not None:
             raise SelectorFailedError(alternative, device, candidates.failures[device])
         before = len(self._chosen)
         for device in candidates.devices:
@@ -143,7 +145,11 @@ class Search:
         devices, failures = candidates.devices, candidates.failures
         missing = candidates.count - point.taken
         failed_kinds: set[int] = set()
-        for position in range(point.start, len(devices) - missing + 1):
+        # Devices on which a selector failed are gone to even where too few are left behind them.
+        behind = 1 if failures else missing
+        for position in count(point.start):
+            if not devices.has(position + behind):
+                return
             self._budget.spend()
             device = devices[position]
             if device in self._taken or (failed_kinds and self._kind(device) in failed_kinds):
@@ -179,20 +185,15 @@ class Search:
             constraint.remove()
 
     def _kind(self, device: IndexedDevice) -> int:
-        """Equal for devices that are alike. Worked out for all of them when first something failed."""
-        if self._kinds is None:
-            alternatives_by_device: dict[IndexedDevice, int] = {}
-            for index, alternative in enumerate(self._constraints):
-                for each in self._candidates[alternative].devices:
-                    alternatives_by_device[each] = alternatives_by_device.get(each, 0) | 1 << index
-            number_by_kind: dict[object, int] = {}
-            self._kinds = {
-                each: number_by_kind.setdefault(
-                    (alternatives, tuple(map(each.values_of, self._attributes))), len(number_by_kind)
-                )
-                for each, alternatives in alternatives_by_device.items()
-            }
-        return self._kinds[device]
+        """Equal for devices that are alike. Worked out when first something failed."""
+        kind = self._kinds.get(device)
+        if kind is None:
+            likeness = (
+                tuple(self._candidates[alternative].includes(device) for alternative in self._constraints),
+                tuple(map(device.values_of, self._attributes)),
+            )
+            kind = self._kinds[device] = self._kind_numbers.setdefault(likeness, len(self._kind_numbers))
+        return kind
 
     def _count_least(self) -> list[int]:
         least = [0] * len(self._requests)

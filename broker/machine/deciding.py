@@ -2,6 +2,7 @@
 gets a reason, and waits for whatever could change the answer.
 """
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -42,7 +43,7 @@ class Verdict(NamedTuple):
 class Reached(NamedTuple):
     """What a cluster's claims can use now."""
 
-    pools: list[Pool]
+    pools: Sequence[Pool]
     topics: tuple[str, ...]  # that can change it
     unheard: tuple[str, ...]  # "fabric NAME: CLUSTER, ..." for each fabric that waits for clusters
 

@@ -87,4 +87,9 @@ def _why_invalid(slices: tuple[ResourceSlice, ...]) -> str | None:
 
 def in_allocation_order(pools: Iterable[Pool]) -> list[Pool]:
     """By driver, then pool name, as kube-scheduler tries them; then by scope, which it does not know."""
-    return sorted(pools, key=lambda pool: (pool.key.driver, pool.key.pool, pool.key.scope))
+    return sorted(pools, key=lambda pool: allocation_order(pool.key))
+
+
+def allocation_order(key: PoolKey) -> tuple[str, str, str]:
+    """What pools are sorted by, see `in_allocation_order`."""
+    return key.driver, key.pool, key.scope

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from broker.world.changes import LoggedMapping
 from broker.world.federation import Federation
 from broker.world.inventory import Inventory
 from broker.world.keys import ClaimKey, ClusterId, DeviceKey, PoolKey, cluster_scope, fabric_scope
@@ -36,7 +37,7 @@ class World:
     position: int = 0
     ledger_last: int = 0
     leader_epoch: int = 0
-    in_use: dict[DeviceKey, str] = field(default_factory=dict)
+    in_use: LoggedMapping[DeviceKey, str] = field(default_factory=LoggedMapping)
     granted: dict[DeviceKey, list[Grant]] = field(default_factory=dict)  # live grants by device
     shown: dict[DeviceKey, set[ClaimKey]] = field(default_factory=dict)  # claims whose status shows the device
     told_classes: dict[tuple[ClusterId, str], dict[str, Any] | None] = field(default_factory=dict)  # to members

@@ -1,0 +1,231 @@
+"""Devices by columns: what the devices of one slice have in one place, dictionary-coded.
+
+A slice has at most 128 devices, so a byte each says which of the slice's distinct values a device has. Selectors and
+constraints ask about distinct values, and get their answers for all devices of a slice at once, as a bit mask: bit i
+stands for device i.
+"""
+
+from collections.abc import Hashable, Iterable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import msgspec
+
+from broker.allocation.cel.fields import FieldPath, project
+from broker.allocation.cel.values import DeviceValues, device_values
+from schemas.resource import Device, DeviceAttribute, DeviceCapacity
+
+DEVICES_MAX = 128  # in one part of a slice; a byte and a few hundred bits must do for all that is kept of it
+
+# What a device has in one place, so that equal cells mean equal devices there; None: nothing. The value itself for
+# a string, else all fields of the DeviceAttribute: 1 and true are equal in Python.
+Cell = Hashable
+# One value of an attribute: the value itself for a string, else (type, value). A list has several.
+Value = str | tuple[str, object]
+
+_BITS = [bytes(code == each for each in range(256)).translate(bytes.maketrans(b"\0\1", b"01")) for code in range(256)]
+
+
+class Column(NamedTuple):
+    """One place of the devices of a slice.
+
+    cells: the distinct ones, in the order in which they first occur.
+    codes: for each device the index of its cell.
+    """
+
+    cells: tuple[Cell, ...]
+    codes: bytes
+
+    def mask(self, code: int) -> int:
+        """The devices with this cell."""
+        return as_mask(self.codes.translate(_BITS[code]))
+
+    def mask_of(self, codes: Iterable[int]) -> int:
+        """The devices with one of these cells."""
+        table = bytearray(b"0" * 256)
+        for code in codes:
+            table[code] = 49  # "1"
+        return as_mask(self.codes.translate(bytes(table)))
+
+
+def as_mask(digits: bytes) -> int:
+    """The mask for a text of the digits 0 and 1, one for each device."""
+    return int(digits[::-1], 2) if digits else 0
+
+
+def bits(mask: int) -> list[int]:
+    """The positions of the bits that are set, ascending."""
+    found = []
+    while mask:
+        low = mask & -mask
+        found.append(low.bit_length() - 1)
+        mask ^= low
+    return found
+
+
+def column_of(cells: Iterable[Cell]) -> Column:
+    """The column with these cells, one for each device."""
+    codes: dict[Cell, int] = {}
+    coded = bytes([codes.setdefault(cell, len(codes)) for cell in cells])
+    return Column(tuple(codes), coded)
+
+
+def joint_column(columns: Sequence[Column]) -> Column:
+    """The column whose cells are the tuples of the columns' cells."""
+    joint = column_of(zip(*(each.codes for each in columns), strict=True))
+    cells = [each.cells for each in columns]
+    return Column(
+        tuple(
+            tuple(cell[code] for cell, code in zip(cells, codes, strict=True))
+            for codes in joint.cells
+            if isinstance(codes, tuple)
+        ),
+        joint.codes,
+    )
+
+
+class SliceColumns:
+    """The columns of some devices of one driver. Attributes and capacities are coded at once, what is wider on demand.
+
+    unreadable: devices that fail every selector, because one of their versions or quantities is none.
+    """
+
+    __slots__ = ("_attributes", "_capacity", "_devices", "_driver", "_wider", "unreadable")
+
+    def __init__(self, driver: str, devices: Sequence[Device]) -> None:
+        self._driver = driver
+        self._devices = devices
+        self._attributes = {
+            name: _attribute_column([each.attributes.get(name) for each in devices])
+            for name in dict.fromkeys(name for each in devices for name in each.attributes)
+        }
+        self._capacity = {
+            name: column_of([amount.value if (amount := each.capacity.get(name)) else None for each in devices])
+            for name in dict.fromkeys(name for each in devices for name in each.capacity)
+        }
+        self._wider: dict[FieldPath, Column] = {}
+        self.unreadable = self._find_unreadable()
+
+    def attribute(self, qualified: str) -> Column:
+        """The attribute that a constraint names; one without a domain in the slice belongs to the driver's."""
+        found = self._attributes.get(qualified)
+        domain, _, name = qualified.partition("/")
+        short = self._attributes.get(name) if domain == self._driver else None
+        if found is None or short is None:
+            return found or short or self._empty()
+        both = zip(found.codes, short.codes, strict=True)
+        return column_of([found.cells[long] if found.cells[long] is not None else short.cells[at] for long, at in both])
+
+    def of_field(self, field: FieldPath) -> list[Column]:
+        """What the devices have at a place that a selector reads: two columns where its name has two forms."""
+        match field.parts:
+            case ("driver",):
+                return [Column((self._driver,), bytes(len(self._devices)))]
+            case ("attributes" | "capacity" as kind, domain, name):
+                known = self._attributes if kind == "attributes" else self._capacity
+                names = [f"{domain}/{name}"] + ([name] if domain == self._driver else [])
+                return [known.get(each) or self._empty() for each in names]
+        if field not in self._wider:
+            self._wider[field] = column_of([_projected(field, self._driver, each) for each in self._devices])
+        return [self._wider[field]]
+
+    def _empty(self) -> Column:
+        return Column((None,), bytes(len(self._devices)))
+
+    def _find_unreadable(self) -> int:
+        found = 0
+        for column in self._attributes.values():
+            suspects = [
+                code for code, cell in enumerate(column.cells) if not isinstance(cell, str) and cell is not None
+            ]
+            bad = [code for code in suspects if not _is_readable_attribute(column.cells[code])]
+            found |= column.mask_of(bad) if bad else 0
+        for column in self._capacity.values():
+            bad = [code for code, cell in enumerate(column.cells) if isinstance(cell, str) and not _is_quantity(cell)]
+            found |= column.mask_of(bad) if bad else 0
+        return found
+
+
+def _attribute_column(attributes: Sequence[DeviceAttribute | None]) -> Column:
+    fields_of = msgspec.structs.astuple
+    codes: dict[Cell, int] = {}
+    coded = bytearray()
+    for each in attributes:
+        fields: Cell = None if each is None else fields_of(each)
+        try:
+            code = codes.get(fields)
+        except TypeError:  # lists
+            assert isinstance(fields, tuple)
+            fields = tuple(tuple(field) if isinstance(field, list) else field for field in fields)
+            code = codes.get(fields)
+        if code is None:
+            code = codes[fields] = len(codes)
+        coded.append(code)
+    return Column(tuple(_compact(fields) for fields in codes), bytes(coded))
+
+
+_STRING = DeviceAttribute.__struct_fields__.index("string")
+_NO_STRING = (None,) * (len(DeviceAttribute.__struct_fields__) - 1)
+
+
+def _compact(fields: Cell) -> Cell:
+    if isinstance(fields, tuple) and fields[:_STRING] + fields[_STRING + 1 :] == _NO_STRING:
+        text: Cell = fields[_STRING]
+        return text if text is not None else fields
+    return fields
+
+
+def _attribute(cell: Cell) -> DeviceAttribute:
+    if isinstance(cell, str):
+        return DeviceAttribute(string=cell)
+    assert isinstance(cell, tuple)
+    fields = zip(DeviceAttribute.__struct_encode_fields__, cell, strict=True)
+    return msgspec.convert({name: each for name, each in fields if each is not None}, DeviceAttribute)
+
+
+def values_of_cell(cell: Cell) -> tuple[Value, ...]:
+    """The values of an attribute, as constraints see them (`constraints.attribute_values`); none for None."""
+    if isinstance(cell, str):
+        return (cell,)
+    return () if cell is None else _values_of_fields(cell)
+
+
+@lru_cache(maxsize=65536)
+def _values_of_fields(cell: Cell) -> tuple[Value, ...]:
+    assert isinstance(cell, tuple)
+    int_, bool_, string, version, ints, bools, strings, versions = cell
+    for kind, listed, scalar in (
+        ("int", ints, int_),
+        ("bool", bools, bool_),
+        ("string", strings, string),
+        ("version", versions, version),
+    ):
+        found = listed or (() if scalar is None else (scalar,))
+        if found:
+            return tuple(dict.fromkeys(each if kind == "string" else (kind, each) for each in found))
+    return ()
+
+
+def value_text(value: Value) -> str:
+    """For people."""
+    return value if isinstance(value, str) else str(value[1])
+
+
+def _projected(field: FieldPath, driver: str, device: Device) -> Cell:
+    values = device_values(driver, device, lambda value: value)
+    # Without values no selector is asked, see `unreadable`.
+    return project(frozenset([field]), values) if isinstance(values, DeviceValues) else None
+
+
+@lru_cache(maxsize=65536)
+def _is_readable_attribute(cell: Cell) -> bool:
+    return _is_readable(Device(attributes={"it": _attribute(cell)}))
+
+
+@lru_cache(maxsize=65536)
+def _is_quantity(text: str) -> bool:
+    return _is_readable(Device(capacity={"it": DeviceCapacity(value=text)}))
+
+
+def _is_readable(device: Device) -> bool:
+    return isinstance(device_values("", device, lambda value: value), DeviceValues)
