@@ -7,7 +7,6 @@ stands for device i.
 
 from collections.abc import Hashable, Iterable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
 
 import msgspec
 
@@ -23,32 +22,50 @@ Cell = Hashable
 # One value of an attribute: the value itself for a string, else (type, value). A list has several.
 Value = str | tuple[str, object]
 
-_BITS = [bytes(code == each for each in range(256)).translate(bytes.maketrans(b"\0\1", b"01")) for code in range(256)]
+_FEW_CELLS = 16  # of a column; then it keeps a mask for each
+_DIGITS = [bytes(code == each for each in range(256)).translate(bytes.maketrans(b"\0\1", b"01")) for code in range(256)]
 
 
-class Column(NamedTuple):
+class Column:
     """One place of the devices of a slice.
 
     cells: the distinct ones, in the order in which they first occur.
     codes: for each device the index of its cell.
     """
 
-    cells: tuple[Cell, ...]
-    codes: bytes
+    __slots__ = ("_masks", "cells", "codes")
+
+    def __init__(self, cells: tuple[Cell, ...], codes: bytes) -> None:
+        self.cells = cells
+        self.codes = codes
+        self._masks: list[int] | None = None  # for each code its devices, once asked for
 
     def mask(self, code: int) -> int:
         """The devices with this cell."""
-        return as_mask(self.codes.translate(_BITS[code]))
+        if self._masks is not None:
+            return self._masks[code]
+        return _as_mask(self.codes.translate(_DIGITS[code]))
 
     def mask_of(self, codes: Iterable[int]) -> int:
         """The devices with one of these cells."""
-        table = bytearray(b"0" * 256)
+        found = 0
         for code in codes:
-            table[code] = 49  # "1"
-        return as_mask(self.codes.translate(bytes(table)))
+            found |= self.mask(code)
+        return found
+
+    def split(self, mask: int) -> Iterable[int]:
+        """The devices of the mask as one mask for each cell that occurs among them."""
+        if len(self.cells) <= _FEW_CELLS:
+            if self._masks is None:
+                self._masks = [self.mask(code) for code in range(len(self.cells))]
+            return [part for each in self._masks if (part := each & mask)]
+        by_code: dict[int, int] = {}
+        for index in bits(mask):
+            by_code[self.codes[index]] = by_code.get(self.codes[index], 0) | 1 << index
+        return by_code.values()
 
 
-def as_mask(digits: bytes) -> int:
+def _as_mask(digits: bytes) -> int:
     """The mask for a text of the digits 0 and 1, one for each device."""
     return int(digits[::-1], 2) if digits else 0
 
@@ -116,18 +133,21 @@ class SliceColumns:
         both = zip(found.codes, short.codes, strict=True)
         return column_of([found.cells[long] if found.cells[long] is not None else short.cells[at] for long, at in both])
 
-    def of_field(self, field: FieldPath) -> list[Column]:
-        """What the devices have at a place that a selector reads: two columns where its name has two forms."""
+    def of_field(self, field: FieldPath) -> Column:
+        """What the devices have at a place that a selector reads."""
         match field.parts:
             case ("driver",):
-                return [Column((self._driver,), bytes(len(self._devices)))]
+                return Column((self._driver,), bytes(len(self._devices)))
             case ("attributes" | "capacity" as kind, domain, name):
                 known = self._attributes if kind == "attributes" else self._capacity
-                names = [f"{domain}/{name}"] + ([name] if domain == self._driver else [])
-                return [known.get(each) or self._empty() for each in names]
-        if field not in self._wider:
-            self._wider[field] = column_of([_projected(field, self._driver, each) for each in self._devices])
-        return [self._wider[field]]
+                long = known.get(f"{domain}/{name}")
+                short = known.get(name) if domain == self._driver else None
+                if long is None or short is None:
+                    return long or short or self._empty()
+        found = self._wider.get(field)
+        if found is None:
+            found = self._wider[field] = column_of([_projected(field, self._driver, each) for each in self._devices])
+        return found
 
     def _empty(self) -> Column:
         return Column((None,), bytes(len(self._devices)))

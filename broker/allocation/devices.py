@@ -221,7 +221,7 @@ class IndexedPool:
 
     def __init__(self, key: PoolKey) -> None:
         self.key = key
-        self.pool = Pool(key=key, generation=0, slices=(), obsolete=(), is_complete=False, problem=None)
+        self.pool = _nothing_of(key)
         self.fleets = 0
         self.layout = Layout(())
         self.free = 0
@@ -260,6 +260,12 @@ class IndexedPool:
             self.take(name)
         return gone
 
+    def retire(self) -> None:
+        """The pool is gone. Whoever still names it must not keep its slices alive."""
+        self.pool = _nothing_of(self.key)
+        for block in self.layout.blocks:
+            block.retire()
+
     def take(self, name: str) -> None:
         """Someone holds the device."""
         self.free &= ~self._mask_of(name)
@@ -283,6 +289,10 @@ class IndexedPool:
     def is_seen_by(self, group: NodeGroup) -> bool:
         """The nodes reach a slice of the pool; as upstream, one that is on all nodes counts without devices too."""
         return any(block.is_seen_by(group) for block in self.layout.blocks) if self.reaches else bool(self.pool.slices)
+
+
+def _nothing_of(key: PoolKey) -> Pool:
+    return Pool(key=key, generation=0, slices=(), obsolete=(), is_complete=False, problem=None)
 
 
 def _blocks_of(pool: IndexedPool, slice_: ResourceSlice) -> list[SliceBlock]:

@@ -43,7 +43,7 @@ class Fleet:
         self.matching = index.matching
         self._index = index
         self._by_key: dict[PoolKey, IndexedPool] = {}
-        self._read = 0  # up to where the log of the PoolsOfScopes was read
+        self._read = -1  # up to where the log of the PoolsOfScopes was read; -1: not at all
         self._checked = 0  # up to where the index's own log was
         self._supplies: dict[Terms, Supply] = {}  # the least recently used first
         self.troubled: dict[IndexedPool, None] = {}
@@ -54,13 +54,10 @@ class Fleet:
 
     def follow(self, pools: Sequence[Pool]) -> None:
         """The pools are these now."""
-        changed = pools.changes.since(self._read) if isinstance(pools, PoolsOfScopes) and self._read else None
-        if isinstance(pools, PoolsOfScopes):
-            self._read = pools.changes.end + 1
-        if changed is None:
+        changed = pools.changes.since(self._read) if isinstance(pools, PoolsOfScopes) else None
+        if not isinstance(pools, PoolsOfScopes) or changed is None:
             self._compare(pools)
         else:
-            assert isinstance(pools, PoolsOfScopes)
             # Another fleet may have had another state of a pool in the meantime.
             touched = self._index.changes.since(self._checked)
             suspects = [each.key for each in (self.pools if touched is None else touched)]
@@ -72,6 +69,8 @@ class Fleet:
                     self._update(known, pool)
             if gone_or_new:
                 self._compare(pools)
+        if isinstance(pools, PoolsOfScopes):
+            self._read = pools.changes.end
         self._checked = self._index.changes.end
 
     def _compare(self, pools: Sequence[Pool]) -> None:
@@ -239,6 +238,7 @@ class DeviceIndex:
         self.changes.note(pool)
         if pool.fleets == 0:
             self.matching.forget_pool(pool)
+            pool.retire()
             del self._pools[pool.key]
 
     # --- holders

@@ -4,13 +4,13 @@ Verdicts are kept by expression and combination, so that a new or changed slice 
 chain of selectors says about a pool is kept as a mask, of which a changed slice costs only its own part.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from broker.allocation.cel.engine import Selector, SelectorCompileError, SelectorEngine, SelectorFailure, Verdict
 from broker.allocation.cel.fields import FieldPath, fields_read
-from broker.allocation.columns import Cell, as_mask, bits
+from broker.allocation.columns import Cell, Column, bits
 from broker.allocation.devices import IndexedDevice, IndexedPool, Layout, SliceBlock
 
 Chain = tuple[
@@ -103,6 +103,8 @@ class Matching:
                 self._masks_kept -= 1
             for block in pool.layout.blocks:
                 matched.failures.pop(block, None)
+        for block in pool.layout.blocks:
+            self.forget_devices(block)
 
     def forget_devices(self, block: SliceBlock) -> None:
         """The block is about to be retired."""
@@ -180,33 +182,23 @@ class Matching:
         return possible | sum(1 << index for index in failures)
 
     def _true(self, block: SliceBlock, asked: int, matched: _Matched, failures: dict[int, FailedSelector]) -> int:
-        columns = [column for field in matched.fields for column in block.columns.of_field(field)]
-        varying = [each.codes for each in columns if len(each.cells) > 1]
-        codes_by_device: list[tuple[int, ...]] = list(zip(*varying, strict=True)) if varying else []
-        indices = range(len(block.devices)) if asked == block.everything else bits(asked)
-        verdicts: dict[tuple[int, ...], bytes] = {}
-        has_failed = False
-        for index in indices if varying else indices[:1]:
-            codes = codes_by_device[index] if varying else ()
-            if codes not in verdicts:
-                verdict = self._verdict(block, index, matched, tuple(each.cells[each.codes[index]] for each in columns))
-                verdicts[codes] = b"1" if verdict is True else b"0"
-                if isinstance(verdict, SelectorFailure):
-                    has_failed = True
-                    failed = FailedSelector(matched.position, verdict)
-                    alike = (each for each in indices if not varying or codes_by_device[each] == codes)
-                    failures.update(dict.fromkeys(alike, failed))
-        if has_failed:
-            failures_in_order = sorted(failures.items())
-            failures.clear()
-            failures.update(failures_in_order)
-        if not varying:
-            return asked if verdicts[()] == b"1" else 0
-        if len(set(verdicts.values())) == 1:
-            return asked if next(iter(verdicts.values())) == b"1" else 0
-        return as_mask(b"".join([verdicts.get(codes, b"0") for codes in codes_by_device])) & asked
+        """Those of the devices on which the selector is true; where it fails, `failures` says so afterwards."""
+        columns = [block.columns.of_field(field) for field in matched.fields]
+        alike = [asked]  # sets of devices that agree in all that the selector reads
+        for column in columns:
+            if len(column.cells) > 1:
+                alike = [part for mask in alike for part in column.split(mask)]
+        found = 0
+        for mask in alike:
+            verdict = self._verdict(block, (mask & -mask).bit_length() - 1, matched, columns)
+            if verdict is True:
+                found |= mask
+            elif isinstance(verdict, SelectorFailure):
+                failures.update(dict.fromkeys(bits(mask), FailedSelector(matched.position, verdict)))
+        return found
 
-    def _verdict(self, block: SliceBlock, index: int, matched: _Matched, cells: tuple[Cell, ...]) -> Verdict:
+    def _verdict(self, block: SliceBlock, index: int, matched: _Matched, columns: Sequence[Column]) -> Verdict:
+        cells = tuple([column.cells[column.codes[index]] for column in columns])
         verdict = matched.verdicts.get(cells)
         if verdict is None:
             verdict = matched.selector.evaluate(self.device(block, index).bound(self._engine))

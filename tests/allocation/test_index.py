@@ -1,12 +1,14 @@
 """What the index keeps: a selector is asked about a device once, and a changed slice costs only itself."""
 
+import gc
+
 from broker.allocation.allocate import allocate_claim
 from broker.allocation.cel.engine import BoundDevice, Selector, SelectorEngine, Verdict
 from broker.allocation.index import DeviceIndex
 from broker.allocation.reasons import NoFit
 from broker.world.keys import PoolKey
 from broker.world.pools import assemble_pool
-from schemas.resource import Device
+from schemas.resource import Device, ResourceSlice
 from tests.allocation.test_allocate import a_snapshot
 from tests.builders import DRIVER, a_claim, a_device, a_pool, a_request, a_slice
 
@@ -88,13 +90,13 @@ def test_a_slice_is_looked_at_again_when_its_pool_becomes_usable(engine: Selecto
 
 def test_pools_that_are_gone_are_forgotten(engine: SelectorEngine) -> None:
     index = DeviceIndex(engine)
-    slice_ = a_slice()
-    kept = weakref.ref(slice_)
-    assert not isinstance(allocate_claim(a_claim(), a_snapshot(a_pool(slice_)), index), NoFit)
+    pool = a_pool(a_slice(name="to-be-forgotten"))
+    assert not isinstance(allocate_claim(a_claim(), a_snapshot(pool), index), NoFit)
     assert isinstance(allocate_claim(a_claim(), a_snapshot(), index), NoFit)
-    del slice_
+    del pool
     gc.collect()
-    assert kept() is None
+    known = [each for each in gc.get_objects() if isinstance(each, ResourceSlice)]
+    assert "to-be-forgotten" not in [each.metadata.name for each in known]
 
 
 def test_pools_of_one_name_in_two_scopes_are_two_pools(engine: SelectorEngine) -> None:
