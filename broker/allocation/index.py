@@ -8,9 +8,19 @@ what, and nothing here changes a decision: an empty DeviceIndex gives the same a
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from broker.allocation.cel.engine import BoundDevice, Selector, SelectorCompileError, SelectorEngine, SelectorFailure
-from broker.allocation.constraints import Values, attribute_values
+from broker.allocation.budget import Budget, evaluation_steps
+from broker.allocation.capacity import CapacityAsk, Consumption, consumption_of, is_trivial
+from broker.allocation.cel.engine import (
+    BoundDevice,
+    DerivedAttribute,
+    Selector,
+    SelectorCompileError,
+    SelectorEngine,
+    SelectorFailure,
+)
+from broker.allocation.constraints import Values, attribute_values, derived_values
 from broker.allocation.nodes import EVERYWHERE, NodeGroup, Reach, reach_of
+from broker.allocation.supplies import PoolSupply
 from broker.allocation.taints import blocking_taints
 from broker.allocation.unsupported import unsupported_in_device, unsupported_in_slice
 from broker.world.keys import DeviceKey, PoolKey
@@ -20,6 +30,8 @@ from schemas.resource import ResourceSlice
 # Beyond this many the verdicts start over rather than grow: expressions come from tenants. A verdict is one reference
 # to a device, 8 bytes and its share of a tuple, so what is kept stays below some 50 MB.
 _VERDICTS_KEPT = 4_000_000
+_DERIVED_KEPT = 1_000_000  # values of derived attributes
+_CONSUMPTIONS_KEPT = 16  # for each device
 
 
 class IndexedDevice:
@@ -27,7 +39,9 @@ class IndexedDevice:
 
     __slots__ = (
         "_bound",
+        "_consumptions",
         "_values",
+        "derived",
         "device",
         "is_plain",
         "key",
@@ -59,9 +73,13 @@ class IndexedDevice:
             and not self.taints
             and self.unsupported is None
             and not device.binds_to_node
+            and not device.consumes_counters
+            and is_trivial(device, ())
         )
         self._bound: BoundDevice | None = None
         self._values: dict[str, Values | None] = {}
+        self._consumptions: dict[CapacityAsk, Consumption | str] | None = None
+        self.derived: dict[str, Values | SelectorFailure | None] | None = None  # by expression; see DeviceIndex.derive
 
     def bound(self, engine: SelectorEngine) -> BoundDevice:
         """The device in the engine's own form."""
@@ -74,6 +92,15 @@ class IndexedDevice:
         if attribute not in self._values:
             self._values[attribute] = attribute_values(self.device, self.slice.spec.driver, attribute)
         return self._values[attribute]
+
+    def consumption(self, ask: CapacityAsk) -> Consumption | str:
+        """What a request consumes of the device's capacities, or why it never can."""
+        if self._consumptions is None or len(self._consumptions) >= _CONSUMPTIONS_KEPT:
+            self._consumptions = {}  # amounts come from tenants too
+        found = self._consumptions.get(ask)
+        if found is None:
+            found = self._consumptions[ask] = () if is_trivial(self.device, ask) else consumption_of(self.device, ask)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +118,13 @@ class Matches:
     possible: those on which no selector is false, in slice order.
     failures: those of them on which a selector failed; the selectors behind it were not asked.
     ruled_out: how many devices the selector at each position was the first to be false on.
+    work: the steps that finding it out takes, however it was found out.
     """
 
     possible: tuple[IndexedDevice, ...]
     failures: Mapping[IndexedDevice, FailedSelector]
     ruled_out: tuple[int, ...]
+    work: int = 0
 
 
 class IndexedSlice:
@@ -129,7 +158,7 @@ class IndexedPool:
     reaches: those of its slices that are not on all nodes, each once, in order.
     """
 
-    __slots__ = ("pool", "reaches", "slices")
+    __slots__ = ("_supply", "pool", "reaches", "slices")
 
     def __init__(self, pool: Pool, before: "IndexedPool | None") -> None:
         self.pool = pool
@@ -142,6 +171,14 @@ class IndexedPool:
         self.reaches = tuple(
             dict.fromkeys(reach for each in self.slices for reach in each.reaches if reach is not EVERYWHERE)
         )
+        self._supply: PoolSupply | None = None
+
+    @property
+    def supply(self) -> PoolSupply:
+        """The pool's counters, read when they are first needed."""
+        if self._supply is None:
+            self._supply = PoolSupply(self.pool)
+        return self._supply
 
 
 class DeviceIndex:
@@ -154,6 +191,7 @@ class DeviceIndex:
         self._engine = engine
         self._pools: dict[PoolKey, IndexedPool] = {}
         self._verdicts_kept = 0
+        self._derived_kept = 0
 
     def pool(self, pool: Pool) -> IndexedPool:
         """The pool with its devices indexed; only slices that are new since the last call cost anything."""
@@ -174,34 +212,77 @@ class DeviceIndex:
         except SelectorCompileError as error:
             return error
 
-    def match(self, slice_: IndexedSlice, chain: tuple[str, ...]) -> Matches:
+    def supply(self, pool: PoolKey) -> PoolSupply:
+        """The counters of a pool that was indexed."""
+        return self._pools[pool].supply
+
+    def compile_attribute(self, expression: str) -> DerivedAttribute | SelectorCompileError:
+        """The compiled expression of a derived attribute, or why it does not compile."""
+        try:
+            return self._engine.compile_attribute(expression)
+        except SelectorCompileError as error:
+            return error
+
+    def derive(self, device: IndexedDevice, expression: str, budget: Budget) -> Values | SelectorFailure | None:
+        """The values of a derived attribute, kept at the device. None: an empty list.
+
+        expression: one that compiles.
+        Raises: BudgetExceededError.
+        """
+        compiled = self.compile_attribute(expression)
+        assert not isinstance(compiled, SelectorCompileError), f"{expression!r} was not compiled before its use"
+        budget.spend(evaluation_steps(compiled.cost))
+        if device.derived is None:
+            device.derived = {}
+        if expression not in device.derived:
+            self._derived_kept += 1
+            found = compiled.evaluate(device.bound(self._engine))
+            device.derived[expression] = found if isinstance(found, SelectorFailure) else derived_values(found)
+        return device.derived[expression]
+
+    def forget_derived(self) -> None:
+        """Forget derived attributes where there are too many; only between two allocations."""
+        if self._derived_kept > _DERIVED_KEPT:
+            self._derived_kept = 0
+            for device in (device for pool in self._pools.values() for each in pool.slices for device in each.devices):
+                device.derived = None
+
+    def match(self, slice_: IndexedSlice, chain: tuple[str, ...], budget: Budget) -> Matches:
         """Ask a chain of selectors about the devices of a slice, each one only where those before it were true.
 
         chain: expressions that compile: those of the class and then those of the request.
+        budget: charged as if nothing was known, see `budget`.
+        Raises: BudgetExceededError.
         """
         known = slice_.matches_by_chain.get(chain)
-        if known is None:
-            known = self._evaluate(self.match(slice_, chain[:-1]), chain)
-            self._verdicts_kept += len(known.possible) + 1
-            if self._verdicts_kept > _VERDICTS_KEPT:
-                self._forget_verdicts()
-            slice_.matches_by_chain[chain] = known
+        if known is not None:
+            budget.spend(known.work)
+            return known
+        known = self._evaluate(self.match(slice_, chain[:-1], budget), chain, budget)
+        self._verdicts_kept += len(known.possible) + 1
+        if self._verdicts_kept > _VERDICTS_KEPT:
+            self._forget_verdicts()
+        slice_.matches_by_chain[chain] = known
         return known
 
-    def _evaluate(self, before: Matches, chain: Sequence[str]) -> Matches:
+    def _evaluate(self, before: Matches, chain: Sequence[str], budget: Budget) -> Matches:
         selector = self.compile(chain[-1])
         assert not isinstance(selector, SelectorCompileError), f"selector {chain[-1]!r} was not compiled before its use"
+        steps, work = evaluation_steps(selector.cost), before.work
         possible: list[IndexedDevice] = []
         failures = dict(before.failures)
         for device in before.possible:
             if device not in failures:
+                budget.spend(steps)
+                work += steps
                 verdict = selector.evaluate(device.bound(self._engine))
                 if verdict is False:
                     continue
                 if isinstance(verdict, SelectorFailure):
                     failures[device] = FailedSelector(len(chain) - 1, verdict)
             possible.append(device)
-        return Matches(tuple(possible), failures, (*before.ruled_out, len(before.possible) - len(possible)))
+        ruled_out = (*before.ruled_out, len(before.possible) - len(possible))
+        return Matches(tuple(possible), failures, ruled_out, work)
 
     def _forget_verdicts(self) -> None:
         self._verdicts_kept = 0

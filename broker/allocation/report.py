@@ -1,14 +1,16 @@
 """What became of every device for one alternative: counts by cause, and a sentence about them."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from broker.allocation.budget import Budget
 from broker.allocation.candidates import View
+from broker.allocation.cel.engine import SelectorFailure
 from broker.allocation.constraints import DistinctAttribute, MatchAttribute, constraint_of
 from broker.allocation.index import DeviceIndex, IndexedDevice, IndexedPool
 from broker.allocation.narrow import supply
-from broker.allocation.reasons import Cause, RequestReport, RuledOut
+from broker.allocation.reasons import HELD, Cause, RequestReport, RuledOut
 from broker.allocation.requests import Alternative, Asks, claim_name
 from broker.allocation.snapshot import Snapshot
 from broker.allocation.taints import taint_text, untolerated
@@ -48,7 +50,7 @@ class Reporter:
 
     everyone: the devices as all nodes in question together see them.
     views: as each group of nodes sees them.
-    contended: pools with a device that matches and is held or avoided.
+    contended: pools with a device that matches and is held or avoided, or is affected by one that is held.
     """
 
     snapshot: Snapshot
@@ -56,11 +58,15 @@ class Reporter:
     device_index: DeviceIndex
     everyone: View
     views: Sequence[View]
+    budget: Budget
     contended: set[PoolKey] = field(default_factory=set)
     _counted: dict[Asks, _Counted] = field(default_factory=dict)
 
     def report(self, claim: ResourceClaim, alternative: Alternative) -> RequestReport:
-        """What became of the devices for one alternative of the claim."""
+        """What became of the devices for one alternative of the claim.
+
+        Raises: BudgetExceededError.
+        """
         counted = self._counted.get(alternative.asks)
         if counted is None:
             counted = self._counted[alternative.asks] = self._count(alternative)
@@ -88,20 +94,25 @@ class Reporter:
         sees, cause_of = self.everyone.group.sees, self.everyone.cause
         for pool in self.pools:
             for slice_ in pool.slices:
-                matches = self.device_index.match(slice_, alternative.chain)
+                matches = self.device_index.match(slice_, alternative.chain, self.budget)
+                self.budget.spend(1 + len(matches.possible))
                 devices += len(slice_.devices)
                 by_selector.update(dict(enumerate(matches.ruled_out)))
                 for device in matches.possible:
-                    matching += sees(device.reach)
-                    cause = Cause.SELECTOR_FAILED if device in matches.failures else cause_of(device, alternative)
+                    cause = (
+                        Cause.SELECTOR_FAILED
+                        if device in matches.failures
+                        else cause_of(device, alternative, self.budget)
+                    )
+                    matching += cause is not Cause.CAPACITY and sees(device.reach)
+                    if cause in HELD or cause is Cause.AVOIDED or self._is_affected(device):
+                        self.contended.add(pool.pool.key)
                     if cause is None:
                         usable += 1
                         continue
-                    if cause is Cause.IN_USE or cause is Cause.AVOIDED:
-                        self.contended.add(pool.pool.key)
                     tally = tallies[cause]
                     tally.count += 1
-                    tally.details[self._detail(cause, device, alternative)] = None
+                    tally.details.update(dict.fromkeys(self._details(cause, device, alternative)))
             if alternative.takes_all and pool.pool.problem is not None:
                 # It holds up All even where none of its devices match.
                 cause = Cause.POOL_INVALID if pool.pool.is_complete else Cause.POOL_INCOMPLETE
@@ -118,38 +129,59 @@ class Reporter:
             ),
         )
 
-    def _detail(self, cause: Cause, device: IndexedDevice, alternative: Alternative) -> str:
+    def _is_affected(self, device: IndexedDevice) -> bool:
+        """Holders take something of it, or of the counters that it draws from."""
+        of_pool = self.snapshot.in_use.of_pool(device.key.pool)
+        return bool(of_pool) and (device.key.device in of_pool or bool(device.device.consumes_counters))
+
+    def _details(self, cause: Cause, device: IndexedDevice, alternative: Alternative) -> Iterator[str]:
+        supplies = self.everyone.supplies
         match cause:
+            case Cause.CAPACITY:
+                yield str(device.consumption(alternative.capacity))
+            case Cause.DERIVED_ATTRIBUTE:
+                for name, expression in alternative.derived.items():
+                    failure = (device.derived or {}).get(expression)
+                    if isinstance(failure, SelectorFailure):
+                        yield f"{name}: {failure.message}"
             case Cause.UNSUPPORTED:
-                return f"{device.unsupported} of slice {device.slice.metadata.name}"
+                yield f"{device.unsupported} of slice {device.slice.metadata.name}"
             case Cause.POOL_INCOMPLETE | Cause.POOL_INVALID:
-                return f"{device.key.pool.pool}: {device.pool_problem}"
+                yield f"{device.key.pool.pool}: {device.pool_problem}"
+            case Cause.COUNTERS:
+                yield supplies.never(device.key) or ""
             case Cause.TAINT:
                 taint = untolerated(device.taints, alternative.tolerations)
-                return taint_text(taint) if taint else ""
-            case Cause.IN_USE:
-                return str(self.snapshot.in_use[device.key])
+                yield taint_text(taint) if taint else ""
+            case Cause.IN_USE | Cause.CAPACITY_IN_USE:
+                yield from self.snapshot.in_use[device.key].holders
+            case Cause.COUNTERS_IN_USE:
+                counters = supplies.counters(device.key.pool)
+                yield f"{counters.why_not(supplies.draws(device.key))} of pool {device.key.pool.pool}"
             case Cause.SELECTOR_FAILED:
-                return str(device.key)
+                yield str(device.key)
             case _:
-                return ""
+                yield ""
 
     def _nearest(self, claim: ResourceClaim, alternative: Alternative) -> tuple[int, str]:
         """The most devices that one node and one constraint allow."""
         best = (-1, "")
         for view in self.views:
-            devices = view.candidates(alternative).devices
+            devices = view.candidates(alternative, self.budget).devices
             here = (len(devices), f"reached from one node ({view.group.node.name})" if len(self.views) > 1 else "")
             for each in claim.spec.devices.constraints:
                 constraint = constraint_of(each)
                 if constraint.applies_to(alternative.name):
-                    here = min(here, _most_with(constraint, devices), key=lambda found: found[0])
+                    self.budget.spend(1 + len(devices))
+                    here = min(here, _most_with(constraint, alternative, devices), key=lambda found: found[0])
             best = max(best, here, key=lambda found: found[0])
         return best
 
 
-def _most_with(constraint: MatchAttribute | DistinctAttribute, devices: Iterable[IndexedDevice]) -> tuple[int, str]:
-    by_value = supply(constraint.attribute, devices)
+def _most_with(
+    constraint: MatchAttribute | DistinctAttribute, alternative: Alternative, devices: Sequence[IndexedDevice]
+) -> tuple[int, str]:
+    by_value = supply(constraint.attribute, alternative, devices)
     if isinstance(constraint, DistinctAttribute):
         return len(by_value), f"with different {constraint.attribute}"
     if not by_value:
@@ -201,6 +233,12 @@ def _phrase(ruled_out: RuledOut, node: str | None) -> str:
             return f"{count} ruled out by {detail}"
         case Cause.SELECTOR_FAILED:
             return f"{count} on which a selector failed ({detail})"
+        case Cause.CAPACITY:
+            return f"{count} without the capacity ({detail})"
+        case Cause.DERIVED_ATTRIBUTE:
+            return f"{count} for which a derived attribute cannot be computed ({detail})"
+        case Cause.COUNTERS:
+            return f"{count} that draw more than their pool's counters have ({detail})"
         case Cause.UNSUPPORTED:
             return f"{count} with what this release does not support ({detail})"
         case Cause.NODE:
@@ -217,6 +255,10 @@ def _phrase(ruled_out: RuledOut, node: str | None) -> str:
             return f"{count} tainted ({detail})"
         case Cause.IN_USE:
             return f"{count} in use (held by {detail})"
+        case Cause.CAPACITY_IN_USE:
+            return f"{count} with too little capacity left (shared by {detail})"
+        case Cause.COUNTERS_IN_USE:
+            return f"{count} whose counters others have drawn ({detail})"
         case _:
             return f"{count} avoided because it was rejected there"
 

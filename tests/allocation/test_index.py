@@ -1,7 +1,7 @@
 """What the index keeps: a selector is asked about a device once, and a changed slice costs only itself."""
 
 from broker.allocation.allocate import allocate_claim
-from broker.allocation.cel.engine import BoundDevice, Selector, SelectorEngine, Verdict
+from broker.allocation.cel.engine import BoundDevice, DerivedAttribute, Selector, SelectorEngine, Verdict
 from broker.allocation.index import DeviceIndex
 from broker.allocation.reasons import NoFit
 from broker.world.keys import PoolKey
@@ -18,6 +18,7 @@ class CountedSelector:
 
     def __init__(self, selector: Selector, asked: list[str]) -> None:
         self.expression = selector.expression
+        self.cost = selector.cost
         self._selector = selector
         self._asked = asked
 
@@ -38,6 +39,9 @@ class CountingEngine:
 
     def compile(self, expression: str) -> Selector:
         return CountedSelector(self._engine.compile(expression), self.asked)
+
+    def compile_attribute(self, expression: str) -> DerivedAttribute:
+        return self._engine.compile_attribute(expression)
 
     def bind(self, driver: str, device: Device) -> BoundDevice:
         self.bound.append(device.name)
