@@ -69,7 +69,9 @@ class View:
         first: list[tuple[IndexedPool, list[IndexedSlice]]] = []
         last: list[tuple[IndexedPool, list[IndexedSlice]]] = []
         for pool in pools:
-            seen = [each for each in pool.slices if each.is_seen_by(self.group)] if pool.reaches else list(pool.slices)
+            # A slice whose devices say where they are is nowhere as long as it has none.
+            everywhere = not pool.reaches
+            seen = [each for each in pool.slices if each.reaches and (everywhere or each.is_seen_by(self.group))]
             if seen:
                 waits = pool.pool.is_usable and any(each.has_binding_conditions for each in seen)
                 (last if waits else first).append((pool, seen))

@@ -5,6 +5,7 @@ value in common, and are distinct when no two of them have. A device without the
 Source: KEP-4381, KEP-5491 (lists), KEP-6080 (derived). Upstream compares versions as text, and so do we.
 """
 
+from collections.abc import Hashable
 from typing import Protocol
 
 from broker.allocation.cel.engine import AttributeValue, Scalar
@@ -69,6 +70,10 @@ class Constraint(Protocol):
     def remove(self) -> None:
         """Give back the device that was chosen last."""
 
+    @property
+    def state(self) -> Hashable:
+        """Equal when the same devices can be added."""
+
 
 class _Scope:
     """What both kinds of constraint share. Naming a request includes all of its alternatives."""
@@ -101,6 +106,10 @@ class MatchAttribute(_Scope):
     def remove(self) -> None:
         self._common.pop()
 
+    @property
+    def state(self) -> Hashable:
+        return self._common[-1] if self._common else None
+
 
 class DistinctAttribute(_Scope):
     """No two devices have a value in common."""
@@ -119,6 +128,10 @@ class DistinctAttribute(_Scope):
 
     def remove(self) -> None:
         self._taken -= self._chosen.pop()
+
+    @property
+    def state(self) -> Hashable:
+        return frozenset(self._taken)
 
 
 def constraint_of(spec: DeviceConstraint) -> MatchAttribute | DistinctAttribute:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from broker.allocation.budget import Budget
 from broker.allocation.capacity import CapacityAsk
 from broker.allocation.cel.engine import SelectorFailure
-from broker.allocation.constraints import Values
+from broker.allocation.constraints import Values, constraint_of
 from broker.allocation.index import DeviceIndex, IndexedDevice
 from broker.allocation.reasons import NoFit, Reason, WaitsOn
 from broker.allocation.snapshot import Snapshot
@@ -14,6 +14,7 @@ from broker.allocation.unsupported import unsupported_in_claim
 from broker.allocation.validate_selectors import compile_claim, compile_class
 from schemas.resource import (
     DeviceClass,
+    DeviceDerivedAttribute,
     DeviceRequest,
     DeviceSubRequest,
     DeviceToleration,
@@ -118,11 +119,18 @@ def read_requests(
                         tolerations=tuple(each.tolerations),
                         admin_access=isinstance(each, ExactDeviceRequest) and bool(each.admin_access),
                         capacity=tuple(sorted(each.capacity.requests.items())) if each.capacity else (),
-                        derived={attribute.name: attribute.expression for attribute in each.derived_attributes},
+                        derived=_compared(each.derived_attributes, name, claim),
                     )
                 )
             requests.append(Request(claim_index, tuple(alternatives)))
     return tuple(requests)
+
+
+def _compared(derived: Sequence[DeviceDerivedAttribute], name: str, claim: ResourceClaim) -> dict[str, str]:
+    """The derived attributes that a constraint on the request compares; no others are computed, as upstream."""
+    constraints = [constraint_of(each) for each in claim.spec.devices.constraints]
+    wanted = {each.attribute for each in constraints if each.applies_to(name)}
+    return {each.name: each.expression for each in derived if each.name in wanted}
 
 
 def _named(request: DeviceRequest) -> list[tuple[str, ExactDeviceRequest | DeviceSubRequest]]:

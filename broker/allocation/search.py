@@ -5,20 +5,25 @@ devices of one request in the order of the candidates, never the same set twice.
 next is tried, until everything fits or nothing is left. So it finds a solution whenever there is one, and it is the
 one that upstream's allocator finds, if that finds any.
 
-Devices that are alike (see `kinds`) are tried once at each point. Without that, n devices that are one too few cost n!
-tries.
+Three things keep it from trying the same over and over. Devices that are alike (see `kinds`) are tried once at each
+point: else n devices that are one too few cost n! tries. Of two requests in a row that ask for the same, the second
+takes no device before the first one's: the other way round is the same solution later. And where a request begins with
+the same devices taken as before, by whichever requests, and the same left of constraints, it fails as it did before.
 """
 
 from collections.abc import Hashable, Iterator
 from typing import NamedTuple
 
 from broker.allocation.budget import Budget
+from broker.allocation.constraints import Constraint
 from broker.allocation.index import FailedSelector, IndexedDevice
 from broker.allocation.kinds import Kinds
 from broker.allocation.narrow import Problem
 from broker.allocation.requests import Alternative
 from broker.allocation.taken import Taken
 from schemas.resource.limits import ALLOCATION_RESULTS_MAX
+
+_STEPS_FOR_SUPPLIES = 3  # where counters or capacities have to be looked at, beside the device itself
 
 
 class Chosen(NamedTuple):
@@ -68,6 +73,9 @@ class Search:
         # After the requests up to an index: how many devices the rest of the same claim needs at least.
         self._least_after = self._count_least()
         self._kinds: Kinds | None = None
+        self._constraints_after = self._find_constraints_after()
+        self._repeats = [self._does_repeat(index) for index in range(len(problem.requests))]
+        self._first_positions = [0] * len(problem.requests)  # of each request's first device among its candidates
 
     def run(self) -> list[Chosen] | None:
         """The first solution, in the order of the requests, or None if there is none.
@@ -76,16 +84,29 @@ class Search:
         """
         if not self._requests:
             return []
-        choices = [self._choose(_Point(0))]
+        choices: list[tuple[Iterator[_Point], Hashable]] = [(self._choose(_Point(0)), None)]
+        dead: set[Hashable] = set()  # states in which a request began, and in which nothing was found
         while choices:
-            after = next(choices[-1], None)
+            choice, state = choices[-1]
+            after = next(choice, None)
             if after is None:
                 choices.pop()
+                if state is not None:
+                    dead.add(state)
             elif after.request == len(self._requests):
                 return [Chosen(alternative, device) for alternative, device in self._taken.chosen()]
             else:
-                choices.append(self._choose(after))
+                state = self._state(after.request) if after.alternative is None else None
+                if state is None or state not in dead:
+                    choices.append((self._choose(after), state))
         return None
+
+    def _state(self, request: int) -> Hashable:
+        """All that the rest of the search depends on where this request begins."""
+        self._budget.spend(2)
+        claim_index = self._requests[request].claim_index
+        constraints = tuple(each.state for each in self._constraints_after[request])
+        return request, self._results_by_claim[claim_index], self._taken.state(), constraints
 
     def _choose(self, point: _Point) -> Iterator[_Point]:
         """Make each choice that there is at a point, yield where to go on, and undo it when asked for the next."""
@@ -124,16 +145,21 @@ class Search:
         devices, failures = candidates.devices, candidates.failures
         missing = candidates.count - point.taken
         failed_kinds: set[Hashable] = set()
-        for position in range(point.start, len(devices) - missing + 1):
+        start = point.start
+        if point.taken == 0 and self._repeats[point.request]:
+            start = self._first_positions[point.request - 1]
+        for position in range(start, len(devices) - missing + 1):
             device = devices[position]
             if failures and device in failures:
                 raise SelectorFailedError(alternative, device, failures[device])
             if failed_kinds:
-                self._budget.spend()
+                self._budget.spend(1 if device.is_plain else _STEPS_FOR_SUPPLIES)
                 if self._kind(device) in failed_kinds:
                     continue
             if not self._choose_one(alternative, device):
                 continue
+            if point.taken == 0:
+                self._first_positions[point.request] = position
             if missing == 1:
                 yield _Point(point.request + 1)
             else:
@@ -142,7 +168,7 @@ class Search:
             failed_kinds.add(self._kind(device))
 
     def _choose_one(self, alternative: Alternative, device: IndexedDevice) -> bool:
-        self._budget.spend()
+        self._budget.spend(1 if device.is_plain else _STEPS_FOR_SUPPLIES)
         if not self._taken.take(alternative, device):
             return False
         constraints = self._constraints[alternative]
@@ -167,6 +193,31 @@ class Search:
         if self._kinds is None:  # most searches never fail anywhere
             self._kinds = Kinds(self._problem, self._taken, self._budget)
         return self._kinds.of(device)
+
+    def _does_repeat(self, index: int) -> bool:
+        """The request asks for the same as the one before it."""
+        if index == 0 or self._requests[index].claim_index != self._requests[index - 1].claim_index:
+            return False
+        own, before = self._requests[index].alternatives, self._requests[index - 1].alternatives
+        if len(own) > 1 or len(before) > 1 or own[0].takes_all or before[0].takes_all:
+            return False
+        mine, theirs = own[0], before[0]
+        if (mine.asks, mine.count, mine.derived) != (theirs.asks, theirs.count, theirs.derived):
+            return False
+        self._budget.spend(1 + len(self._candidates[mine].devices) // 4)
+        return (
+            self._constraints[mine] == self._constraints[theirs]
+            and self._candidates[mine].devices == self._candidates[theirs].devices
+        )
+
+    def _find_constraints_after(self) -> list[list[Constraint]]:
+        """For each request the constraints that it or a later one of its claim, or of later claims, is bound by."""
+        found: list[list[Constraint]] = []
+        after: dict[Constraint, None] = {}
+        for request in reversed(self._requests):
+            after = {**{each: None for one in request.alternatives for each in self._constraints[one]}, **after}
+            found.append(list(after))
+        return found[::-1]
 
     def _count_least(self) -> list[int]:
         least = [0] * len(self._requests)

@@ -121,7 +121,7 @@ class Supplies:
     def has_shares(self, device: DeviceKey) -> bool:
         """Somebody has a share of it, so its counters are drawn already."""
         use: Use | None = self.in_use.get(device)
-        return use is not None and not use.is_whole
+        return use is not None and use.is_shared
 
     def consumed(self, device: DeviceKey) -> Mapping[str, int]:
         """What shares consume of it, by capacity."""

@@ -96,6 +96,12 @@ class Taken:
         """All that is taken, in order."""
         return [(step.alternative, step.device) for step in self._steps]
 
+    def state(self) -> Hashable:
+        """Equal when the same can still be taken."""
+        # What was drawn from counters follows from the devices, whoever took them first.
+        shares = frozenset((device, *sorted(consumed.items())) for device, consumed in self._consumed.items())
+        return frozenset((device, *claims) for device, claims in self._claims.items()), shares
+
     def state_of(self, device: IndexedDevice) -> Hashable:
         """What a search has to tell two devices apart by, as far as what was taken of them goes.
 

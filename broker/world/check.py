@@ -1,5 +1,7 @@
 """What must always be true of a committed world (DESIGN: invariants 1 and 3). Tests call it after every event."""
 
+from msgspec.structs import replace
+
 from broker.errors import InvariantError
 from broker.world.commitments import over_commitments
 from broker.world.usage import use_of
@@ -25,7 +27,7 @@ def check(world: World) -> None:
     for device in set(world.granted) | set(world.shown):
         use = use_of((world.holder_name(claim), hold) for claim, hold in world.holds_on(device))
         known = world.in_use.get(device)
-        if use is None or known is None or (use.is_whole, use.consumed) != (known.is_whole, known.consumed):
+        if use is None or known is None or replace(known, holders=use.holders) != use:
             raise InvariantError(f"device {device} is used by {use}, and counts as {known}")
     if set(world.in_use) != set(world.granted) | set(world.shown):
         raise InvariantError("index of devices in use differs from grants and shown allocations")

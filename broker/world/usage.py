@@ -18,12 +18,14 @@ class Use(msgspec.Struct, frozen=True):
     """Who has a device.
 
     holders: for people, each once; never empty.
-    is_whole: somebody has all of it. If not, it has live shares only.
+    is_whole: somebody has all of it.
+    is_shared: somebody has a share of it. Both only where something went wrong, or what the device is has changed.
     consumed: what the shares together consume of each capacity, in billionths, by the capacity's name.
     """
 
     holders: tuple[str, ...]
     is_whole: bool = True
+    is_shared: bool = False
     consumed: Mapping[str, int] = {}
 
 
@@ -36,14 +38,12 @@ def use_of(holds: Iterable[tuple[str, DeviceHold]]) -> Use | None:
     if not held:
         return None
     holders = tuple(dict.fromkeys(str(holder) for holder, *_ in held))
+    shares = [share_amounts(hold) for hold in held.values()]
     consumed: dict[str, int] = {}
-    for hold in held.values():
-        amounts = share_amounts(hold)
-        if amounts is None:
-            return Use(holders)
-        for name, amount in amounts.items():
-            consumed[name] = consumed.get(name, 0) + amount
-    return Use(holders, is_whole=False, consumed=consumed)
+    for name, amount in ((name, amount) for share in shares if share is not None for name, amount in share.items()):
+        consumed[name] = consumed.get(name, 0) + amount
+    is_whole = any(share is None for share in shares)
+    return Use(holders, is_whole, is_shared=any(share is not None for share in shares), consumed=consumed)
 
 
 def share_amounts(hold: DeviceHold) -> dict[str, int] | None:
