@@ -53,6 +53,11 @@ class Column:
             found |= self.mask(code)
         return found
 
+    def without_other_texts(self, texts: frozenset[str]) -> int:
+        """The devices whose cell is one of these texts, or no text at all."""
+        codes = enumerate(self.cells)
+        return self.mask_of(code for code, cell in codes if cell in texts or not isinstance(cell, str))
+
     def split(self, mask: int) -> Iterable[int]:
         """The devices of the mask as one mask for each cell that occurs among them."""
         if len(self.cells) <= _FEW_CELLS:
@@ -107,7 +112,7 @@ class SliceColumns:
     unreadable: devices that fail every selector, because one of their versions or quantities is none.
     """
 
-    __slots__ = ("_attributes", "_capacity", "_devices", "_driver", "_wider", "unreadable")
+    __slots__ = ("_attributes", "_capacity", "_devices", "_driver", "_profiles", "_wider", "unreadable")
 
     def __init__(self, driver: str, devices: Sequence[Device]) -> None:
         self._driver = driver
@@ -121,6 +126,7 @@ class SliceColumns:
             for name in dict.fromkeys(name for each in devices for name in each.capacity)
         }
         self._wider: dict[FieldPath, Column] = {}
+        self._profiles: Column | None = None
         self.unreadable = self._find_unreadable()
 
     def attribute(self, qualified: str) -> Column:
@@ -148,6 +154,15 @@ class SliceColumns:
         if found is None:
             found = self._wider[field] = column_of([_projected(field, self._driver, each) for each in self._devices])
         return found
+
+    @property
+    def profiles(self) -> Column:
+        """All that decides what a request consumes of a device's capacities."""
+        if self._profiles is None:
+            self._profiles = column_of(
+                [(bool(each.allow_multiple_allocations), msgspec.json.encode(each.capacity)) for each in self._devices]
+            )
+        return self._profiles
 
     def _empty(self) -> Column:
         return Column((None,), bytes(len(self._devices)))

@@ -6,18 +6,23 @@ back a device; nothing depends on a claim.
 """
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from broker.allocation.cel.engine import BoundDevice, SelectorEngine
-from broker.allocation.columns import DEVICES_MAX, SliceColumns
+from broker.allocation.capacity import CapacityAsk, Consumption, consumption_of, is_trivial
+from broker.allocation.cel.engine import BoundDevice, SelectorEngine, SelectorFailure
+from broker.allocation.columns import DEVICES_MAX, SliceColumns, bits
 from broker.allocation.constraints import Values, attribute_values
 from broker.allocation.nodes import EVERYWHERE, NodeGroup, Reach, reach_of
+from broker.allocation.supplies import PoolSupply
 from broker.allocation.taints import blocking_taints
 from broker.allocation.unsupported import unsupported_in_device, unsupported_in_slice
 from broker.world.keys import DeviceKey, PoolKey
 from broker.world.pools import Pool
+from broker.world.usage import Use
 from schemas.resource import Device, DeviceTaint, ResourceSlice
+
+_CONSUMPTIONS_KEPT = 16  # for each device that a search looked at
 
 
 class Place(NamedTuple):
@@ -45,15 +50,22 @@ class Standing(NamedTuple):
 class IndexedDevice:
     """A device that a search looks at. Compared by identity: within one allocation there is one object for each."""
 
-    __slots__ = ("_bound", "_values", "block", "device", "index", "key")
+    __slots__ = ("_bound", "_consumptions", "_values", "block", "derived", "device", "index", "key")
 
     def __init__(self, block: "SliceBlock", index: int) -> None:
         self.block = block
         self.index = index  # in the block
         self.device: Device = block.devices[index]
         self.key = DeviceKey(block.pool.key, self.device.name)
+        self.derived: dict[str, Values | SelectorFailure | None] | None = None  # by expression; see Matching.derive
         self._bound: BoundDevice | None = None
         self._values: dict[str, Values | None] = {}
+        self._consumptions: dict[CapacityAsk, Consumption | str] | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """It is taken as a whole, and nothing else is taken with it."""
+        return not self.device.consumes_counters and is_trivial(self.device, ())
 
     @property
     def slice(self) -> ResourceSlice:
@@ -64,6 +76,15 @@ class IndexedDevice:
     def reach(self) -> Reach:
         """The nodes that reach it."""
         return self.block.standing(self.index).place.reach
+
+    def consumption(self, ask: CapacityAsk) -> Consumption | str:
+        """What a request consumes of the device's capacities, or why it never can."""
+        if self._consumptions is None or len(self._consumptions) >= _CONSUMPTIONS_KEPT:
+            self._consumptions = {}  # amounts come from tenants too
+        found = self._consumptions.get(ask)
+        if found is None:
+            found = self._consumptions[ask] = () if is_trivial(self.device, ask) else consumption_of(self.device, ask)
+        return found
 
     def bound(self, engine: SelectorEngine) -> BoundDevice:
         """The device in the engine's own form."""
@@ -86,18 +107,23 @@ class SliceBlock:
     reaches: of the slice, or of its devices where each says its own.
     everything: the mask of all its devices, from bit 0 on.
     standings: each that occurs, with the mask of its devices.
+    shared, drawing: the devices of which shares can be had, and those that draw from counters.
+    limited: those that a request cannot always have as a whole: shared ones, and those with a capacity policy.
     """
 
     __slots__ = (
         "_index_by_name",
         "columns",
         "devices",
+        "drawing",
         "everything",
         "first",
         "has_binding_conditions",
+        "limited",
         "offset",
         "pool",
         "reaches",
+        "shared",
         "slice",
         "standings",
     )
@@ -114,6 +140,9 @@ class SliceBlock:
         self.everything = (1 << len(self.devices)) - 1
         self.columns = SliceColumns(spec.driver, self.devices)
         self.standings = self._read_standings()
+        self.shared = _mask_of(each.allow_multiple_allocations for each in self.devices)
+        self.drawing = _mask_of(each.consumes_counters for each in self.devices)
+        self.limited = _mask_of(not is_trivial(each, ()) for each in self.devices)
         self.reaches = (
             tuple(dict.fromkeys(standing.place.reach for standing, _ in self.standings))
             if spec.per_device_node_selection
@@ -165,6 +194,14 @@ class SliceBlock:
         return any(group.sees(reach) for reach in self.reaches)
 
 
+def _mask_of(flags: Iterable[object]) -> int:
+    mask = 0
+    for index, flag in enumerate(flags):
+        if flag:
+            mask |= 1 << index
+    return mask
+
+
 class Layout:
     """Where the devices of a pool stand in its masks. A pool whose slices change gets another one.
 
@@ -210,32 +247,51 @@ class Layout:
 class IndexedPool:
     """A pool with its devices in their layout.
 
-    free: those that nobody holds.
+    used, whole: the devices that somebody has, and those of which somebody has all.
     standings: each that occurs, with the mask of its devices.
+    shared, drawing, limited: as for a SliceBlock.
     reaches: those of its slices that are not on all nodes, each once, in order.
     waiting: the blocks with binding conditions.
     fleets: how many sets of pools it is in.
     """
 
-    __slots__ = ("fleets", "free", "key", "layout", "pool", "reaches", "standings", "waiting")
+    __slots__ = (
+        "_members_by_counter_set",
+        "_supply",
+        "drawing",
+        "fleets",
+        "key",
+        "layout",
+        "limited",
+        "pool",
+        "reaches",
+        "shared",
+        "standings",
+        "used",
+        "waiting",
+        "whole",
+    )
 
     def __init__(self, key: PoolKey) -> None:
         self.key = key
         self.pool = _nothing_of(key)
         self.fleets = 0
         self.layout = Layout(())
-        self.free = 0
+        self.used = self.whole = self.shared = self.drawing = self.limited = 0
         self.standings: tuple[tuple[Standing, int], ...] = ()
         self.reaches: tuple[Reach, ...] = ()
         self.waiting: tuple[SliceBlock, ...] = ()
+        self._supply: PoolSupply | None = None
+        self._members_by_counter_set: dict[str, int] | None = None
 
-    def update(self, pool: Pool, held: Collection[str]) -> list[SliceBlock]:
+    def update(self, pool: Pool, uses: Mapping[str, Use]) -> list[SliceBlock]:
         """The pool is now like this; only slices that are new cost anything.
 
-        held: the names of the devices that are not free; they may be unknown here.
+        uses: of its devices, by name; some may be unknown here.
         Returns: the blocks that it does not have any more, to be retired.
         """
         self.pool = pool
+        self._supply = self._members_by_counter_set = None
         known: dict[int, list[SliceBlock]] = {}
         for block in self.layout.blocks:
             known.setdefault(id(block.slice), []).append(block)
@@ -244,35 +300,54 @@ class IndexedPool:
             return []
         kept = set(blocks)
         gone = [block for block in self.layout.blocks if block not in kept]
-        self.layout = Layout(blocks)
-        for block, offset in zip(blocks, self.layout.offsets, strict=True):
+        layout = self.layout = Layout(blocks)
+        for block, offset in zip(blocks, layout.offsets, strict=True):
             block.offset = offset
         masks: dict[Standing, list[int]] = {}
         for number, block in enumerate(blocks):
             for standing, mask in block.standings:
                 masks.setdefault(standing, [0] * len(blocks))[number] = mask
-        self.standings = tuple((standing, self.layout.joined(each)) for standing, each in masks.items())
+        self.standings = tuple((standing, layout.joined(each)) for standing, each in masks.items())
+        self.shared = layout.joined([block.shared for block in blocks])
+        self.drawing = layout.joined([block.drawing for block in blocks])
+        self.limited = layout.joined([block.limited for block in blocks])
         reaches = (reach for block in blocks for reach in block.reaches if reach is not EVERYWHERE)
         self.reaches = tuple(dict.fromkeys(reaches))
         self.waiting = tuple(block for block in blocks if block.has_binding_conditions)
-        self.free = self.layout.everything
-        for name in held:
-            self.take(name)
+        self.use_all(uses)
         return gone
 
     def retire(self) -> None:
         """The pool is gone. Whoever still names it must not keep its slices alive."""
         self.pool = _nothing_of(self.key)
+        self._supply = self._members_by_counter_set = None
         for block in self.layout.blocks:
             block.retire()
 
-    def take(self, name: str) -> None:
-        """Someone holds the device."""
-        self.free &= ~self._mask_of(name)
+    # --- holders
 
-    def give_back(self, name: str) -> None:
-        """Nobody holds the device any more."""
-        self.free |= self._mask_of(name)
+    def use(self, name: str, use: Use | None) -> int:
+        """Somebody else has the device now, or nobody; returns its mask, 0 if it is not known."""
+        position = self.position_of(name)
+        if position is None:
+            return 0
+        mask = 1 << position
+        self.used = self.used & ~mask if use is None else self.used | mask
+        self.whole = self.whole | mask if use is not None and use.is_whole else self.whole & ~mask
+        return mask
+
+    def use_all(self, uses: Mapping[str, Use]) -> None:
+        """These are all devices that somebody has."""
+        self.used = self.whole = 0
+        for name, use in uses.items():
+            self.use(name, use)
+
+    @property
+    def taken(self) -> int:
+        """The devices of which nobody can have anything, unless with admin access."""
+        return self.whole | self.used & ~self.shared
+
+    # --- devices
 
     def position_of(self, name: str) -> int | None:
         """Where the device is in the layout."""
@@ -282,13 +357,44 @@ class IndexedPool:
                 return block.offset + index
         return None
 
-    def _mask_of(self, name: str) -> int:
-        position = self.position_of(name)
-        return 0 if position is None else 1 << position
+    def devices_in(self, mask: int) -> Iterator[tuple[int, Device]]:
+        """The devices of a mask, each with its own mask, in order."""
+        for block, of_block in self.layout.split(mask):
+            for index in bits(of_block):
+                yield 1 << block.offset + index, block.devices[index]
 
     def is_seen_by(self, group: NodeGroup) -> bool:
-        """The nodes reach a slice of the pool; as upstream, one that is on all nodes counts without devices too."""
-        return any(block.is_seen_by(group) for block in self.layout.blocks) if self.reaches else bool(self.pool.slices)
+        """The nodes reach a slice of the pool. One whose devices say where they are is nowhere while it has none."""
+        if not self.reaches:
+            return any(block.reaches for block in self.layout.blocks)
+        return any(block.is_seen_by(group) for block in self.layout.blocks)
+
+    # --- counters
+
+    @property
+    def supply(self) -> PoolSupply:
+        """The pool's counters, read when they are first needed."""
+        if self._supply is None:
+            self._supply = PoolSupply(self.pool)
+        return self._supply
+
+    def members(self, counter_set: str) -> int:
+        """The devices that draw from a counter set; none while the pool cannot be used."""
+        if self._members_by_counter_set is None:
+            found: dict[str, int] = {}
+            for mask, device in self.devices_in(self.drawing):
+                for draw in self.supply.draws.get(device.name, ()):
+                    found[draw.counter_set] = found.get(draw.counter_set, 0) | mask
+            self._members_by_counter_set = found
+        return self._members_by_counter_set.get(counter_set, 0)
+
+    def drawing_beside(self, mask: int) -> int:
+        """The devices that draw from a counter set which one of these draws from."""
+        found = 0
+        for _, device in self.devices_in(mask & self.drawing):
+            for draw in self.supply.draws.get(device.name, ()):
+                found |= self.members(draw.counter_set)
+        return found
 
 
 def _nothing_of(key: PoolKey) -> Pool:

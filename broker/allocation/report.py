@@ -3,22 +3,21 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 
-from broker.allocation.candidates import Offer, View
-from broker.allocation.columns import Cell, Value, bits, value_text, values_of_cell
+from broker.allocation.budget import Budget
+from broker.allocation.candidates import View
+from broker.allocation.cel.engine import SelectorFailure
 from broker.allocation.constraints import DistinctAttribute, MatchAttribute, constraint_of
-from broker.allocation.index import Fleet, IndexedPool
-from broker.allocation.reasons import Cause, RequestReport, RuledOut
+from broker.allocation.index import DeviceIndex, IndexedDevice, IndexedPool
+from broker.allocation.narrow import supply
+from broker.allocation.reasons import HELD, Cause, RequestReport, RuledOut
 from broker.allocation.requests import Alternative, Asks, claim_name
 from broker.allocation.snapshot import Snapshot
-from broker.allocation.supply import column_for
 from broker.allocation.taints import taint_text, untolerated
-from broker.world.keys import DeviceKey, PoolKey
+from broker.world.keys import PoolKey
 from schemas.resource import ResourceClaim
 
 _DETAILS_SHOWN = 3
-_DETAILS_LOOKED_AT = 1000
 
 
 @dataclass(slots=True)
@@ -27,23 +26,11 @@ class _Tally:
 
     count: int = 0
     details: dict[str, None] = field(default_factory=dict)
-    looked_at: int = 0
-    is_cut_off: bool = False
-
-    def add(self, count: int, details: Iterator[str]) -> None:
-        """So many more; the details are looked at only as long as they are few."""
-        self.count += count
-        for each in islice(details, _DETAILS_LOOKED_AT - self.looked_at):
-            self.details[each] = None
-            self.looked_at += 1
-        if self.looked_at == _DETAILS_LOOKED_AT:
-            self.is_cut_off |= next(details, None) is not None
 
     def text(self) -> str:
         shown = list(self.details)[:_DETAILS_SHOWN]
         hidden = len(self.details) - len(shown)
-        more = " and more" if self.is_cut_off else f" and {hidden} more" if hidden else ""
-        return ", ".join(shown) + more
+        return ", ".join(shown) + (f" and {hidden} more" if hidden else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +50,23 @@ class Reporter:
 
     everyone: the devices as all nodes in question together see them.
     views: as each group of nodes sees them.
-    contended: pools with a device that matches and is held or avoided.
+    contended: pools with a device that matches and is held or avoided, or is affected by one that is held.
     """
 
     snapshot: Snapshot
-    fleet: Fleet
+    pools: Sequence[IndexedPool]
+    device_index: DeviceIndex
     everyone: View
     views: Sequence[View]
+    budget: Budget
     contended: set[PoolKey] = field(default_factory=set)
     _counted: dict[Asks, _Counted] = field(default_factory=dict)
 
     def report(self, claim: ResourceClaim, alternative: Alternative) -> RequestReport:
-        """What became of the devices for one alternative of the claim."""
+        """What became of the devices for one alternative of the claim.
+
+        Raises: BudgetExceededError.
+        """
         counted = self._counted.get(alternative.asks)
         if counted is None:
             counted = self._counted[alternative.asks] = self._count(alternative)
@@ -99,30 +91,32 @@ class Reporter:
         tallies = {cause: _Tally() for cause in Cause}
         by_selector: Counter[int] = Counter()
         devices = matching = usable = 0
-        match = self.fleet.matching.match
-        for pool in self.fleet.pools:
-            left = pool.layout.everything.bit_count()
-            devices += left
-            possible = 0
-            for position in range(len(alternative.chain) + 1):
-                possible = match(pool, alternative.chain[:position]).possible
-                by_selector[position - 1] += left - possible.bit_count()
-                left = possible.bit_count()
-            matching += sum(
-                (possible & mask).bit_count()
-                for standing, mask in pool.standings
-                if self.everyone.group.sees(standing.place.reach)
-            )
-            charged = self.everyone.charged(pool, alternative) if possible else {}
-            usable += left - sum(map(int.bit_count, charged.values()))
-            for cause, mask in charged.items():
-                if cause is Cause.IN_USE or cause is Cause.AVOIDED:
-                    self.contended.add(pool.key)
-                tallies[cause].add(mask.bit_count(), self._details(cause, pool, mask, alternative))
+        sees, cause_of = self.everyone.group.sees, self.everyone.cause
+        for pool in self.pools:
+            for slice_ in pool.slices:
+                matches = self.device_index.match(slice_, alternative.chain, self.budget)
+                self.budget.spend(1 + len(matches.possible))
+                devices += len(slice_.devices)
+                by_selector.update(dict(enumerate(matches.ruled_out)))
+                for device in matches.possible:
+                    cause = (
+                        Cause.SELECTOR_FAILED
+                        if device in matches.failures
+                        else cause_of(device, alternative, self.budget)
+                    )
+                    matching += cause is not Cause.CAPACITY and sees(device.reach)
+                    if cause in HELD or cause is Cause.AVOIDED or self._is_affected(device):
+                        self.contended.add(pool.pool.key)
+                    if cause is None:
+                        usable += 1
+                        continue
+                    tally = tallies[cause]
+                    tally.count += 1
+                    tally.details.update(dict.fromkeys(self._details(cause, device, alternative)))
             if alternative.takes_all and pool.pool.problem is not None:
                 # It holds up All even where none of its devices match.
                 cause = Cause.POOL_INVALID if pool.pool.is_complete else Cause.POOL_INCOMPLETE
-                tallies[cause].add(0, iter([f"{pool.key.pool}: {pool.pool.problem}"]))
+                tallies[cause].details[f"{pool.pool.key.pool}: {pool.pool.problem}"] = None
         by_others = sum(count for position, count in by_selector.items() if position < alternative.class_selectors)
         return _Counted(
             devices=devices,
@@ -135,59 +129,65 @@ class Reporter:
             ),
         )
 
-    def _details(self, cause: Cause, pool: IndexedPool, mask: int, alternative: Alternative) -> Iterator[str]:
-        """For what the devices of a pool are ruled out, device by device or once for all of them."""
-        if cause is Cause.POOL_INCOMPLETE or cause is Cause.POOL_INVALID:
-            yield f"{pool.key.pool}: {pool.pool.problem}"
-            return
-        if cause is Cause.NODE or cause is Cause.AVOIDED:
-            yield ""
-            return
-        for block, of_block in pool.layout.split(mask):
-            for index in bits(of_block):
-                key = DeviceKey(pool.key, block.devices[index].name)
-                match cause:
-                    case Cause.UNSUPPORTED:
-                        yield f"{block.standing(index).unsupported} of slice {block.slice.metadata.name}"
-                    case Cause.TAINT:
-                        taint = untolerated(block.standing(index).taints, alternative.tolerations)
-                        yield taint_text(taint) if taint else ""
-                    case Cause.IN_USE:
-                        yield str(self.snapshot.in_use[key])
-                    case _:
-                        yield str(key)
+    def _is_affected(self, device: IndexedDevice) -> bool:
+        """Holders take something of it, or of the counters that it draws from."""
+        of_pool = self.snapshot.in_use.of_pool(device.key.pool)
+        return bool(of_pool) and (device.key.device in of_pool or bool(device.device.consumes_counters))
+
+    def _details(self, cause: Cause, device: IndexedDevice, alternative: Alternative) -> Iterator[str]:
+        supplies = self.everyone.supplies
+        match cause:
+            case Cause.CAPACITY:
+                yield str(device.consumption(alternative.capacity))
+            case Cause.DERIVED_ATTRIBUTE:
+                for name, expression in alternative.derived.items():
+                    failure = (device.derived or {}).get(expression)
+                    if isinstance(failure, SelectorFailure):
+                        yield f"{name}: {failure.message}"
+            case Cause.UNSUPPORTED:
+                yield f"{device.unsupported} of slice {device.slice.metadata.name}"
+            case Cause.POOL_INCOMPLETE | Cause.POOL_INVALID:
+                yield f"{device.key.pool.pool}: {device.pool_problem}"
+            case Cause.COUNTERS:
+                yield supplies.never(device.key) or ""
+            case Cause.TAINT:
+                taint = untolerated(device.taints, alternative.tolerations)
+                yield taint_text(taint) if taint else ""
+            case Cause.IN_USE | Cause.CAPACITY_IN_USE:
+                yield from self.snapshot.in_use[device.key].holders
+            case Cause.COUNTERS_IN_USE:
+                counters = supplies.counters(device.key.pool)
+                yield f"{counters.why_not(supplies.draws(device.key))} of pool {device.key.pool.pool}"
+            case Cause.SELECTOR_FAILED:
+                yield str(device.key)
+            case _:
+                yield ""
 
     def _nearest(self, claim: ResourceClaim, alternative: Alternative) -> tuple[int, str]:
         """The most devices that one node and one constraint allow."""
         best = (-1, "")
         for view in self.views:
-            offer = view.candidates(alternative).offer
-            here = (offer.count, f"reached from one node ({view.group.node.name})" if len(self.views) > 1 else "")
+            devices = view.candidates(alternative, self.budget).devices
+            here = (len(devices), f"reached from one node ({view.group.node.name})" if len(self.views) > 1 else "")
             for each in claim.spec.devices.constraints:
                 constraint = constraint_of(each)
                 if constraint.applies_to(alternative.name):
-                    here = min(here, _most_with(constraint, offer), key=lambda found: found[0])
+                    self.budget.spend(1 + len(devices))
+                    here = min(here, _most_with(constraint, alternative, devices), key=lambda found: found[0])
             best = max(best, here, key=lambda found: found[0])
         return best
 
 
-def _most_with(constraint: MatchAttribute | DistinctAttribute, offer: Offer) -> tuple[int, str]:
-    attributes = (constraint.attribute,)
-    counts = offer.counts(attributes)
+def _most_with(
+    constraint: MatchAttribute | DistinctAttribute, alternative: Alternative, devices: Sequence[IndexedDevice]
+) -> tuple[int, str]:
+    by_value = supply(constraint.attribute, alternative, devices)
     if isinstance(constraint, DistinctAttribute):
-        return sum(1 for _ in counts), f"with different {constraint.attribute}"
-    most = counts.most
-    if not most:
+        return len(by_value), f"with different {constraint.attribute}"
+    if not by_value:
         return 0, f"with the attribute {constraint.attribute}"
-
-    def best(cell: Cell) -> Value | None:
-        return next((value for value in values_of_cell(cell) if counts[value] == most), None)
-
-    device = next(offer.devices(attributes, lambda cell: best(cell) is not None))
-    column = column_for(device.block, attributes)
-    value = best(column.cells[column.codes[device.index]])
-    assert value is not None
-    return most, f"with the same {constraint.attribute} ({value_text(value)})"
+    (_, value), most = max(by_value.items(), key=lambda found: found[1])
+    return most, f"with the same {constraint.attribute} ({value})"
 
 
 def _ruled_out_by_selectors(by_position: Counter[int], class_selectors: int) -> Iterator[RuledOut]:
@@ -233,6 +233,12 @@ def _phrase(ruled_out: RuledOut, node: str | None) -> str:
             return f"{count} ruled out by {detail}"
         case Cause.SELECTOR_FAILED:
             return f"{count} on which a selector failed ({detail})"
+        case Cause.CAPACITY:
+            return f"{count} without the capacity ({detail})"
+        case Cause.DERIVED_ATTRIBUTE:
+            return f"{count} for which a derived attribute cannot be computed ({detail})"
+        case Cause.COUNTERS:
+            return f"{count} that draw more than their pool's counters have ({detail})"
         case Cause.UNSUPPORTED:
             return f"{count} with what this release does not support ({detail})"
         case Cause.NODE:
@@ -249,6 +255,10 @@ def _phrase(ruled_out: RuledOut, node: str | None) -> str:
             return f"{count} tainted ({detail})"
         case Cause.IN_USE:
             return f"{count} in use (held by {detail})"
+        case Cause.CAPACITY_IN_USE:
+            return f"{count} with too little capacity left (shared by {detail})"
+        case Cause.COUNTERS_IN_USE:
+            return f"{count} whose counters others have drawn ({detail})"
         case _:
             return f"{count} avoided because it was rejected there"
 

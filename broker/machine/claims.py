@@ -5,9 +5,12 @@ allocation, or another one, and says that the grant's decision is settled (or th
 those). A message that has not settled the decision says nothing about the grant: the agent may not have written yet.
 """
 
+from broker.allocation.budget import Budget, BudgetExceededError
 from broker.allocation.validate_selectors import compile_claim
 from broker.machine.core import Core
+from broker.machine.deciding import STEP_BUDGET
 from broker.world import observe
+from broker.world.commitments import grants_in_the_way
 from broker.world.keys import ClaimKey, ClaimUid, ClusterId
 from broker.world.records import Claim, Grant
 from schemas.resource import ResourceClaim
@@ -81,7 +84,7 @@ def end_missing(core: Core) -> None:
 
 
 def adopt(core: Core) -> None:
-    """Allocations that no grant covers become grants, as soon as nobody else's grant holds their devices."""
+    """Allocations that no grant covers become grants, as soon as nobody else's grant holds what they hold."""
     world = core.world
     if world.federation.believe_labels and not world.inventory.labels_open:
         return  # which fabric a device is on is not known yet, and nothing is granted before it is
@@ -94,9 +97,8 @@ def adopt(core: Core) -> None:
         if not claim.is_shown_without_grant or claim.shown is None or claim.spec is None:
             continue
         devices = [world.device_key(claim.key.cluster, hold) for hold in claim.shown]
-        others = world.others_with(claim, claim.shown_devices)
-        exclusive = [grant for grant in others if not _are_shares(claim, grant)]
-        if not exclusive:
+        in_the_way = grants_in_the_way(world, claim)
+        if not in_the_way:
             core.record(
                 Adopted(
                     cluster=claim.key.cluster,
@@ -109,7 +111,7 @@ def adopt(core: Core) -> None:
                 )
             )
         elif claim.collision != claim.shown:
-            held_by = [f"{world.holder_name(grant.claim)} (grant {grant.ledger_sequence})" for grant in exclusive]
+            held_by = [f"{world.holder_name(grant.claim)} (grant {grant.ledger_sequence})" for grant in in_the_way]
             core.record(
                 CollisionFound(
                     cluster=claim.key.cluster,
@@ -136,7 +138,7 @@ def end_grant(core: Core, grant: Grant, cause: EndCause) -> None:
     )
     core.wake_devices(grant.devices)
     for device in grant.devices:
-        core.to_adopt.update(core.world.shown.get(device, ()))
+        core.to_adopt.update(core.world.shown_beside(device))
 
 
 def back_off_ms(failures: int) -> int:
@@ -148,7 +150,10 @@ def _why_invalid(core: Core, spec: ResourceClaim) -> tuple[str, str] | None:
     errors = validate_claim(spec)
     if errors:
         return "InvalidClaim", "; ".join(str(error) for error in errors)
-    selector_errors = compile_claim(spec, core.index)
+    try:
+        selector_errors = compile_claim(spec, core.index, Budget(STEP_BUDGET))
+    except BudgetExceededError:
+        return None  # what it is refused for when it is decided
     if selector_errors:
         return "InvalidSelector", "; ".join(error.sentence() for error in selector_errors)
     return None
@@ -219,8 +224,3 @@ def _end_claim(core: Core, key: ClaimKey, cause: EndCause) -> None:
     core.queue.remove(key)
     core.to_adopt.discard(key)
     core.world.forget_claim(claim)
-
-
-def _are_shares(claim: Claim, grant: Grant) -> bool:
-    """Both hold nothing but shares, of which one device can have several."""
-    return all(hold.share_id for hold in claim.shown or ()) and all(hold.share_id for hold in grant.holds)

@@ -11,6 +11,8 @@ import msgspec
 from broker.allocation.allocate import allocate_claim
 from broker.allocation.nodes import NodeView
 from broker.allocation.reasons import NoFit, Reason
+from broker.allocation.requests import ADMIN_ACCESS_LABEL
+from broker.allocation.result import with_share_ids
 from broker.allocation.snapshot import Snapshot
 from broker.machine.core import Core
 from broker.world.federation import ALLOCATE_ANNOTATION, BROKERED_LABEL
@@ -22,9 +24,17 @@ from broker.world.records import Claim
 from schemas.resource import AllocationResult, DeviceClass, ResourceClaim
 from schemas.wire.ledger import Allocate, ConsumerRef, ReasonChanged, RequestState
 
-STEP_BUDGET = 1_000_000  # of one search, see broker.allocation
+# Of one claim, see broker.allocation.budget; with as much again to find out why it does not fit. So that a claim that
+# was made to be slow delays the others by some 50 ms.
+STEP_BUDGET = 25_000
 _NOT_ABOUT_DEVICES = frozenset(
-    (Reason.INVALID_SELECTOR, Reason.UNKNOWN_DEVICE_CLASS, Reason.INVALID_DEVICE_CLASS, Reason.TOO_MANY_DEVICES)
+    (
+        Reason.INVALID_SELECTOR,
+        Reason.UNKNOWN_DEVICE_CLASS,
+        Reason.INVALID_DEVICE_CLASS,
+        Reason.TOO_MANY_DEVICES,
+        Reason.ADMIN_ACCESS_NOT_ALLOWED,
+    )
 )
 MAX_RESERVED_FOR = 256  # consumers in a claim's status.reservedFor (resource.k8s.io/v1)
 
@@ -90,15 +100,19 @@ class Round:
             nodes=self._nodes[cluster],
             in_use=self.core.world.in_use,
             avoid=claim.avoid,
+            allows_admin_access=claim.namespace_labels.get(ADMIN_ACCESS_LABEL) == "true",
         )
 
     def allocate(self, claim: Claim, spec: ResourceClaim) -> AllocationResult | NoFit:
         """Search, unless an equal claim was searched for in vain in this round."""
-        likeness = msgspec.json.encode((claim.key.cluster, spec.spec, sorted(map(str, claim.avoid))))
+        snapshot = self.snapshot(claim)
+        likeness = msgspec.json.encode(
+            (claim.key.cluster, spec.spec, snapshot.allows_admin_access, sorted(map(str, claim.avoid)))
+        )
         failed = self._failed.get(likeness)
         if failed is not None:
             return failed
-        found = allocate_claim(spec, self.snapshot(claim), self.core.index, step_budget=STEP_BUDGET)
+        found = allocate_claim(spec, snapshot, self.core.index, step_budget=STEP_BUDGET)
         if isinstance(found, NoFit):
             self._failed[likeness] = found
         return found
@@ -225,9 +239,10 @@ def _no_fit_verdict(core: Core, turn: Round, claim: Claim, found: NoFit) -> Verd
 
 def _record_allocate(core: Core, claim: Claim, found: AllocationResult) -> None:
     world = core.world
+    found = with_share_ids(found, claim.key.uid, core.next_sequence())
+    found = msgspec.structs.replace(found, allocation_timestamp=_timestamp(core.now_ms))
     holds = allocation_holds(found)
     assert holds is not None
-    found = msgspec.structs.replace(found, allocation_timestamp=_timestamp(core.now_ms))
     live = sorted(ConsumerRef(pod.uid, pod.name) for pod in claim.consumers if pod.is_live)
     core.record(
         Allocate(

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from broker.world.counters import why_counters_are_invalid
 from broker.world.keys import PoolKey
 from schemas.resource import Device, ResourceSlice
 
@@ -82,7 +83,7 @@ def _why_invalid(slices: tuple[ResourceSlice, ...]) -> str | None:
     duplicates = sorted(name for name, count in count_by_name.items() if count > 1)
     if duplicates:
         return f"more than one device is named {', '.join(duplicates)}"
-    return None
+    return why_counters_are_invalid(slices)
 
 
 def in_allocation_order(pools: Iterable[Pool]) -> list[Pool]:

@@ -15,6 +15,7 @@ from broker.allocation.reasons import NoFit, Reason
 from broker.allocation.snapshot import Snapshot
 from broker.world.keys import PoolKey
 from broker.world.pools import assemble_pool, in_allocation_order
+from broker.world.usage import InUse, Use
 from schemas.resource import (
     Device,
     DeviceConstraint,
@@ -117,7 +118,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
     keys = [each.key for each in fleet(snapshot)]
     held = draw(st.lists(st.sampled_from(keys), max_size=2, unique=True)) if keys else []
     avoided = draw(st.lists(st.sampled_from(keys), max_size=1)) if keys else []
-    return msgspec.structs.replace(snapshot, in_use=dict.fromkeys(held, "west/a/b"), avoid=frozenset(avoided))
+    return msgspec.structs.replace(snapshot, in_use=InUse(dict.fromkeys(held, Use(("west/a/b",)))), avoid=frozenset(avoided))
 
 
 @st.composite
@@ -214,7 +215,7 @@ def test_in_use_is_the_reason_exactly_when_free_devices_would_do(snapshot: Snaps
     if not isinstance(found, NoFit):
         return
     unavoided = msgspec.structs.replace(snapshot, avoid=frozenset())
-    free = msgspec.structs.replace(unavoided, in_use={})
+    free = msgspec.structs.replace(unavoided, in_use=InUse())
     fits_unavoided = brute_force([wanted], unavoided, snapshot.nodes or [], ENGINE) is not None
     fits_free = brute_force([wanted], free, snapshot.nodes or [], ENGINE) is not None
     assert (found.reason is Reason.DEVICES_AVOIDED) == fits_unavoided

@@ -13,6 +13,7 @@ from broker.allocation.reasons import NoFit, Reason
 from broker.allocation.snapshot import Snapshot
 from broker.world.keys import DeviceKey
 from broker.world.pools import Pool, in_allocation_order
+from broker.world.usage import InUse, Use
 from schemas.resource import (
     AllocationResult,
     Device,
@@ -80,7 +81,7 @@ def test_takes_the_first_free_device_in_order_of_pool_slice_and_device(device_in
     snapshot = a_snapshot(
         late,
         early,
-        in_use={DeviceKey(early.key, "held"): "west/default/train"},
+        in_use=InUse({DeviceKey(early.key, "held"): Use(("west/default/train",))}),
         avoid=frozenset([DeviceKey(early.key, "avoided")]),
     )
     found = allocate_claim(a_claim(a_request(count=3)), snapshot, device_index)

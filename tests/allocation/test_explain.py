@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from broker.allocation.allocate import allocate, allocate_claim
+from broker.allocation.budget import Budget
 from broker.allocation.index import DeviceIndex
 from broker.allocation.nodes import NodeView
 from broker.allocation.reasons import Cause, NoFit, Reason, RuledOut, WaitsOn
@@ -13,6 +14,7 @@ from broker.allocation.snapshot import Snapshot
 from broker.allocation.validate_selectors import compile_claim
 from broker.world.keys import DeviceKey, PoolKey
 from broker.world.pools import Pool
+from broker.world.usage import InUse, Use
 from schemas.resource import (
     CapacityRequirements,
     Counter,
@@ -51,8 +53,8 @@ def refused(found: object) -> NoFit:
     return found
 
 
-def held(pool: Pool, *names: str) -> dict[DeviceKey, object]:
-    return {DeviceKey(pool.key, name): f"east/default/{name}" for name in names}
+def held(pool: Pool, *names: str) -> InUse:
+    return InUse({DeviceKey(pool.key, name): Use((f"east/default/{name}",)) for name in names})
 
 
 def test_counts_every_cause_and_names_what_may_pass_first(device_index: DeviceIndex) -> None:
@@ -287,7 +289,7 @@ def test_a_class_that_cannot_be_used(device_index: DeviceIndex, expression: str)
 
 def test_a_selector_that_does_not_compile(device_index: DeviceIndex) -> None:
     claim = a_claim(a_choice("gpu", a_sub_request("a"), a_sub_request("b", "true", "device.driver =! 'x'")))
-    (error,) = compile_claim(claim, device_index)
+    (error,) = compile_claim(claim, device_index, Budget(1_000))
     assert error.path == "spec.devices.requests[0].firstAvailable[1].selectors[1].cel.expression"
     assert (error.line, error.column) == (1, 15)
     assert error.caret == "device.driver =! 'x'\n              ^"

@@ -3,7 +3,7 @@
 import gc
 
 from broker.allocation.allocate import allocate_claim
-from broker.allocation.cel.engine import BoundDevice, Selector, SelectorEngine, Verdict
+from broker.allocation.cel.engine import BoundDevice, DerivedAttribute, Selector, SelectorEngine, Verdict
 from broker.allocation.index import DeviceIndex
 from broker.allocation.reasons import NoFit
 from broker.world.keys import PoolKey
@@ -20,6 +20,7 @@ class CountedSelector:
 
     def __init__(self, selector: Selector, asked: list[str]) -> None:
         self.expression = selector.expression
+        self.cost = selector.cost
         self._selector = selector
         self._asked = asked
 
@@ -40,6 +41,9 @@ class CountingEngine:
 
     def compile(self, expression: str) -> Selector:
         return CountedSelector(self._engine.compile(expression), self.asked)
+
+    def compile_attribute(self, expression: str) -> DerivedAttribute:
+        return self._engine.compile_attribute(expression)
 
     def bind(self, driver: str, device: Device) -> BoundDevice:
         self.bound.append(device.name)
