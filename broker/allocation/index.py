@@ -1,24 +1,29 @@
 """What is known about devices beyond what their slices say, kept from one claim to the next.
 
-An index follows what changes: pools by the log of `world.inventory.PoolsOfScopes`, holders by that of a LoggedMapping.
-Any other sequence or mapping is compared with what is known, which costs as much as there is. Nothing here changes
-a decision: an empty DeviceIndex gives the same answers, later.
+An index follows what changes: pools by the log of `world.inventory.PoolsOfScopes`, holders by that of `world.usage`.
+Any other sequence of pools is compared with what is known, which costs as much as there is; so does another InUse than
+the last time. Nothing here changes a decision: an empty DeviceIndex gives the same answers, later.
 
 What lives where: `columns` (values of devices), `devices` (pools, slices and devices), `matching` (what selectors
-said), `supply` (what is free for whom). How to choose among them is not known here; see `candidates`.
+said), `room` (capacity and counters), `supply` (what is free for whom). How to choose among them is not known here; see
+`candidates`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from broker.allocation.cel.engine import Selector, SelectorCompileError, SelectorEngine
+from broker.allocation.budget import Budget, evaluation_steps
+from broker.allocation.cel.engine import DerivedAttribute, Selector, SelectorCompileError, SelectorEngine
 from broker.allocation.devices import IndexedDevice, IndexedPool, SliceBlock
-from broker.allocation.matching import FailedSelector, Matching
-from broker.allocation.nodes import NodeGroup, NodeView, Reach, hypothetical_nodes, node_groups
-from broker.allocation.supply import Supply, Terms
-from broker.world.changes import Changes, LoggedMapping
+from broker.allocation.matching import Chain, FailedSelector, Matching, Questions
+from broker.allocation.nodes import EVERYWHERE, NodeGroup, NodeView, Reach, hypothetical_nodes, node_groups
+from broker.allocation.room import Room
+from broker.allocation.supplies import PoolSupply
+from broker.allocation.supply import Change, Supply, Terms
+from broker.world.changes import Changes
 from broker.world.inventory import PoolsOfScopes
 from broker.world.keys import DeviceKey, PoolKey
 from broker.world.pools import Pool
+from broker.world.usage import InUse
 
 __all__ = ["DeviceIndex", "FailedSelector", "Fleet", "IndexedDevice", "IndexedPool", "SliceBlock"]
 
@@ -41,11 +46,13 @@ class Fleet:
         self.position: dict[IndexedPool, int] = {}
         self.order = 0
         self.matching = index.matching
+        self.room = index.room
         self._index = index
         self._by_key: dict[PoolKey, IndexedPool] = {}
         self._read = -1  # up to where the log of the PoolsOfScopes was read; -1: not at all
         self._checked = 0  # up to where the index's own log was
         self._supplies: dict[Terms, Supply] = {}  # the least recently used first
+        self._questions: dict[Chain, Questions] = {}  # the same
         self.troubled: dict[IndexedPool, None] = {}
         self.waiting: dict[IndexedPool, None] = {}
         self._local: dict[IndexedPool, tuple[Reach, ...]] = {}  # the pools that not all nodes reach, and who does
@@ -60,7 +67,7 @@ class Fleet:
         else:
             # Another fleet may have had another state of a pool in the meantime.
             touched = self._index.changes.since(self._checked)
-            suspects = [each.key for each in (self.pools if touched is None else touched)]
+            suspects = [each.key for each in self.pools] if touched is None else [each.pool.key for each in touched]
             gone_or_new = False
             for key in dict.fromkeys([*changed, *suspects]):
                 pool, known = pools.get(key), self._by_key.get(key)
@@ -121,29 +128,53 @@ class Fleet:
             self._groups = (nodes, only, node_groups(_nodes(nodes, only, reaches), reaches))
         return self._groups[2]
 
-    def supply(self, terms: Terms) -> Supply:
-        """The devices that meet the terms, as of now."""
+    def supply(self, terms: Terms, budget: Budget) -> Supply:
+        """The devices that meet the terms, as of now.
+
+        budget: charged for asking the selectors, once for each claim, as if nothing was known.
+        Raises: BudgetExceededError.
+        """
+        for length in range(1, len(terms.chain) + 1):
+            self._charge(terms.chain[:length], budget)
         found = self._supplies.pop(terms, None)
         if found is None:
-            found = Supply(terms, self, self.matching, self._index.changes)
+            found = Supply(terms, self, self.matching, self.room, self._index.changes)
         self._supplies[terms] = found
-        found.catch_up()
+        found.catch_up(self._index.in_use)
         return found
 
+    def _charge(self, chain: Chain, budget: Budget) -> None:
+        questions = self._questions.pop(chain, None)
+        if questions is None:
+            questions = Questions(chain, self.matching)
+        self._questions[chain] = questions
+        changes = self._index.layout_changes
+        if questions.read != changes.end:
+            changed = changes.since(questions.read)
+            if changed is None:
+                changed = [*self.pools, *questions.pools]
+            for pool in dict.fromkeys(changed):
+                questions.update(pool, pool in self.position)
+            questions.read = changes.end
+        budget.spend_once(chain, questions.count * evaluation_steps(chain[-1], self.matching.cost(chain)))
+
     def catch_up(self) -> None:
-        """Bring all supplies up to date at once, which otherwise happens to each when it is asked for."""
+        """Bring all that is kept up to date at once, which otherwise happens when it is asked for."""
         for each in self._supplies.values():
-            each.catch_up()
+            each.catch_up(self._index.in_use)
 
     @property
     def size(self) -> int:
         """How many pools of supplies it keeps."""
-        return sum(each.size for each in self._supplies.values())
+        questions = sum(len(each.pools) for each in self._questions.values())
+        return questions + sum(each.size for each in self._supplies.values())
 
     def forget_half(self) -> None:
         """Forget the supplies that were not asked for recently."""
         for terms in list(self._supplies)[: (len(self._supplies) + 1) // 2]:
             del self._supplies[terms]
+        for chain in list(self._questions)[: (len(self._questions) + 1) // 2]:
+            del self._questions[chain]
 
     def release(self) -> None:
         """Nobody uses the fleet any more."""
@@ -170,30 +201,35 @@ class DeviceIndex:
     """Devices and selectors, indexed. One for the life of a broker; hand the same one to every allocation.
 
     engine: one that keeps what it compiled, as `default_engine()` does.
-    changes: pools that are not what they were, or of which a device was taken or given back.
+    in_use: who has what, as of the last `fleet`.
+    changes: pools that are not what they were, or of which a device changed hands.
+    layout_changes: pools that have other slices.
     """
 
     def __init__(self, engine: SelectorEngine) -> None:
         self.matching = Matching(engine)
-        self.changes: Changes[IndexedPool] = Changes()
+        self.room = Room()
+        self.in_use = InUse()
+        self.changes: Changes[Change] = Changes()
+        self.layout_changes: Changes[IndexedPool] = Changes()
+        self._in_use_read = 0
         self._pools: dict[PoolKey, IndexedPool] = {}  # those of the fleets
         self._fleets: dict[int, tuple[PoolsOfScopes, Fleet]] = {}  # by id; the least recently used first
         self._other_fleet: Fleet | None = None  # for all other sequences
-        self._holders: LoggedMapping[DeviceKey, object] | None = None
-        self._holders_read = 0
         self._until_tidied = _TIDY_AFTER  # calls
-        self._held: dict[
-            PoolKey, dict[str, object]
-        ] = {}  # who holds each device that is not free; of known pools or not
 
     def compile(self, expression: str) -> Selector | SelectorCompileError:
         """The compiled selector, or why it does not compile."""
         return self.matching.compile(expression)
 
-    def fleet(self, pools: Sequence[Pool], in_use: Mapping[DeviceKey, object]) -> Fleet:
+    def compile_attribute(self, expression: str) -> DerivedAttribute | SelectorCompileError:
+        """The compiled expression of a derived attribute, or why it does not compile."""
+        return self.matching.compile_attribute(expression)
+
+    def fleet(self, pools: Sequence[Pool], in_use: InUse) -> Fleet:
         """The pools with their devices, as they are now and as they are held now."""
         self._tidy()
-        self._follow_holders(in_use)
+        self._follow(in_use)
         if isinstance(pools, PoolsOfScopes):
             known = self._fleets.pop(id(pools), None)
             fleet = known[1] if known is not None else Fleet(self)
@@ -203,12 +239,18 @@ class DeviceIndex:
         fleet.follow(pools)
         return fleet
 
+    def supply(self, pool: PoolKey) -> PoolSupply:
+        """The counters of a pool of a fleet."""
+        return self._pools[pool].supply
+
     def _tidy(self) -> None:
         self.matching.tidy()
+        self.room.tidy()
         if len(self._fleets) > _FLEETS_KEPT:
             self._fleets.pop(next(iter(self._fleets)))[1].release()
         self._until_tidied -= 1
         if self._until_tidied <= 0:
+            self.matching.tidy_combinations()
             fleets = [*(each for _, each in self._fleets.values()), *([self._other_fleet] if self._other_fleet else [])]
             if sum(each.size for each in fleets) > _SUPPLIES_KEPT:
                 for each in fleets:
@@ -227,15 +269,21 @@ class DeviceIndex:
 
     def update(self, known: IndexedPool, pool: Pool) -> None:
         """The pool is like this now."""
-        for block in known.update(pool, self._held.get(pool.key, ())):
-            self.matching.forget_devices(block)
-            block.retire()
-        self.changes.note(known)
+        layout = known.layout
+        gone = known.update(pool, self.in_use.of_pool(pool.key))
+        if gone:
+            self.matching.forget_blocks(gone)
+            for block in gone:
+                block.retire()
+        self.changes.note(Change(known, None))
+        if known.layout is not layout:
+            self.layout_changes.note(known)
 
     def release(self, pool: IndexedPool) -> None:
         """One fleet fewer has the pool."""
         pool.fleets -= 1
-        self.changes.note(pool)
+        self.changes.note(Change(pool, None))
+        self.layout_changes.note(pool)
         if pool.fleets == 0:
             self.matching.forget_pool(pool)
             pool.retire()
@@ -243,35 +291,22 @@ class DeviceIndex:
 
     # --- holders
 
-    def _follow_holders(self, in_use: Mapping[DeviceKey, object]) -> None:
-        changed = None
-        if isinstance(in_use, LoggedMapping):
-            if self._holders is in_use:
-                changed = in_use.changes.since(self._holders_read)
-            self._holders, self._holders_read = in_use, in_use.changes.end
-        else:
-            self._holders = None
+    def _follow(self, in_use: InUse) -> None:
+        changed = in_use.changes.since(self._in_use_read) if in_use is self.in_use else None
+        self.in_use, self._in_use_read = in_use, in_use.changes.end
         if changed is None:
-            known = (DeviceKey(pool, name) for pool, held in self._held.items() for name in held)
-            changed = list(dict.fromkeys([*known, *in_use]))
-        for key in changed:
-            self._hold(key, in_use.get(key))
-
-    def _hold(self, key: DeviceKey, holder: object | None) -> None:
-        held = self._held.get(key.pool)
-        before = held.get(key.device) if held is not None else None
-        if before is holder:
+            for pool in self._pools.values():
+                uses, before = in_use.of_pool(pool.key), (pool.used, pool.whole)
+                pool.use_all(uses)
+                if (pool.used, pool.whole) != before or pool.used & pool.shared or pool.drawing:
+                    self.changes.note(Change(pool, None))
             return
-        if holder is not None:
-            self._held.setdefault(key.pool, {})[key.device] = holder
-        elif held is not None:
-            del held[key.device]
-            if not held:
-                del self._held[key.pool]
-        pool = self._pools.get(key.pool)
-        if pool is not None and (before is None) != (holder is None):
-            if holder is not None:
-                pool.take(key.device)
-            else:
-                pool.give_back(key.device)
-            self.changes.note(pool)
+        for key in changed:
+            self._use(key)
+
+    def _use(self, key: DeviceKey) -> None:
+        known = self._pools.get(key.pool)
+        if known is not None:
+            devices = known.use(key.device, self.in_use.get(key))
+            if devices:
+                self.changes.note(Change(known, devices))

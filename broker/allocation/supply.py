@@ -10,13 +10,16 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import NamedTuple, Protocol
 
+from broker.allocation.capacity import CapacityAsk
 from broker.allocation.columns import Cell, Column, Value, bits, joint_column, values_of_cell
 from broker.allocation.devices import IndexedPool, Layout, Place, SliceBlock, Standing
 from broker.allocation.matching import Chain, Matching
 from broker.allocation.nodes import EVERYWHERE, NodeGroup
 from broker.allocation.reasons import Cause
+from broker.allocation.room import Room, never, undrawable
 from broker.allocation.taints import untolerated
 from broker.world.changes import Changes
+from broker.world.usage import InUse
 from schemas.resource import DeviceToleration
 
 Attributes = tuple[str, ...]  # fully qualified names
@@ -26,11 +29,14 @@ ValueKey = Value | tuple[Value, ...]  # one value of one attribute, or one of ea
 class Terms(NamedTuple):
     """All that decides which devices are in a supply.
 
-    ignored: causes to look away from, to find out whether they are what stands in the way.
+    ignored: causes to look away from, to find out whether they are what stands in the way. With IN_USE all that holders
+        have is ignored.
     """
 
     chain: Chain
-    tolerations: tuple[DeviceToleration, ...]
+    tolerations: tuple[DeviceToleration, ...] = ()
+    capacity: CapacityAsk = ()
+    admin_access: bool = False
     ignored: frozenset[Cause] = frozenset()
 
     def allow(self, standing: Standing) -> bool:
@@ -38,8 +44,20 @@ class Terms(NamedTuple):
         if standing.unsupported is not None and Cause.UNSUPPORTED not in self.ignored:
             return False
         return (
-            not standing.taints or Cause.TAINT in self.ignored or untolerated(standing.taints, self.tolerations) is None
+            not standing.taints
+            or Cause.TAINT in self.ignored
+            or untolerated(standing.taints, self.tolerations) is None
         )
+
+
+class Change(NamedTuple):
+    """Of a pool.
+
+    devices: those that others have now, or nobody; None: all may be.
+    """
+
+    pool: IndexedPool
+    devices: int | None
 
 
 class HasPools(Protocol):
@@ -221,55 +239,77 @@ def _count_changes(tally: Tally, before: _Live, layout: Layout, live: int) -> No
     tally.forget(block for block in before.layout.blocks if block not in kept)
 
 
+class _Crowded(NamedTuple):
+    """The devices of a pool that a request does not fit into.
+
+    never: even if all others were free.
+    crowded: as holders leave them now.
+    is_overdrawn: when it was worked out, a counter of the pool was below zero.
+    """
+
+    layout: Layout
+    never: int
+    crowded: int
+    is_overdrawn: bool
+
+
 class Supply:
     """The devices of a fleet that meet some terms, by the place where they can be used.
 
     failing: of the pools where a selector failed on some devices, held or not, those devices.
     """
 
-    def __init__(self, terms: Terms, fleet: HasPools, matching: Matching, changes: Changes[IndexedPool]) -> None:
+    def __init__(
+        self, terms: Terms, fleet: HasPools, matching: Matching, room: Room, changes: Changes[Change]
+    ) -> None:
         self.terms = terms
         self.fleet = fleet
         self.parts: dict[Place, Part] = {}
         self.failing: dict[IndexedPool, int] = {}
         self._matching = matching
-        self._changes = changes  # pools that are not what they were
+        self._room = room
+        self._changes = changes
         self._read = -1  # up to where
         self._places_by_pool: dict[IndexedPool, Collection[Place]] = {}
+        self._crowded: dict[IndexedPool, _Crowded] = {}
 
     @property
     def size(self) -> int:
         """How many pools it keeps something of."""
         return len(self._places_by_pool)
 
-    def catch_up(self) -> None:
+    def catch_up(self, in_use: InUse) -> None:
         """Take in what has changed since the last time."""
         end = self._changes.end
         if self._read == end:
             return
-        changed = self._changes.since(self._read)
+        changes = self._changes.since(self._read)
         self._read = end
-        if changed is None:
-            changed = [*self.fleet.pools, *self._places_by_pool]
-        for pool in dict.fromkeys(changed):
+        changed: dict[IndexedPool, int | None] = {}
+        if changes is None:
+            changed = dict.fromkeys([*self.fleet.pools, *self._places_by_pool])
+        for pool, devices in changes or ():
+            before = changed.get(pool, 0)
+            changed[pool] = None if before is None or devices is None else before | devices
+        for pool, of_pool in changed.items():
             if pool in self.fleet.position:
-                self._put(pool)
+                self._put(pool, of_pool, in_use)
             elif pool in self._places_by_pool:
                 self._drop(pool)
 
-    def _put(self, pool: IndexedPool) -> None:
+    def _put(self, pool: IndexedPool, changed: int | None, in_use: InUse) -> None:
         terms = self.terms
         matches = self._matching.match(pool, terms.chain)
         is_barred = pool.pool.problem is not None and problem_of(pool) not in terms.ignored
-        open_ = pool.layout.everything if Cause.IN_USE in terms.ignored else pool.free
         found: dict[Place, tuple[int, int]] = {}
-        if not is_barred:
+        if not is_barred and matches.possible:
+            capable = matches.possible & self._room.capable(pool, terms.capacity)
+            open_ = capable & ~self._closed(pool, capable, changed, in_use)
             for standing, mask in pool.standings:
-                possible = matches.possible & mask
-                if possible:
-                    usable = possible & open_ if terms.allow(standing) else 0
+                if capable & mask:
                     live, matched = found.get(standing.place, (0, 0))
-                    found[standing.place] = (live | usable, matched + possible.bit_count())
+                    usable = open_ & mask if terms.allow(standing) else 0
+                    found[standing.place] = (live | usable, matched + (capable & mask).bit_count())
         for place in self._places_by_pool.get(pool, ()):
             if place not in found:
                 self.parts[place].put(pool, 0, 0, self.fleet)
@@ -287,10 +327,34 @@ class Supply:
         elif self.failing:
             self.failing.pop(pool, None)
 
+    def _closed(self, pool: IndexedPool, possible: int, changed: int | None, in_use: InUse) -> int:
+        """Those of the possible devices that holders leave nothing of, or too little."""
+        ignores_holders = Cause.IN_USE in self.terms.ignored
+        taken = 0 if ignores_holders or self.terms.admin_access else pool.taken
+        crowdable = possible & (pool.shared | pool.drawing)
+        if not crowdable:
+            return taken
+        known = self._crowded.get(pool)
+        if known is None or known.layout is not pool.layout or changed is None:
+            known = _Crowded(pool.layout, never(pool) & possible, 0, is_overdrawn=False)
+            changed = pool.layout.everything
+        if ignores_holders:
+            self._crowded[pool] = known
+            return known.never
+        is_overdrawn = bool(pool.drawing) and pool.supply.counters(in_use).is_overdrawn
+        affected = changed | (pool.drawing if is_overdrawn != known.is_overdrawn else pool.drawing_beside(changed))
+        affected &= crowdable
+        crowded = known.crowded & ~affected
+        crowded |= self._room.full(pool, self.terms.capacity, affected, in_use)
+        crowded |= undrawable(pool, affected, in_use)
+        self._crowded[pool] = known._replace(crowded=crowded, is_overdrawn=is_overdrawn)
+        return taken | known.never | crowded
+
     def _drop(self, pool: IndexedPool) -> None:
         for place in self._places_by_pool.pop(pool):
             self.parts[place].drop(pool)
         self.failing.pop(pool, None)
+        self._crowded.pop(pool, None)
 
     def parts_for(self, group: NodeGroup) -> list[Part]:
         """Those that the nodes of the group reach."""
