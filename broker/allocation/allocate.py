@@ -6,8 +6,9 @@ from broker.allocation.budget import Budget, BudgetExceededError
 from broker.allocation.candidates import View
 from broker.allocation.explain import Attempt, explain, explain_exceeded_budget, explain_failed_selector
 from broker.allocation.index import DeviceIndex, IndexedPool
-from broker.allocation.narrow import narrow, pose
+from broker.allocation.narrow import narrow
 from broker.allocation.nodes import NodeGroup, NodeView, hypothetical_nodes, node_groups
+from broker.allocation.problem import pose
 from broker.allocation.reasons import NoFit, Reason
 from broker.allocation.requests import read_requests
 from broker.allocation.result import allocation_of
@@ -58,7 +59,7 @@ def allocate(
         return requests
     pools = [device_index.pool(pool) for pool in snapshot.pools]
     views = [View(snapshot, pools, device_index, group) for group in _groups(snapshot, pools)]
-    attempt = Attempt(claims, requests, snapshot, pools, device_index, views, Budget(step_budget))
+    attempt = Attempt(claims, requests, snapshot, pools, device_index, views, Budget(step_budget, budget))
     try:
         for view in views:
             problem = narrow(pose(requests, view, claims, budget), budget)

@@ -13,8 +13,9 @@ from broker.allocation.budget import Budget, BudgetExceededError
 from broker.allocation.candidates import View
 from broker.allocation.cel.engine import SelectorPlace, describe_failure
 from broker.allocation.index import DeviceIndex, FailedSelector, IndexedDevice, IndexedPool
-from broker.allocation.narrow import narrow, pose
+from broker.allocation.narrow import narrow
 from broker.allocation.nodes import ANY_NODE, NodeGroup, NodeView
+from broker.allocation.problem import pose
 from broker.allocation.reasons import Cause, NoFit, Reason, RequestReport, WaitsOn
 from broker.allocation.report import Reporter, sentence
 from broker.allocation.requests import Alternative, Request, claim_name

@@ -118,13 +118,11 @@ class Matches:
     possible: those on which no selector is false, in slice order.
     failures: those of them on which a selector failed; the selectors behind it were not asked.
     ruled_out: how many devices the selector at each position was the first to be false on.
-    work: the steps that finding it out takes, however it was found out.
     """
 
     possible: tuple[IndexedDevice, ...]
     failures: Mapping[IndexedDevice, FailedSelector]
     ruled_out: tuple[int, ...]
-    work: int = 0
 
 
 class IndexedSlice:
@@ -231,7 +229,7 @@ class DeviceIndex:
         """
         compiled = self.compile_attribute(expression)
         assert not isinstance(compiled, SelectorCompileError), f"{expression!r} was not compiled before its use"
-        budget.spend(evaluation_steps(compiled.cost))
+        budget.spend_once((id(device), expression), evaluation_steps(expression, compiled.cost))
         if device.derived is None:
             device.derived = {}
         if expression not in device.derived:
@@ -251,38 +249,44 @@ class DeviceIndex:
         """Ask a chain of selectors about the devices of a slice, each one only where those before it were true.
 
         chain: expressions that compile: those of the class and then those of the request.
-        budget: charged as if nothing was known, see `budget`.
+        budget: charged for the evaluations, once for each claim, as if nothing was known.
         Raises: BudgetExceededError.
         """
+        if not chain:
+            return slice_.matches_by_chain[chain]
+        before = self.match(slice_, chain[:-1], budget)
+        steps = evaluation_steps(chain[-1], self._selector(chain[-1]).cost)
+        # Before the evaluation: a slice of devices can be more than the budget has.
+        budget.spend_once((id(slice_), chain), steps * (len(before.possible) - len(before.failures)))
         known = slice_.matches_by_chain.get(chain)
-        if known is not None:
-            budget.spend(known.work)
-            return known
-        known = self._evaluate(self.match(slice_, chain[:-1], budget), chain, budget)
-        self._verdicts_kept += len(known.possible) + 1
-        if self._verdicts_kept > _VERDICTS_KEPT:
-            self._forget_verdicts()
-        slice_.matches_by_chain[chain] = known
+        if known is None:
+            known = self._evaluate(before, chain)
+            self._verdicts_kept += len(known.possible) + 1
+            if self._verdicts_kept > _VERDICTS_KEPT:
+                self._forget_verdicts()
+            slice_.matches_by_chain[chain] = known
         return known
 
-    def _evaluate(self, before: Matches, chain: Sequence[str], budget: Budget) -> Matches:
-        selector = self.compile(chain[-1])
-        assert not isinstance(selector, SelectorCompileError), f"selector {chain[-1]!r} was not compiled before its use"
-        steps, work = evaluation_steps(selector.cost), before.work
+    def _evaluate(self, before: Matches, chain: Sequence[str]) -> Matches:
+        selector = self._selector(chain[-1])
         possible: list[IndexedDevice] = []
         failures = dict(before.failures)
         for device in before.possible:
             if device not in failures:
-                budget.spend(steps)
-                work += steps
                 verdict = selector.evaluate(device.bound(self._engine))
                 if verdict is False:
                     continue
                 if isinstance(verdict, SelectorFailure):
                     failures[device] = FailedSelector(len(chain) - 1, verdict)
             possible.append(device)
-        ruled_out = (*before.ruled_out, len(before.possible) - len(possible))
-        return Matches(tuple(possible), failures, ruled_out, work)
+        return Matches(tuple(possible), failures, (*before.ruled_out, len(before.possible) - len(possible)))
+
+    def _selector(self, expression: str) -> Selector:
+        selector = self.compile(expression)
+        assert not isinstance(selector, SelectorCompileError), (
+            f"selector {expression!r} was not compiled before its use"
+        )
+        return selector
 
     def _forget_verdicts(self) -> None:
         self._verdicts_kept = 0

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from broker.allocation.budget import Budget
 from broker.allocation.index import IndexedDevice
-from broker.allocation.narrow import Problem
+from broker.allocation.problem import Problem
 from broker.allocation.taken import CounterSet, Taken
 
 

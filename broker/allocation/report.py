@@ -9,10 +9,10 @@ from broker.allocation.candidates import View
 from broker.allocation.cel.engine import SelectorFailure
 from broker.allocation.constraints import DistinctAttribute, MatchAttribute, constraint_of
 from broker.allocation.index import DeviceIndex, IndexedDevice, IndexedPool
-from broker.allocation.narrow import supply
 from broker.allocation.reasons import HELD, Cause, RequestReport, RuledOut
 from broker.allocation.requests import Alternative, Asks, claim_name
 from broker.allocation.snapshot import Snapshot
+from broker.allocation.suffice import supply
 from broker.allocation.taints import taint_text, untolerated
 from broker.world.keys import PoolKey
 from schemas.resource import ResourceClaim

@@ -18,7 +18,7 @@ from broker.allocation.budget import Budget
 from broker.allocation.constraints import Constraint
 from broker.allocation.index import FailedSelector, IndexedDevice
 from broker.allocation.kinds import Kinds
-from broker.allocation.narrow import Problem
+from broker.allocation.problem import Problem
 from broker.allocation.requests import Alternative
 from broker.allocation.taken import Taken
 from schemas.resource.limits import ALLOCATION_RESULTS_MAX
