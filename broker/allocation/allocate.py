@@ -6,13 +6,9 @@ from broker.allocation.budget import Budget, BudgetExceededError
 from broker.allocation.candidates import View
 from broker.allocation.explain import Attempt, explain, explain_exceeded_budget, explain_failed_selector
 from broker.allocation.index import DeviceIndex
-from broker.allocation.narrow import narrow, pose
-<<<<<<< HEAD
-from broker.allocation.reasons import NoFit
-=======
-from broker.allocation.nodes import NodeGroup, NodeView, hypothetical_nodes, node_groups
+from broker.allocation.narrow import narrow
+from broker.allocation.problem import pose
 from broker.allocation.reasons import NoFit, Reason
->>>>>>> core-features
 from broker.allocation.requests import read_requests
 from broker.allocation.result import allocation_of
 from broker.allocation.search import Search, SelectorFailedError
@@ -51,7 +47,6 @@ def allocate(
     pool is incomplete, or a constraint keeps one of All away, only that alternative is passed over; and selectors are
     not asked about devices that are held or tainted, so they cannot fail there.
     """
-    device_index.forget_derived()
     budget = Budget(step_budget)
     try:
         requests = read_requests(claims, snapshot, device_index, budget)
@@ -60,52 +55,20 @@ def allocate(
         return NoFit(Reason.SEARCH_BUDGET_EXCEEDED, text)
     if isinstance(requests, NoFit):
         return requests
-<<<<<<< HEAD
     fleet = device_index.fleet(snapshot.pools, snapshot.in_use)
     groups = fleet.groups(snapshot.nodes, snapshot.node)
-    budget = Budget(step_budget)
-    attempt = Attempt(claims, requests, snapshot, fleet, groups)
+    attempt = Attempt(claims, requests, snapshot, fleet, groups, Budget(step_budget, budget))
     try:
         for group in groups:
-            view = View(snapshot, fleet, group)
-            candidates = {each: view.candidates(each) for request in requests for each in request.alternatives}
-            problem = narrow(pose(requests, candidates, claims))
-=======
-    pools = [device_index.pool(pool) for pool in snapshot.pools]
-    views = [View(snapshot, pools, device_index, group) for group in _groups(snapshot, pools)]
-    attempt = Attempt(claims, requests, snapshot, pools, device_index, views, Budget(step_budget))
-    try:
-        for view in views:
-            problem = narrow(pose(requests, view, claims, budget), budget)
->>>>>>> core-features
+            problem = narrow(pose(requests, View(snapshot, fleet, group), claims, budget), budget)
             chosen = Search(problem, budget).run() if problem is not None else None
             if chosen is not None:
                 return [
-                    allocation_of(
-                        claim, [each for each in chosen if each.alternative.claim_index == index], view.group.node
-                    )
+                    allocation_of(claim, [each for each in chosen if each.alternative.claim_index == index], group.node)
                     for index, claim in enumerate(claims)
                 ]
     except SelectorFailedError as error:
         return explain_failed_selector(attempt, error.alternative, error.device, error.failure)
     except BudgetExceededError:
-<<<<<<< HEAD
-        return explain_exceeded_budget(attempt, budget)
-    return explain(attempt, Budget(step_budget))
-=======
         return explain_exceeded_budget(attempt, step_budget)
     return explain(attempt)
-
-
-def _groups(snapshot: Snapshot, pools: Sequence[IndexedPool]) -> list[NodeGroup]:
-    reaches = list(dict.fromkeys(reach for pool in pools for reach in pool.reaches))
-    nodes: Iterator[NodeView] | Sequence[NodeView]
-    if snapshot.node is not None:
-        known = [each for each in snapshot.nodes or () if each.name == snapshot.node]
-        nodes = known or [NodeView(snapshot.node)]
-    elif snapshot.nodes is None:
-        nodes = hypothetical_nodes(reaches)
-    else:
-        nodes = snapshot.nodes or [NodeView("")]
-    return node_groups(nodes, reaches)
->>>>>>> core-features

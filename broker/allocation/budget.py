@@ -8,7 +8,13 @@ costs at worst; looking at devices one by one, in candidates, narrowing, search 
 with all that it means for constraints, counters and capacities.
 """
 
-_COMPILE_STEPS_PER_BYTE = 4  # 10 KiB, the longest that the API takes, is most of a default budget
+from collections.abc import Hashable
+
+# A fifth of what it takes, which is some 11 us: else a selector as long as the API allows, 10 KiB, would be too long for
+# any claim. Each is compiled only once, so what a claim with new ones can cost beyond its budget, it costs once.
+_COMPILE_STEPS_PER_BYTE = 2
+_EVALUATION_STEPS = 3
+_BYTES_PER_STEP = 25
 _COST_PER_STEP = 30  # in Kubernetes' units: a comprehension of 1,000 rounds costs 10,000 and takes 0.3 ms
 
 
@@ -17,13 +23,17 @@ class BudgetExceededError(Exception):
 
 
 class Budget:
-    """The steps that are left."""
+    """The steps that are left.
 
-    __slots__ = ("_left", "steps")
+    before: a budget of the same claim; what was charged there once is not charged here again.
+    """
 
-    def __init__(self, steps: int) -> None:
+    __slots__ = ("_charged", "_left", "steps")
+
+    def __init__(self, steps: int, before: "Budget | None" = None) -> None:
         self.steps = steps
         self._left = steps
+        self._charged: set[Hashable] = before._charged if before is not None else set()
 
     def spend(self, steps: int = 1) -> None:
         """Take some steps.
@@ -33,6 +43,15 @@ class Budget:
         self._left -= steps
         if self._left < 0:
             raise BudgetExceededError
+
+    def spend_once(self, key: Hashable, steps: int) -> None:
+        """Take the steps for a piece of work that is kept: further uses of it cost nothing.
+
+        Raises: BudgetExceededError.
+        """
+        if key not in self._charged:
+            self.spend(steps)
+            self._charged.add(key)
 
     @property
     def left(self) -> int:
@@ -45,9 +64,9 @@ def compile_steps(expression: str) -> int:
     return 1 + _COMPILE_STEPS_PER_BYTE * len(expression)
 
 
-def evaluation_steps(cost: int) -> int:
-    """What it takes to evaluate an expression once.
+def evaluation_steps(expression: str, cost: int) -> int:
+    """What it takes to evaluate an expression once: its parts, and its loops.
 
     cost: at worst, in Kubernetes' units.
     """
-    return 1 + cost // _COST_PER_STEP
+    return _EVALUATION_STEPS + len(expression) // _BYTES_PER_STEP + cost // _COST_PER_STEP

@@ -5,17 +5,21 @@ nowhere else; see `reasons.Cause`.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import overload
 
+from broker.allocation.budget import Budget
+from broker.allocation.cel.engine import SelectorFailure
 from broker.allocation.columns import DEVICES_MAX, Cell, Column, bits
 from broker.allocation.devices import IndexedDevice, IndexedPool, Place
 from broker.allocation.index import Fleet
 from broker.allocation.matching import FailedSelector
 from broker.allocation.nodes import NodeGroup
 from broker.allocation.reasons import Cause
-from broker.allocation.requests import Alternative
+from broker.allocation.requests import Alternative, Asks
+from broker.allocation.room import never, undrawable
 from broker.allocation.snapshot import Snapshot
+from broker.allocation.supplies import Supplies
 from broker.allocation.supply import (
     Attributes,
     Supply,
@@ -28,7 +32,9 @@ from broker.allocation.supply import (
     problem_of,
 )
 from broker.allocation.taints import untolerated
+from broker.world.usage import InUse
 
+_NOBODY = InUse()  # holds nothing
 IsGood = Callable[[Cell], bool]
 
 
@@ -36,6 +42,7 @@ class View:
     """The pools of a snapshot as one group of nodes sees them.
 
     ignored: causes to look away from, to find out whether they are what stands in the way.
+    supplies: what holders leave of counters and capacities.
     """
 
     def __init__(
@@ -44,6 +51,8 @@ class View:
         self.group = group
         self.fleet = fleet
         self.ignored = ignored
+        self.in_use = _NOBODY if Cause.IN_USE in ignored else snapshot.in_use  # with IN_USE, all of HELD is ignored
+        self.supplies = Supplies(self.in_use, fleet.pool_supply)
         self.avoided: dict[IndexedPool, int] = {}  # masks of devices not to use
         if snapshot.avoid and Cause.AVOIDED not in ignored:
             self._avoid(snapshot)
@@ -57,6 +66,7 @@ class View:
         # Nobody knows how many "all" are before such a pool is whole again, whatever its devices look like.
         self._spoils_all = any(problem_of(pool) not in ignored and pool.is_seen_by(group) for pool in fleet.troubled)
         self._offers: dict[Terms, Offer] = {}  # requests that ask for the same share the answer
+        self._candidates: dict[Asks, Candidates] = {}
 
     def _avoid(self, snapshot: Snapshot) -> None:
         for key in snapshot.avoid:
@@ -65,17 +75,42 @@ class View:
             if pool is not None and position is not None:
                 self.avoided[pool] = self.avoided.get(pool, 0) | 1 << position
 
-    def candidates(self, alternative: Alternative) -> "Candidates":
-        """The devices for one alternative; All needs every matching device, so one that is ruled out spoils it."""
-        # Who is avoided is a matter of the claim, not of the terms.
-        terms = Terms(alternative.chain, alternative.tolerations, self.ignored - {Cause.AVOIDED})
+    def candidates(self, alternative: Alternative, budget: Budget) -> "Candidates":
+        """The devices for one alternative; All needs every matching device, so one that is ruled out spoils it.
+
+        budget: for selectors and derived attributes.
+        Raises: BudgetExceededError.
+        """
+        found = self._candidates.get(alternative.asks)
+        if found is None:
+            found = self._candidates[alternative.asks] = self._gather(alternative, budget)
+        return found if alternative.takes_all else found.for_count(alternative.count)
+
+    def _gather(self, alternative: Alternative, budget: Budget) -> "Candidates":
+        terms = Terms(
+            alternative.chain,
+            alternative.tolerations,
+            alternative.capacity,
+            alternative.admin_access,
+            self.ignored - {Cause.AVOIDED},  # who is avoided is a matter of the claim, not of the terms
+        )
         offer = self._offers.get(terms)
         if offer is None:
-            offer = self._offers[terms] = Offer(self, self.fleet.supply(terms))
-        if not alternative.takes_all:
-            return Candidates(offer, alternative.count, takes_all=False)
-        is_spoiled = self._spoils_all or not offer.count or offer.count < offer.matched
-        return Candidates(offer, offer.count + is_spoiled, takes_all=True)
+            offer = self._offers[terms] = Offer(self, self.fleet.supply(terms, budget))
+        devices, count = None, offer.count
+        if alternative.derived:
+            expressions = tuple(dict.fromkeys(alternative.derived.values()))
+            devices = [each for each in offer.devices() if not self.fails_to_derive(each, expressions, budget)]
+            count = len(devices)
+        is_spoiled = self._spoils_all or not count or count < offer.matched
+        return Candidates(offer, count + is_spoiled, alternative.takes_all, devices)
+
+    def fails_to_derive(self, device: IndexedDevice, expressions: Sequence[str], budget: Budget) -> bool:
+        """A derived attribute cannot be computed for the device.
+
+        Raises: BudgetExceededError.
+        """
+        return any(isinstance(self.fleet.derive(device, each, budget), SelectorFailure) for each in expressions)
 
     def in_order(self, positions: int) -> Iterator[IndexedPool]:
         """The pools at these positions of the fleet, as they are to be tried."""
@@ -84,14 +119,20 @@ class View:
             return pools_at(positions, pools)
         return (pool for part in (positions & ~self._last, positions & self._last) for pool in pools_at(part, pools))
 
+    def drawing_from(self, counter_set: str, pool: IndexedPool) -> Iterator[IndexedDevice]:
+        """The devices of the pool that draw from a counter set, in order."""
+        for block, mask in pool.layout.split(pool.members(counter_set)):
+            yield from (self.fleet.matching.device(block, index) for index in bits(mask))
+
     def sees(self, place: Place) -> bool:
         """The nodes can use a device there."""
         return self.group.sees(place.reach) and (not place.binds or bool(self.group.node.name))
 
-    def charged(self, pool: IndexedPool, alternative: Alternative) -> dict[Cause, int]:
+    def charged(self, pool: IndexedPool, alternative: Alternative, budget: Budget) -> dict[Cause, int]:
         """The devices of the pool on which no selector is false, by the first cause that rules them out.
 
         For a view that ignores nothing.
+        Raises: BudgetExceededError.
         """
         matches = self.fleet.matching.match(pool, alternative.chain)
         left = matches.possible
@@ -104,6 +145,9 @@ class View:
                 left &= ~mask
 
         charge(Cause.SELECTOR_FAILED, matches.failing)
+        charge(Cause.CAPACITY, ~self.fleet.room.capable(pool, alternative.capacity))
+        if alternative.derived:
+            charge(Cause.DERIVED_ATTRIBUTE, self._underivable(pool, left, alternative, budget))
         for standing, mask in pool.standings:
             if standing.unsupported is not None:
                 charge(Cause.UNSUPPORTED, mask)
@@ -112,11 +156,23 @@ class View:
                 charge(Cause.NODE, mask)
         if pool.pool.problem is not None:
             charge(problem_of(pool), left)
+        charge(Cause.COUNTERS, never(pool) if left & pool.drawing else 0)
         for standing, mask in pool.standings:
             if untolerated(standing.taints, alternative.tolerations):
                 charge(Cause.TAINT, mask)
-        charge(Cause.IN_USE, left & ~pool.free)
+        charge(Cause.IN_USE, 0 if alternative.admin_access else pool.taken)
+        charge(Cause.CAPACITY_IN_USE, self.fleet.room.full(pool, alternative.capacity, left, self.in_use))
+        charge(Cause.COUNTERS_IN_USE, undrawable(pool, left, self.in_use))
         charge(Cause.AVOIDED, self.avoided.get(pool, 0))
+        return found
+
+    def _underivable(self, pool: IndexedPool, mask: int, alternative: Alternative, budget: Budget) -> int:
+        expressions = tuple(dict.fromkeys(alternative.derived.values()))
+        found = 0
+        for block, of_block in pool.layout.split(mask):
+            for index in bits(of_block):
+                if self.fails_to_derive(self.fleet.matching.device(block, index), expressions, budget):
+                    found |= 1 << block.offset + index
         return found
 
 
@@ -169,6 +225,11 @@ class Offer:
         """A selector failed on some device, free or not, wherever it can be used."""
         return bool(self._supply.failing)
 
+    @property
+    def may_share(self) -> bool:
+        """Shares can be had of some device of the fleet."""
+        return bool(self._view.fleet.sharing)
+
     def failing(self, free_only: bool) -> Iterator[IndexedDevice]:
         """Those on which a selector failed, in order; also of those that would be in the offer if they were free."""
         for pool in self._view.in_order(sum(1 << self._view.fleet.position[pool] for pool in self._supply.failing)):
@@ -193,38 +254,40 @@ class Offer:
         """In the order in which to try them.
 
         is_good: whether devices with such a cell in the attributes' column are wanted.
-        limit: how many are wanted of those with equal cells; but all on which a selector failed.
+        limit: how many are wanted of those with equal cells; but all on which a selector failed, and all that are
+            shared or draw from counters, which equal cells do not make alike.
         """
         positions = 0
         for part in self._parts:
             positions |= part.positions(self._view.fleet)
         seen: Counter[Cell] = Counter()
-        has_failing = bool(self._supply.failing)
+        is_limited = limit is not None
+        most = limit or 0
+        is_one_kind = is_limited and not attributes and not self._supply.failing
         for pool in self._view.in_order(positions):
-            mask = self.mask(pool)
-            failing = self._supply.failing.get(pool, 0) if has_failing else 0
-            for block, of_block in pool.layout.split(mask):
-                of_failing = failing >> block.offset & of_block
+            unlike = pool.shared | pool.drawing | self._supply.failing.get(pool, 0)
+            if is_one_kind and not unlike and seen[None] >= most:
+                continue
+            for block, of_block in pool.layout.split(self.mask(pool)):
                 column = column_for(block, attributes) if attributes else _ONE_FOR_ALL
                 left = of_block
                 if is_good is not None:
                     good = [code for code, cell in enumerate(column.cells) if is_good(cell)]
                     if len(good) < len(column.cells):
-                        left &= column.mask_of(good) if good else 0
-                if limit is not None:
-                    left = _below_limit(column, left, limit, seen) | left & of_failing
+                        left &= column.mask_of(good)
+                unlike_here = unlike >> block.offset
+                if is_limited:
+                    left = _below_limit(column, left, most, seen) | left & unlike_here
                 while left:
                     low = left & -left
                     left ^= low
                     index = low.bit_length() - 1
-                    if limit is not None and not low & of_failing:
+                    if is_limited and not low & unlike_here:
                         cell = column.cells[column.codes[index]] if attributes else None
-                        if seen[cell] >= limit:
+                        if seen[cell] >= most:
                             continue
                         seen[cell] += 1
                     yield self._matching.device(block, index)
-            if limit is not None and not attributes and not has_failing and seen[None] >= limit:
-                return
 
 
 _ONE_FOR_ALL = Column((None,), bytes(DEVICES_MAX))
@@ -260,6 +323,13 @@ class ValueCounts:
         return (key for key in {key for each in self._tallies for key in each.counts} if self[key])
 
     @property
+    def number(self) -> int:
+        """How many values there are."""
+        if len(self._tallies) == 1 and not self._avoided:
+            return len(self._tallies[0].counts)
+        return sum(1 for _ in self)
+
+    @property
     def most(self) -> int:
         """The most devices that one value has."""
         if len(self._tallies) == 1 and not self._avoided:
@@ -270,9 +340,9 @@ class ValueCounts:
 class Lineup(Sequence[IndexedDevice]):
     """Devices in the order in which to try them, looked up only as far as anybody looks."""
 
-    def __init__(self, devices: Iterator[IndexedDevice]) -> None:
+    def __init__(self, devices: Iterable[IndexedDevice]) -> None:
         self._found: list[IndexedDevice] = []
-        self._rest: Iterator[IndexedDevice] | None = devices
+        self._rest: Iterator[IndexedDevice] | None = iter(devices)
 
     def has(self, count: int) -> bool:
         """There are at least so many."""
@@ -315,22 +385,35 @@ class Candidates:
     count: how many are needed. More than there are devices if the alternative cannot be satisfied.
     """
 
+    __slots__ = ("_is_whole", "count", "devices", "failures", "offer", "takes_all")
+
     def __init__(
-        self, offer: Offer, count: int, takes_all: bool, devices: Iterator[IndexedDevice] | None = None
+        self, offer: Offer, count: int, takes_all: bool, devices: Iterable[IndexedDevice] | None = None
     ) -> None:
         self.offer = offer
         self.count = count
         self.takes_all = takes_all
+        self._is_whole = devices is None
         self.devices = Lineup(offer.devices() if devices is None else devices)
-        self.is_whole = devices is None
         self.failures: Mapping[IndexedDevice, FailedSelector] = _Failures(self) if offer.may_fail else {}
+
+    @property
+    def is_counted(self) -> bool:
+        """The devices are all those of the offer."""
+        return self._is_whole
 
     @property
     def suffice(self) -> bool:
         """There are as many as are needed."""
-        return self.count <= self.offer.count and (self.is_whole or self.devices.has(self.count))
+        return self.count <= self.offer.count and (self._is_whole or self.devices.has(self.count))
 
-    def only(self, devices: Iterator[IndexedDevice]) -> "Candidates":
+    def for_count(self, count: int) -> "Candidates":
+        """The same devices for somebody who needs another number of them."""
+        found = Candidates(self.offer, count, self.takes_all)
+        found.devices, found._is_whole = self.devices, self._is_whole
+        return found
+
+    def only(self, devices: Iterable[IndexedDevice]) -> "Candidates":
         """Fewer of the devices."""
         return Candidates(self.offer, self.count, self.takes_all, devices)
 
@@ -352,7 +435,7 @@ class _Failures(Mapping[IndexedDevice, FailedSelector]):
         return failure
 
     def __iter__(self) -> Iterator[IndexedDevice]:
-        if self._candidates.takes_all or self._candidates.is_whole:
+        if self._candidates.takes_all or self._candidates.is_counted:
             return self._candidates.offer.failing(free_only=not self._candidates.takes_all)
         return (each for each in self._candidates.devices if self._candidates.offer.failure(each) is not None)
 

@@ -73,9 +73,14 @@ class IndexedDevice:
         return self.block.slice
 
     @property
+    def standing(self) -> Standing:
+        """What can rule it out whoever holds it."""
+        return self.block.standing(self.index)
+
+    @property
     def reach(self) -> Reach:
         """The nodes that reach it."""
-        return self.block.standing(self.index).place.reach
+        return self.standing.place.reach
 
     def consumption(self, ask: CapacityAsk) -> Consumption | str:
         """What a request consumes of the device's capacities, or why it never can."""

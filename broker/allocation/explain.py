@@ -12,9 +12,10 @@ from functools import cached_property
 from broker.allocation.budget import Budget, BudgetExceededError
 from broker.allocation.candidates import View
 from broker.allocation.cel.engine import SelectorPlace, describe_failure
-from broker.allocation.index import DeviceIndex, FailedSelector, IndexedDevice, IndexedPool
-from broker.allocation.narrow import narrow, pose
+from broker.allocation.index import FailedSelector, Fleet, IndexedDevice
+from broker.allocation.narrow import narrow
 from broker.allocation.nodes import ANY_NODE, NodeGroup, NodeView
+from broker.allocation.problem import pose
 from broker.allocation.reasons import Cause, NoFit, Reason, RequestReport, WaitsOn
 from broker.allocation.report import Reporter, sentence
 from broker.allocation.requests import Alternative, Request, claim_name
@@ -47,18 +48,21 @@ class Attempt:
     claims: Sequence[ResourceClaim]
     requests: Sequence[Request]
     snapshot: Snapshot
-    pools: Sequence[IndexedPool]
-    device_index: DeviceIndex
-    views: Sequence[View]
+    fleet: Fleet
+    groups: Sequence[NodeGroup]
     budget: Budget
 
     @cached_property
+    def views(self) -> list[View]:
+        """What each group of nodes sees."""
+        return [View(self.snapshot, self.fleet, group) for group in self.groups]
+
+    @cached_property
     def _reporter(self) -> Reporter:
-        groups = [view.group for view in self.views]
-        name = next((group.node.name for group in groups if group.node.name), "")
-        together = NodeGroup(NodeView(name), frozenset().union(*(group.reaches or () for group in groups)))
-        everyone = View(self.snapshot, self.pools, self.device_index, together)
-        return Reporter(self.snapshot, self.pools, self.device_index, everyone, self.views, self.budget)
+        name = next((group.node.name for group in self.groups if group.node.name), "")
+        together = NodeGroup(NodeView(name), frozenset().union(*(group.reaches or () for group in self.groups)))
+        everyone = View(self.snapshot, self.fleet, together)
+        return Reporter(self.snapshot, self.fleet, everyone, self.views, self.budget)
 
     @cached_property
     def reports(self) -> dict[Alternative, RequestReport]:
@@ -79,10 +83,10 @@ class Attempt:
         is_counted = len(reports) == len(alternatives)
         waits_on = WaitsOn(
             # What was not counted may wait for any pool.
-            pools=tuple(sorted(self._reporter.contended if is_counted else {each.pool.key for each in self.pools})),
+            pools=tuple(sorted(self._reporter.contended if is_counted else {each.key for each in self.fleet.pools})),
             classes=tuple(classes),
             slices=True,
-            nodes=any(pool.reaches for pool in self.pools)
+            nodes=bool(self.fleet.reaches)
             or any(each.cause is Cause.NODE for report in reports for each in report.ruled_out),
         )
         return NoFit(reason, message, reports, waits_on)
@@ -122,8 +126,7 @@ def explain(attempt: Attempt) -> NoFit:
                 candidates = view.candidates(alternative, attempt.budget)
             except BudgetExceededError:
                 break
-            asked = candidates.failures if alternative.takes_all else candidates.devices
-            device = next((each for each in asked if each in candidates.failures), None)
+            device = next(iter(candidates.failures), None)
             if device is not None:
                 return explain_failed_selector(attempt, alternative, device, candidates.failures[device])
     if too_many := _too_many(attempt):
@@ -133,7 +136,7 @@ def explain(attempt: Attempt) -> NoFit:
     if not attempt.short:
         message = f"what the requests can use does not fit together: {message}"
     if reason is Reason.NO_MATCHING_DEVICE:
-        incomplete = [pool.pool for pool in attempt.pools if not pool.pool.is_complete]
+        incomplete = [pool.pool for pool in attempt.fleet.in_trouble() if not pool.pool.is_complete]
         message += "".join(f"; pool {pool.key} is not complete: {pool.problem}" for pool in incomplete[:1])
     return attempt.no_fit(reason, message)
 
@@ -173,7 +176,7 @@ def _too_many(attempt: Attempt) -> str | None:
 
 def _reason(attempt: Attempt) -> Reason:
     ignored: frozenset[Cause] = frozenset()
-    groups = [view.group for view in attempt.views]
+    groups = attempt.groups
     seen = {each.cause for report in attempt.reports.values() for each in report.ruled_out}
     is_counted = len(attempt.reports) == sum(len(request.alternatives) for request in attempt.requests)
     for cause, reason in _REASONS.items():
@@ -198,7 +201,7 @@ def _would_fit(
     """The claims would fit, or nobody can tell: then it is better to wait for too much than for nothing."""
     budget = attempt.budget
     for group in groups:
-        view = View(attempt.snapshot, attempt.pools, attempt.device_index, group, ignored)
+        view = View(attempt.snapshot, attempt.fleet, group, ignored)
         try:
             posed = pose(attempt.requests, view, attempt.claims, budget, with_constraints)
             problem = narrow(posed, budget)

@@ -12,10 +12,17 @@ said), `room` (capacity and counters), `supply` (what is free for whom). How to 
 from collections.abc import Sequence
 
 from broker.allocation.budget import Budget, evaluation_steps
-from broker.allocation.cel.engine import DerivedAttribute, Selector, SelectorCompileError, SelectorEngine
+from broker.allocation.cel.engine import (
+    DerivedAttribute,
+    Selector,
+    SelectorCompileError,
+    SelectorEngine,
+    SelectorFailure,
+)
+from broker.allocation.constraints import Values
 from broker.allocation.devices import IndexedDevice, IndexedPool, SliceBlock
 from broker.allocation.matching import Chain, FailedSelector, Matching, Questions
-from broker.allocation.nodes import EVERYWHERE, NodeGroup, NodeView, Reach, hypothetical_nodes, node_groups
+from broker.allocation.nodes import NodeGroup, NodeView, Reach, hypothetical_nodes, node_groups
 from broker.allocation.room import Room
 from broker.allocation.supplies import PoolSupply
 from broker.allocation.supply import Change, Supply, Terms
@@ -39,6 +46,7 @@ class Fleet:
     order: changes whenever the positions do.
     troubled: the pools with a problem, in no particular order.
     waiting: those with binding conditions.
+    sharing: those with devices of which shares can be had.
     """
 
     def __init__(self, index: "DeviceIndex") -> None:
@@ -55,6 +63,7 @@ class Fleet:
         self._questions: dict[Chain, Questions] = {}  # the same
         self.troubled: dict[IndexedPool, None] = {}
         self.waiting: dict[IndexedPool, None] = {}
+        self.sharing: dict[IndexedPool, None] = {}
         self._local: dict[IndexedPool, tuple[Reach, ...]] = {}  # the pools that not all nodes reach, and who does
         self._reaches: list[Reach] | None = None
         self._groups: tuple[Sequence[NodeView] | None, str | None, list[NodeGroup]] | None = None
@@ -91,7 +100,7 @@ class Fleet:
             self.order += 1
             self._reaches = None
             for each in gone:
-                for marked in (self.troubled, self.waiting, self._local):
+                for marked in (self.troubled, self.waiting, self.sharing, self._local):
                     marked.pop(each, None)
                 self._index.release(each)
 
@@ -100,6 +109,7 @@ class Fleet:
             self._index.update(known, pool)
         _mark(self.troubled, known, pool.problem is not None)
         _mark(self.waiting, known, bool(known.waiting))
+        _mark(self.sharing, known, bool(known.shared))
         if self._local.get(known, ()) != known.reaches:
             self._reaches = None
             self._local[known] = known.reaches
@@ -143,9 +153,22 @@ class Fleet:
         found.catch_up(self._index.in_use)
         return found
 
+    def derive(self, device: IndexedDevice, expression: str, budget: Budget) -> Values | SelectorFailure | None:
+        """The values of a derived attribute whose expression compiles, kept at the device; None: an empty list.
+
+        Raises: BudgetExceededError.
+        """
+        cost = self.matching.cost_of_attribute(expression)
+        budget.spend_once((id(device), expression), evaluation_steps(expression, cost))
+        return self.matching.derive(device, expression)
+
+    def pool_supply(self, key: PoolKey) -> PoolSupply:
+        """The counters of one of the pools."""
+        return self._by_key[key].supply
+
     def _charge(self, chain: Chain, budget: Budget) -> None:
         questions = self._questions.pop(chain, None)
-        if questions is None:
+        if questions is None or not questions.is_valid:
             questions = Questions(chain, self.matching)
         self._questions[chain] = questions
         changes = self._index.layout_changes
@@ -238,10 +261,6 @@ class DeviceIndex:
             fleet = self._other_fleet = self._other_fleet or Fleet(self)
         fleet.follow(pools)
         return fleet
-
-    def supply(self, pool: PoolKey) -> PoolSupply:
-        """The counters of a pool of a fleet."""
-        return self._pools[pool].supply
 
     def _tidy(self) -> None:
         self.matching.tidy()

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from broker.allocation.budget import Budget
 from broker.allocation.index import IndexedDevice
-from broker.allocation.narrow import Problem
+from broker.allocation.problem import Problem
 from broker.allocation.taken import CounterSet, Taken
 
 
@@ -40,69 +40,74 @@ class Kinds:
     def __init__(self, problem: Problem, taken: Taken, budget: Budget) -> None:
         self._taken = taken
         self._problem = problem
-        self._has_admin_access = any(each.admin_access for request in problem.requests for each in request.alternatives)
-        self._statics = self._read(budget)
-        self._members: dict[CounterSet, list[int]] = {}
-        self._apart: set[CounterSet] = set()
-        for device, static in self._statics.items():
-            for counter_set in static.sets:
-                self._members.setdefault(counter_set, []).append(static.number)
-                if len(static.sets) > 1 or device.device.allow_multiple_allocations or self._has_admin_access:
-                    self._apart.add(counter_set)
-        # Equal for sets from which like devices draw.
-        self._population = {each: tuple(sorted(numbers)) for each, numbers in self._members.items()}
+        self._budget = budget
+        self._alternatives = [each for request in problem.requests for each in request.alternatives]
+        self._has_admin_access = any(each.admin_access for each in self._alternatives)
+        compared = [
+            (1 << index, each, tuple(dict.fromkeys(c.attribute for c in problem.constraints_on(each))))
+            for index, each in enumerate(self._alternatives)
+        ]
+        self._attributes = tuple(
+            dict.fromkeys(name for _, each, names in compared for name in names if name not in each.derived)
+        )
+        self._derived = [(bit, each, name) for bit, each, names in compared for name in names if name in each.derived]
+        self._asks = list(dict.fromkeys(each.capacity for each in self._alternatives))
+        self._numbers: dict[Hashable, int] = {}
+        self._statics: dict[IndexedDevice, _Static] = {}
+        self._populations: dict[CounterSet, tuple[int, ...] | None] = {}
 
     def of(self, device: IndexedDevice) -> Hashable:
         """Equal for devices that are alike as the search stands now."""
-        number, sets = self._statics[device]
+        number, sets = self._static(device)
         state = self._taken.state_of(device)
         if not sets:
             return number if state is None else (number, state)
-        return number, state, tuple(map(self._state_of, sets))
+        return number, state, tuple(self._state_of(each, device) for each in sets)
 
-    def _state_of(self, counter_set: CounterSet) -> Hashable:
-        if counter_set in self._apart:
+    def _state_of(self, counter_set: CounterSet, device: IndexedDevice) -> Hashable:
+        if counter_set not in self._populations:
+            self._populations[counter_set] = self._population(counter_set, device)
+        population = self._populations[counter_set]
+        if population is None:
             return counter_set
         taken = sorted(
-            self._statics[device].number
-            for _, device in self._taken.chosen()
-            if counter_set in self._statics[device].sets
+            self._static(each).number for _, each in self._taken.chosen() if counter_set in self._static(each).sets
         )
-        return self._population[counter_set], tuple(taken), self._taken.state_of_counters(counter_set)
+        return population, tuple(taken), self._taken.state_of_counters(counter_set)
 
-    def _read(self, budget: Budget) -> dict[IndexedDevice, _Static]:
-        problem = self._problem
-        alternatives = [each for request in problem.requests for each in request.alternatives]
-        by_device: dict[IndexedDevice, int] = {}
-        for index, alternative in enumerate(alternatives):
-            devices = problem.candidates[alternative].devices
-            budget.spend(len(devices))
-            for each in devices:
-                by_device[each] = by_device.get(each, 0) | 1 << index
-        compared = [
-            (1 << index, each, tuple(dict.fromkeys(c.attribute for c in problem.constraints_on(each))))
-            for index, each in enumerate(alternatives)
-        ]
-        attributes = tuple(
-            dict.fromkeys(name for _, each, names in compared for name in names if name not in each.derived)
-        )
-        derived = [(bit, each, name) for bit, each, names in compared for name in names if name in each.derived]
-        asks = list(dict.fromkeys(each.capacity for each in alternatives))
-        numbers: dict[Hashable, int] = {}
-        found: dict[IndexedDevice, _Static] = {}
-        for device, mask in by_device.items():
-            budget.spend(1 + len(derived))
-            parts: list[Hashable] = [mask, *map(device.values_of, attributes)]
-            parts += [each.values_of(device, name) if mask & bit else None for bit, each, name in derived]
-            sets: tuple[CounterSet, ...] = ()
-            if device.device.consumes_counters:
-                draws = problem.supplies.draws(device.key)
-                sets = tuple((device.key.pool, draw.counter_set) for draw in draws)
-                parts.append(tuple((draw.amounts, draw.groups) for draw in draws))
-            if device.device.allow_multiple_allocations:
-                parts += [_amounts(device.consumption(ask)) for ask in asks]
-            found[device] = _Static(numbers.setdefault(tuple(parts), len(numbers)), sets)
+    def _population(self, counter_set: CounterSet, device: IndexedDevice) -> tuple[int, ...] | None:
+        """Equal for sets from which like devices draw; None for one that is told apart from all others."""
+        numbers = []
+        for each in self._problem.view.drawing_from(counter_set[1], device.block.pool):
+            number, sets = self._static(each)
+            if any(self._problem.candidates[one].includes(each) for one in self._alternatives):
+                if len(sets) > 1 or each.device.allow_multiple_allocations or self._has_admin_access:
+                    return None
+                numbers.append(number)
+        return tuple(sorted(numbers))
+
+    def _static(self, device: IndexedDevice) -> _Static:
+        found = self._statics.get(device)
+        if found is None:
+            found = self._statics[device] = self._read(device)
         return found
+
+    def _read(self, device: IndexedDevice) -> _Static:
+        self._budget.spend(1 + len(self._derived))
+        mask = 0
+        for index, alternative in enumerate(self._alternatives):
+            if self._problem.candidates[alternative].includes(device):
+                mask |= 1 << index
+        parts: list[Hashable] = [mask, *map(device.values_of, self._attributes)]
+        parts += [each.values_of(device, name) if mask & bit else None for bit, each, name in self._derived]
+        sets: tuple[CounterSet, ...] = ()
+        if device.device.consumes_counters:
+            draws = self._problem.supplies.draws(device.key)
+            sets = tuple((device.key.pool, draw.counter_set) for draw in draws)
+            parts.append(tuple((draw.amounts, draw.groups) for draw in draws))
+        if device.device.allow_multiple_allocations:
+            parts += [_amounts(device.consumption(ask)) for ask in self._asks]
+        return _Static(self._numbers.setdefault(tuple(parts), len(self._numbers)), sets)
 
 
 def _amounts(consumption: Iterable[object] | str) -> Hashable:

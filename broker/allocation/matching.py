@@ -18,7 +18,7 @@ from broker.allocation.cel.engine import (
     Verdict,
 )
 from broker.allocation.cel.fields import FieldPath, fields_read, texts_required
-from broker.allocation.columns import Cell, Column, bits
+from broker.allocation.columns import Cell, bits
 from broker.allocation.constraints import Values, derived_values
 from broker.allocation.devices import IndexedDevice, IndexedPool, Layout, SliceBlock
 
@@ -119,6 +119,12 @@ class Matching:
         except SelectorCompileError as error:
             return error
 
+    def cost_of_attribute(self, expression: str) -> int:
+        """What it costs at worst to compute a derived attribute, in Kubernetes' units."""
+        compiled = self.compile_attribute(expression)
+        assert not isinstance(compiled, SelectorCompileError), f"{expression!r} was not compiled before its use"
+        return compiled.cost
+
     def derive(self, device: IndexedDevice, expression: str) -> Values | SelectorFailure | None:
         """The values of a derived attribute whose expression compiles; None: an empty list."""
         if device.derived is None:
@@ -175,13 +181,17 @@ class Matching:
 
     # --- selectors
 
+    def is_current(self, chain: Chain, matched: _Matched) -> bool:
+        """What is kept for the chain was not forgotten in the meantime."""
+        return self._matched.get(chain) is matched
+
     def cost(self, chain: Chain) -> int:
         """What one evaluation of the chain's last selector costs at worst, in Kubernetes' units."""
-        return self._of(chain).selector.cost
+        return self.of(chain).selector.cost
 
     def combinations(self, pool: IndexedPool, chain: Chain) -> frozenset[int]:
         """What the last selector of the chain has to be asked about in a pool; it is not asked here."""
-        matched = self._of(chain)
+        matched = self.of(chain)
         known = matched.combinations_by_pool.get(pool)
         if known is not None and known.layout is pool.layout:
             return known.numbers
@@ -197,22 +207,23 @@ class Matching:
 
     def match(self, pool: IndexedPool, chain: Chain) -> Matches:
         """Ask a chain, whose expressions compile, about the devices of a pool."""
-        return self._match(pool, self._of(chain)) if chain else Matches(pool.layout, pool.layout.everything, 0)
+        return self._match(pool, self.of(chain)) if chain else Matches(pool.layout, pool.layout.everything, 0)
 
     def failures(self, block: SliceBlock, chain: Chain) -> Mapping[int, FailedSelector]:
         """On which devices of the block, by index, a selector of the chain failed."""
         if not chain:
             return {}
-        matched = self._of(chain)
+        matched = self.of(chain)
         self._match(block.pool, matched)
         return matched.failures.get(block, {})
 
-    def _of(self, chain: Chain) -> _Matched:
+    def of(self, chain: Chain) -> _Matched:
+        """What is kept for a chain that is not empty."""
         found = self._matched.pop(chain, None)
         if found is None:
             selector = self.compile(chain[-1])
             assert not isinstance(selector, SelectorCompileError), f"selector {chain[-1]!r} was not compiled before"
-            found = _Matched(chain, selector, self._of(chain[:-1]) if len(chain) > 1 else None)
+            found = _Matched(chain, selector, self.of(chain[:-1]) if len(chain) > 1 else None)
         self._matched[chain] = found
         return found
 
@@ -309,9 +320,15 @@ class Questions:
     def __init__(self, chain: Chain, matching: Matching) -> None:
         self._chain = chain
         self._matching = matching
+        self._matched = matching.of(chain)  # whose numbers these are
         self._by_pool: dict[IndexedPool, frozenset[int]] = {}
         self._pools_by_number: Counter[int] = Counter()
         self.read = -1  # up to where the log of changed layouts was read
+
+    @property
+    def is_valid(self) -> bool:
+        """The combinations still have the same numbers."""
+        return self._matching.is_current(self._chain, self._matched)
 
     @property
     def count(self) -> int:

@@ -1,4 +1,4 @@
-"""Room for a request in devices that are not taken as a whole: capacity and counters, for all devices of a pool at once.
+"""Room for a request in devices that are not taken as a whole: capacity and counters, for a whole pool at once.
 
 What is asked here is asked of `capacity` and `supplies` device by device; masks keep the answers. Source: KEP-4815
 (counters), KEP-5075 (shares).

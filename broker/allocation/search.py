@@ -12,13 +12,14 @@ the same devices taken as before, by whichever requests, and the same left of co
 """
 
 from collections.abc import Hashable, Iterator
+from itertools import count
 from typing import NamedTuple
 
 from broker.allocation.budget import Budget
 from broker.allocation.constraints import Constraint
 from broker.allocation.index import FailedSelector, IndexedDevice
 from broker.allocation.kinds import Kinds
-from broker.allocation.narrow import Problem
+from broker.allocation.problem import Problem
 from broker.allocation.requests import Alternative
 from broker.allocation.taken import Taken
 from schemas.resource.limits import ALLOCATION_RESULTS_MAX
@@ -122,13 +123,13 @@ class Search:
             candidates = self._candidates[alternative]
             results = self._results_by_claim[alternative.claim_index] + candidates.count
             fits_result = results + self._least_after[point.request] <= ALLOCATION_RESULTS_MAX
-            if fits_result and len(candidates.devices) >= candidates.count:
+            if fits_result and candidates.suffice:
                 yield _Point(point.request, alternative)
 
     def _choose_all(self, point: _Point, alternative: Alternative) -> Iterator[_Point]:
         candidates = self._candidates[alternative]
-        if candidates.failures:
-            device = next(iter(candidates.failures))
+        device = next(iter(candidates.failures), None)
+        if device is not None:
             raise SelectorFailedError(alternative, device, candidates.failures[device])
         taken = 0
         for device in candidates.devices:
@@ -148,7 +149,11 @@ class Search:
         start = point.start
         if point.taken == 0 and self._repeats[point.request]:
             start = self._first_positions[point.request - 1]
-        for position in range(start, len(devices) - missing + 1):
+        # Devices on which a selector failed are gone to even where too few are left behind them.
+        behind = 1 if failures else missing
+        for position in count(start):
+            if not devices.has(position + behind):
+                return
             device = devices[position]
             if failures and device in failures:
                 raise SelectorFailedError(alternative, device, failures[device])
@@ -204,11 +209,8 @@ class Search:
         mine, theirs = own[0], before[0]
         if (mine.asks, mine.count, mine.derived) != (theirs.asks, theirs.count, theirs.derived):
             return False
-        self._budget.spend(1 + len(self._candidates[mine].devices) // 4)
-        return (
-            self._constraints[mine] == self._constraints[theirs]
-            and self._candidates[mine].devices == self._candidates[theirs].devices
-        )
+        # Then they have the same candidates too, however those were narrowed.
+        return self._constraints[mine] == self._constraints[theirs]
 
     def _find_constraints_after(self) -> list[list[Constraint]]:
         """For each request the constraints that it or a later one of its claim, or of later claims, is bound by."""

@@ -44,9 +44,7 @@ class Terms(NamedTuple):
         if standing.unsupported is not None and Cause.UNSUPPORTED not in self.ignored:
             return False
         return (
-            not standing.taints
-            or Cause.TAINT in self.ignored
-            or untolerated(standing.taints, self.tolerations) is None
+            not standing.taints or Cause.TAINT in self.ignored or untolerated(standing.taints, self.tolerations) is None
         )
 
 
@@ -259,9 +257,7 @@ class Supply:
     failing: of the pools where a selector failed on some devices, held or not, those devices.
     """
 
-    def __init__(
-        self, terms: Terms, fleet: HasPools, matching: Matching, room: Room, changes: Changes[Change]
-    ) -> None:
+    def __init__(self, terms: Terms, fleet: HasPools, matching: Matching, room: Room, changes: Changes[Change]) -> None:
         self.terms = terms
         self.fleet = fleet
         self.parts: dict[Place, Part] = {}

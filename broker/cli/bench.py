@@ -16,16 +16,25 @@ from broker.allocation.cel.engine import default_engine
 from broker.allocation.index import DeviceIndex
 from broker.allocation.nodes import NodeView
 from broker.allocation.reasons import NoFit
+from broker.allocation.result import with_share_ids
 from broker.allocation.snapshot import Snapshot
 from broker.cli.bench_scenarios import SCENARIOS, default_claims, driver_class
 from broker.cli.errors import CommandError
 from broker.cli.output import console, print_json
+from broker.machine.deciding import STEP_BUDGET
 from broker.world.federation import Federation
 from broker.world.keys import ClusterId, DeviceKey, PoolKey, cluster_scope
+from broker.world.usage import use_of
 from broker.world.world import World
-from schemas.resource import AllocationResult, DeviceAttribute, ResourceClaim, ResourceSlice
+from schemas.resource import (
+    AllocationResult,
+    DeviceAttribute,
+    DeviceRequestAllocationResult,
+    ResourceClaim,
+    ResourceSlice,
+)
+from schemas.wire.ledger import DeviceHold
 
-STEP_BUDGET = 1_000_000
 _CLUSTER = ClusterId("bench")
 _UPDATES = 9  # slices that are published once more, to measure the median
 
@@ -146,6 +155,8 @@ class _Bench:
         self._index = DeviceIndex(default_engine())
         self._classes = {each.metadata.name: each for each in (driver_class(),)}
         self._nodes = [NodeView("node-0")]
+        self._allocated = 0
+        self._held: dict[DeviceKey, list[tuple[str, DeviceHold]]] = {}
 
     def build(self, slices: list[ResourceSlice]) -> None:
         """Take in the slices and index them."""
@@ -165,7 +176,8 @@ class _Bench:
         found = allocate([claim], self._snapshot(), self._index, step_budget=STEP_BUDGET)
         if isinstance(found, NoFit):
             return False
-        self._hold(claim, found[0])
+        self._hold(claim, with_share_ids(found[0], claim.metadata.uid, self._allocated))
+        self._allocated += 1
         return True
 
     def _snapshot(self) -> Snapshot:
@@ -175,7 +187,22 @@ class _Bench:
     def _hold(self, claim: ResourceClaim, allocation: AllocationResult) -> None:
         scope = cluster_scope(_CLUSTER)
         for each in allocation.devices.results:
-            self._world.in_use[DeviceKey(PoolKey(scope, each.driver, each.pool), each.device)] = claim.metadata.name
+            key = DeviceKey(PoolKey(scope, each.driver, each.pool), each.device)
+            self._held.setdefault(key, []).append((claim.metadata.name, _hold_of(each)))
+            use = use_of(self._held[key])
+            assert use is not None
+            self._world.in_use[key] = use
+
+
+def _hold_of(result: DeviceRequestAllocationResult) -> DeviceHold:
+    return DeviceHold(
+        request=result.request,
+        driver=result.driver,
+        pool=result.pool,
+        device=result.device,
+        share_id=result.share_id or "",
+        consumed_capacity=result.consumed_capacity,
+    )
 
 
 def _republished(slice_: ResourceSlice) -> ResourceSlice:

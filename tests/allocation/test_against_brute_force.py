@@ -118,7 +118,9 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
     keys = [each.key for each in fleet(snapshot)]
     held = draw(st.lists(st.sampled_from(keys), max_size=2, unique=True)) if keys else []
     avoided = draw(st.lists(st.sampled_from(keys), max_size=1)) if keys else []
-    return msgspec.structs.replace(snapshot, in_use=InUse(dict.fromkeys(held, Use(("west/a/b",)))), avoid=frozenset(avoided))
+    return msgspec.structs.replace(
+        snapshot, in_use=InUse(dict.fromkeys(held, Use(("west/a/b",)))), avoid=frozenset(avoided)
+    )
 
 
 @st.composite

@@ -10,11 +10,11 @@ from broker.allocation.allocate import allocate
 from broker.allocation.cel.engine import default_engine
 from broker.allocation.index import DeviceIndex
 from broker.allocation.snapshot import Snapshot
-from broker.world.changes import LoggedMapping
 from broker.world.federation import Fabric, Federation, PoolPattern
 from broker.world.inventory import Inventory
 from broker.world.keys import ClusterId, DeviceKey, cluster_scope, fabric_scope
 from broker.world.pools import Pool
+from broker.world.usage import InUse, Use
 from schemas.resource import (
     DeviceTaintRule,
     DeviceTaintRuleSpec,
@@ -36,7 +36,7 @@ class History:
     def __init__(self) -> None:
         fabric = Fabric("f", HUB, [EAST, WEST], [PoolPattern(pool="shared"), PoolPattern(pool="more")])
         self.inventory = Inventory(Federation(fabrics=[fabric], clusters=[EAST, WEST, HUB]))
-        self.in_use: LoggedMapping[DeviceKey, str] = LoggedMapping()
+        self.in_use = InUse()
         self.warm = DeviceIndex(ENGINE)
 
     def pools(self, cluster: ClusterId) -> Sequence[Pool]:
@@ -62,7 +62,7 @@ class History:
                     self.inventory.remove(draw(st.sampled_from(sorted(self.inventory.slices))))
             case "take":
                 if known := self.devices():
-                    self.in_use[draw(st.sampled_from(known))] = draw(st.sampled_from(["a", "b"]))
+                    self.in_use[draw(st.sampled_from(known))] = Use((draw(st.sampled_from(["a", "b"])),))
             case "give back":
                 if self.in_use:
                     del self.in_use[draw(st.sampled_from(sorted(self.in_use)))]
@@ -84,7 +84,7 @@ class History:
             pools=list(pools) if draw(rarely(True, False)) else pools,
             classes=CLASSES,
             nodes=draw(st.sampled_from([NODES, NODES[:1], None])),
-            in_use=dict(self.in_use) if draw(rarely(True, False)) else self.in_use,
+            in_use=InUse(self.in_use) if draw(rarely(True, False)) else self.in_use,
             avoid=frozenset(draw(st.lists(st.sampled_from(known), max_size=1)) if known else ()),
         )
         assert allocate(wanted, snapshot, self.warm) == allocate(wanted, snapshot, DeviceIndex(ENGINE))

@@ -105,7 +105,7 @@ def _attribute_place(node: Node) -> Place | None:
     """Of `device.attributes["domain"].name`, in any spelling but optional ones."""
     names: list[str] = []
     while (selected := selection(node)) is not None:
-        if isinstance(node, Call) and node.function != "_[_]" or isinstance(node, Select) and node.test_only:
+        if (isinstance(node, Call) and node.function != "_[_]") or (isinstance(node, Select) and node.test_only):
             return None
         node, name = selected
         names.insert(0, name)
