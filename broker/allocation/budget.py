@@ -10,8 +10,8 @@ with all that it means for constraints, counters and capacities.
 
 from collections.abc import Hashable
 
-# A fifth of what it takes, which is some 11 us: else a selector as long as the API allows, 10 KiB, would be too long for
-# any claim. Each is compiled only once, so what a claim with new ones can cost beyond its budget, it costs once.
+# A fifth of what it takes, which is some 11 us: else a selector as long as the API allows, 10 KiB, would be too long
+# for any claim. Each is compiled only once, so what a claim with new ones can cost beyond its budget, it costs once.
 _COMPILE_STEPS_PER_BYTE = 2
 _EVALUATION_STEPS = 3
 _BYTES_PER_STEP = 25

@@ -25,10 +25,14 @@ def admits(together: Groups, groups: frozenset[str]) -> bool:
 
 
 def joined(together: Groups, groups: frozenset[str]) -> frozenset[str]:
-    """The groups in common once the device draws too."""
-    if together is None:
+    """The groups in common once the device draws too.
+
+    Holders that do not go together, as when a driver changed their groups, let nobody in; upstream goes by the order of
+    their slices then.
+    """
+    if together is None or together == groups:
         return groups
-    return (together & groups or _NOBODY) if together and groups else together
+    return together & groups or _NOBODY
 
 
 class PoolCounters:
