@@ -252,7 +252,8 @@ class Layout:
 class IndexedPool:
     """A pool with its devices in their layout.
 
-    used, whole: the devices that somebody has, and those of which somebody has all.
+    used, whole, parted: the devices that somebody has, those of which somebody has all, and those of which somebody has
+        a share.
     standings: each that occurs, with the mask of its devices.
     shared, drawing, limited: as for a SliceBlock.
     reaches: those of its slices that are not on all nodes, each once, in order.
@@ -268,6 +269,7 @@ class IndexedPool:
         "key",
         "layout",
         "limited",
+        "parted",
         "pool",
         "reaches",
         "shared",
@@ -282,7 +284,8 @@ class IndexedPool:
         self.pool = _nothing_of(key)
         self.fleets = 0
         self.layout = Layout(())
-        self.used = self.whole = self.shared = self.drawing = self.limited = 0
+        self.used = self.whole = self.parted = 0
+        self.shared = self.drawing = self.limited = 0
         self.standings: tuple[tuple[Standing, int], ...] = ()
         self.reaches: tuple[Reach, ...] = ()
         self.waiting: tuple[SliceBlock, ...] = ()
@@ -337,13 +340,14 @@ class IndexedPool:
         if position is None:
             return 0
         mask = 1 << position
-        self.used = self.used & ~mask if use is None else self.used | mask
-        self.whole = self.whole | mask if use is not None and use.is_whole else self.whole & ~mask
+        self.used = _with(self.used, mask, use is not None)
+        self.whole = _with(self.whole, mask, use is not None and use.is_whole)
+        self.parted = _with(self.parted, mask, use is not None and use.is_shared)
         return mask
 
     def use_all(self, uses: Mapping[str, Use]) -> None:
         """These are all devices that somebody has."""
-        self.used = self.whole = 0
+        self.used = self.whole = self.parted = 0
         for name, use in uses.items():
             self.use(name, use)
 
@@ -400,6 +404,10 @@ class IndexedPool:
             for draw in self.supply.draws.get(device.name, ()):
                 found |= self.members(draw.counter_set)
         return found
+
+
+def _with(mask: int, devices: int, is_so: bool) -> int:
+    return mask | devices if is_so else mask & ~devices
 
 
 def _nothing_of(key: PoolKey) -> Pool:

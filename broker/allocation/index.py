@@ -315,8 +315,8 @@ class DeviceIndex:
         self.in_use, self._in_use_read = in_use, in_use.changes.end
         if changed is None:
             for pool in self._pools.values():
-                uses, before = in_use.of_pool(pool.key), (pool.used, pool.whole)
-                pool.use_all(uses)
+                before = (pool.used, pool.whole)
+                pool.use_all(in_use.of_pool(pool.key))
                 if (pool.used, pool.whole) != before or pool.used & pool.shared or pool.drawing:
                     self.changes.note(Change(pool, None))
             return

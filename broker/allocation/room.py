@@ -85,7 +85,7 @@ def never(pool: IndexedPool) -> int:
 def undrawable(pool: IndexedPool, among: int, in_use: InUse) -> int:
     """Those of the devices for which others have left too little in the counters, or do not go together with them."""
     # Further shares of a device draw nothing.
-    must_draw = among & pool.drawing & ~(pool.shared & pool.used & ~pool.whole)
+    must_draw = among & pool.drawing & ~(pool.shared & pool.parted)
     if not must_draw:
         return 0
     counters = pool.supply.counters(in_use)

@@ -2,32 +2,35 @@
 
 from collections.abc import Sequence
 
-import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from broker.allocation.allocate import allocate
-from broker.allocation.cel.engine import default_engine
 from broker.allocation.index import DeviceIndex
 from broker.allocation.snapshot import Snapshot
 from broker.world.federation import Fabric, Federation, PoolPattern
 from broker.world.inventory import Inventory
 from broker.world.keys import ClusterId, DeviceKey, cluster_scope, fabric_scope
 from broker.world.pools import Pool
-from broker.world.usage import InUse, Use
+from broker.world.usage import InUse
 from schemas.resource import (
+    Counter,
+    CounterSet,
     DeviceTaintRule,
     DeviceTaintRuleSpec,
     DeviceTaintSelector,
     ObjectMeta,
+    ResourceSlice,
 )
-from tests.allocation.test_against_brute_force import CLASSES, NODES, claims, rarely, slices
-from tests.builders import a_taint
+from tests.allocation.problems import CLASSES, COUNTERS, ENGINE, NODES, claims, rarely, slices, uses
+from tests.allocation.validator import Placed
+from tests.builders import a_claim, a_request, a_slice, a_taint
 
-ENGINE = default_engine()
 EAST, WEST, HUB = ClusterId("east"), ClusterId("west"), ClusterId("hub")
 SCOPES = {cluster: [cluster_scope(cluster), fabric_scope("f")] for cluster in (EAST, WEST)}
 SOURCES = {"shared": HUB, "more": HUB, "local": EAST}  # the pools, and who publishes them
+COUNTER_SETS = {"shared": ["gpu-0"], "more": [], "local": ["gpu-0", "gpu-1"]}  # that each has, if they are published
 
 
 class History:
@@ -42,27 +45,22 @@ class History:
     def pools(self, cluster: ClusterId) -> Sequence[Pool]:
         return self.inventory.pools_of_scopes(SCOPES[cluster])
 
-    def devices(self) -> list[DeviceKey]:
-        every = [DeviceKey(pool.key, device.name) for pool in self.inventory.all_pools() for _, device in pool]
-        return sorted({*every, *self.in_use})
+    def devices(self) -> dict[DeviceKey, Placed]:
+        placed = [Placed(pool, *each) for pool in self.inventory.all_pools() for each in pool]
+        return {each.key: each for each in placed}
 
     def change(self, draw: st.DrawFn) -> None:
         """Something happens."""
-        match draw(st.sampled_from(["slice", "slice", "slice", "gone", "take", "take", "give back", "rule"])):
+        match draw(st.sampled_from(["slice"] * 4 + ["gone"] + ["take"] * 3 + ["give back", "rule"])):
             case "slice":
-                name = draw(st.sampled_from(sorted(SOURCES)))
-                number = draw(st.integers(0, 1))
-                found = draw(slices(name, number, draw(rarely(3, 2)), SOURCES[name] == HUB))
-                generation = draw(rarely(2, 1))
-                pool = msgspec.structs.replace(found.spec.pool, generation=generation)
-                found = msgspec.structs.replace(found, spec=msgspec.structs.replace(found.spec, pool=pool))
-                self.inventory.put((SOURCES[name], found.metadata.name), found)
+                self._publish(draw)
             case "gone":
                 if self.inventory.slices:
                     self.inventory.remove(draw(st.sampled_from(sorted(self.inventory.slices))))
             case "take":
                 if known := self.devices():
-                    self.in_use[draw(st.sampled_from(known))] = Use((draw(st.sampled_from(["a", "b"])),))
+                    key = draw(st.sampled_from(sorted(known)))
+                    self.in_use[key] = draw(uses(known[key]))
             case "give back":
                 if self.in_use:
                     del self.in_use[draw(st.sampled_from(sorted(self.in_use)))]
@@ -74,32 +72,58 @@ class History:
                 )
                 self.inventory.put_rule((HUB, "rule"), draw(st.sampled_from([rule, None])))
 
+    def _publish(self, draw: st.DrawFn) -> None:
+        name = draw(st.sampled_from(sorted(SOURCES)))
+        counter_sets = COUNTER_SETS[name]
+        count = draw(rarely(3, 2)) + bool(counter_sets)
+        number = draw(st.integers(0, 1 + bool(counter_sets)))
+        published: ResourceSlice
+        if number == 2:
+            left = st.sampled_from(["1", "3", "4"])
+            sets = [
+                CounterSet(name=each, counters={one: Counter(value=draw(left)) for one in COUNTERS[each]})
+                for each in counter_sets
+            ]
+            published = a_slice([], name=f"{name}-2", pool=name, slice_count=count, shared_counters=sets)
+        else:
+            published = draw(slices(name, number, count, SOURCES[name] == HUB, counter_sets))
+        pool = replace(published.spec.pool, generation=draw(rarely(2, 1)))
+        published = replace(published, spec=replace(published.spec, pool=pool))
+        self.inventory.put((SOURCES[name], published.metadata.name), published)
+
     def ask(self, draw: st.DrawFn) -> None:
         """Both indexes are asked the same."""
         wanted = [draw(claims(name)) for name in draw(st.sampled_from([["one"], ["one"], ["one", "two"]]))]
         cluster = draw(st.sampled_from([EAST, EAST, WEST]))
-        known = self.devices()
         pools = self.pools(cluster)
+        known = sorted(self.devices())
         snapshot = Snapshot(
             pools=list(pools) if draw(rarely(True, False)) else pools,
             classes=CLASSES,
             nodes=draw(st.sampled_from([NODES, NODES[:1], None])),
             in_use=InUse(self.in_use) if draw(rarely(True, False)) else self.in_use,
             avoid=frozenset(draw(st.lists(st.sampled_from(known), max_size=1)) if known else ()),
+            allows_admin_access=True,
         )
         assert allocate(wanted, snapshot, self.warm) == allocate(wanted, snapshot, DeviceIndex(ENGINE))
 
 
-@settings(max_examples=150, deadline=None)
-@given(data=st.data())
-def test_a_warm_index_answers_as_a_cold_one(data: st.DataObject) -> None:
+@st.composite
+def histories(draw: st.DrawFn) -> History:
+    """Changes and questions in turn; each question is asserted as it is asked."""
     history = History()
+    for _ in range(draw(st.integers(1, 8))):
+        for _ in range(draw(st.integers(0, 5))):
+            history.change(draw)
+        history.ask(draw)
+    return history
 
-    @st.composite
-    def live(draw: st.DrawFn) -> None:
-        for _ in range(draw(st.integers(1, 8))):
-            for _ in range(draw(st.integers(0, 4))):
-                history.change(draw)
-            history.ask(draw)
 
-    data.draw(live())
+@settings(max_examples=150, deadline=None)
+@given(history=histories())
+def test_a_warm_index_answers_as_a_cold_one(history: History) -> None:
+    history.in_use.clear()
+    snapshot = Snapshot(history.pools(EAST), CLASSES, NODES, in_use=history.in_use)
+    for count in (1, 3):
+        wanted = [a_claim(a_request(of="any", count=count))]
+        assert allocate(wanted, snapshot, history.warm) == allocate(wanted, snapshot, DeviceIndex(ENGINE))
