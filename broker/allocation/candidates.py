@@ -35,7 +35,8 @@ from broker.allocation.taints import untolerated
 from broker.world.usage import InUse
 
 _NOBODY = InUse()  # holds nothing
-IsGood = Callable[[Cell], bool]
+_STEPS_FOR_DEVICE = 2
+Filters = Sequence[tuple[Attributes, Callable[[Cell], bool]]]  # what is wanted in the columns of attributes
 
 
 class View:
@@ -103,7 +104,7 @@ class View:
             devices = [each for each in offer.devices() if not self.fails_to_derive(each, expressions, budget)]
             count = len(devices)
         is_spoiled = self._spoils_all or not count or count < offer.matched
-        return Candidates(offer, count + is_spoiled, alternative.takes_all, devices)
+        return Candidates(offer, count + is_spoiled, alternative.takes_all, budget, devices)
 
     def fails_to_derive(self, device: IndexedDevice, expressions: Sequence[str], budget: Budget) -> bool:
         """A derived attribute cannot be computed for the device.
@@ -209,6 +210,11 @@ class Offer:
                 mask |= live.mask
         return mask
 
+    def is_within(self, other: "Offer") -> bool:
+        """The other offer has all of these devices, as far as what both ask for tells."""
+        own, wider = self._supply.terms, other._supply.terms
+        return own._replace(chain=own.chain[: len(wider.chain)]) == wider
+
     def includes(self, device: IndexedDevice) -> bool:
         """The device is one of them."""
         block = device.block
@@ -249,48 +255,54 @@ class Offer:
         return found
 
     def devices(
-        self, attributes: Attributes = (), is_good: IsGood | None = None, limit: int | None = None
+        self, filters: Filters = (), alike: Attributes = (), limit: int | None = None
     ) -> Iterator[IndexedDevice]:
         """In the order in which to try them.
 
-        is_good: whether devices with such a cell in the attributes' column are wanted.
-        limit: how many are wanted of those with equal cells; but all on which a selector failed, and all that are
-            shared or draw from counters, which equal cells do not make alike.
+        limit: how many are wanted of those that are alike: which agree in these attributes. But all on which a selector
+            failed, and all that are shared or draw from counters.
         """
         positions = 0
         for part in self._parts:
             positions |= part.positions(self._view.fleet)
         seen: Counter[Cell] = Counter()
-        is_limited = limit is not None
-        most = limit or 0
-        is_one_kind = is_limited and not attributes and not self._supply.failing
+        device, failing = self._matching.device, self._supply.failing
         for pool in self._view.in_order(positions):
-            unlike = pool.shared | pool.drawing | self._supply.failing.get(pool, 0)
-            if is_one_kind and not unlike and seen[None] >= most:
+            unlike = pool.shared | pool.drawing | failing.get(pool, 0)
+            if limit is not None and not alike and not unlike and seen[None] >= limit:
                 continue
-            for block, of_block in pool.layout.split(self.mask(pool)):
-                column = column_for(block, attributes) if attributes else _ONE_FOR_ALL
-                left = of_block
-                if is_good is not None:
-                    good = [code for code, cell in enumerate(column.cells) if is_good(cell)]
-                    if len(good) < len(column.cells):
-                        left &= column.mask_of(good)
-                unlike_here = unlike >> block.offset
-                if is_limited:
-                    left = _below_limit(column, left, most, seen) | left & unlike_here
-                while left:
-                    low = left & -left
-                    left ^= low
-                    index = low.bit_length() - 1
-                    if is_limited and not low & unlike_here:
-                        cell = column.cells[column.codes[index]] if attributes else None
-                        if seen[cell] >= most:
-                            continue
-                        seen[cell] += 1
-                    yield self._matching.device(block, index)
+            for block, left in pool.layout.split(self.mask(pool)):
+                for attributes, is_good in filters:
+                    left &= _good(column_for(block, attributes), is_good) if left else 0
+                if limit is None:
+                    yield from (device(block, index) for index in bits(left))
+                elif left:
+                    kinds = column_for(block, alike) if alike else _ONE_KIND
+                    for index in _limited(kinds, left, unlike >> block.offset, limit, seen):
+                        yield device(block, index)
 
 
-_ONE_FOR_ALL = Column((None,), bytes(DEVICES_MAX))
+_ONE_KIND = Column((None,), bytes(DEVICES_MAX))
+
+
+def _good(column: Column, is_good: Callable[[Cell], bool]) -> int:
+    good = [code for code, cell in enumerate(column.cells) if is_good(cell)]
+    return column.everything if len(good) == len(column.cells) else column.mask_of(good)
+
+
+def _limited(kinds: Column, mask: int, unlike: int, limit: int, seen: Counter[Cell]) -> Iterator[int]:
+    """The devices of the mask, in order; of each kind only until so many were seen, but all that are unlike others."""
+    left = _below_limit(kinds, mask, limit, seen) | mask & unlike
+    while left:
+        low = left & -left
+        left ^= low
+        index = low.bit_length() - 1
+        if not low & unlike:
+            cell = kinds.cells[kinds.codes[index]]
+            seen[cell] += 1
+            if seen[cell] >= limit:
+                left &= ~kinds.mask(kinds.codes[index]) | unlike
+        yield index
 
 
 def _below_limit(column: Column, mask: int, limit: int, seen: Mapping[Cell, int]) -> int:
@@ -338,11 +350,15 @@ class ValueCounts:
 
 
 class Lineup(Sequence[IndexedDevice]):
-    """Devices in the order in which to try them, looked up only as far as anybody looks."""
+    """Devices in the order in which to try them, looked up only as far as anybody looks.
 
-    def __init__(self, devices: Iterable[IndexedDevice]) -> None:
+    budget: charged for each that is looked up. Then any access can raise BudgetExceededError.
+    """
+
+    def __init__(self, devices: Iterable[IndexedDevice], budget: Budget) -> None:
         self._found: list[IndexedDevice] = []
         self._rest: Iterator[IndexedDevice] | None = iter(devices)
+        self._budget = budget
 
     def has(self, count: int) -> bool:
         """There are at least so many."""
@@ -354,6 +370,7 @@ class Lineup(Sequence[IndexedDevice]):
                     self._rest = None
                     break
                 found.append(device)
+                self._budget.spend(_STEPS_FOR_DEVICE)
         return len(found) >= count
 
     @overload
@@ -370,9 +387,8 @@ class Lineup(Sequence[IndexedDevice]):
         return self._found[index]
 
     def __len__(self) -> int:
-        if self._rest is not None:
-            self._found.extend(self._rest)
-            self._rest = None
+        while self._rest is not None:
+            self.has(len(self._found) + 1)
         return len(self._found)
 
 
@@ -385,16 +401,22 @@ class Candidates:
     count: how many are needed. More than there are devices if the alternative cannot be satisfied.
     """
 
-    __slots__ = ("_is_whole", "count", "devices", "failures", "offer", "takes_all")
+    __slots__ = ("_budget", "_is_whole", "count", "devices", "failures", "offer", "takes_all")
 
     def __init__(
-        self, offer: Offer, count: int, takes_all: bool, devices: Iterable[IndexedDevice] | None = None
+        self,
+        offer: Offer,
+        count: int,
+        takes_all: bool,
+        budget: Budget,
+        devices: Iterable[IndexedDevice] | None = None,
     ) -> None:
         self.offer = offer
         self.count = count
         self.takes_all = takes_all
         self._is_whole = devices is None
-        self.devices = Lineup(offer.devices() if devices is None else devices)
+        self._budget = budget
+        self.devices = Lineup(offer.devices() if devices is None else devices, budget)
         self.failures: Mapping[IndexedDevice, FailedSelector] = _Failures(self) if offer.may_fail else {}
 
     @property
@@ -409,13 +431,13 @@ class Candidates:
 
     def for_count(self, count: int) -> "Candidates":
         """The same devices for somebody who needs another number of them."""
-        found = Candidates(self.offer, count, self.takes_all)
+        found = Candidates(self.offer, count, self.takes_all, self._budget)
         found.devices, found._is_whole = self.devices, self._is_whole
         return found
 
     def only(self, devices: Iterable[IndexedDevice]) -> "Candidates":
         """Fewer of the devices."""
-        return Candidates(self.offer, self.count, self.takes_all, devices)
+        return Candidates(self.offer, self.count, self.takes_all, self._budget, devices)
 
     def includes(self, device: IndexedDevice) -> bool:
         """The alternative may use the device, even if it is not worth trying."""

@@ -10,8 +10,8 @@ from functools import lru_cache
 
 import msgspec
 
-from broker.allocation.cel.fields import FieldPath, project
-from broker.allocation.cel.values import DeviceValues, device_values
+from broker.allocation.cel.fields import FieldPath
+from broker.allocation.cel.values import DeviceValues, device_values, split_name
 from schemas.resource import Device, DeviceAttribute, DeviceCapacity
 
 DEVICES_MAX = 128  # in one part of a slice; a byte and a few hundred bits must do for all that is kept of it
@@ -39,6 +39,11 @@ class Column:
         self.cells = cells
         self.codes = codes
         self._masks: list[int] | None = None  # for each code its devices, once asked for
+
+    @property
+    def everything(self) -> int:
+        """All devices."""
+        return (1 << len(self.codes)) - 1
 
     def mask(self, code: int) -> int:
         """The devices with this cell."""
@@ -152,8 +157,56 @@ class SliceColumns:
                     return long or short or self._empty()
         found = self._wider.get(field)
         if found is None:
-            found = self._wider[field] = column_of([_projected(field, self._driver, each) for each in self._devices])
+            found = self._wider[field] = self._widest(field)
         return found
+
+    def reduced(self, device: Device, fields: Iterable[FieldPath]) -> Device:
+        """A device that is the same to a selector which reads only these places, and is made ready for it in less time.
+
+        device: one of the columns', and none that is unreadable.
+        """
+        attributes, capacity = {}, {}
+        for field in fields:
+            match field.parts:
+                case ("attributes" | "capacity" as kind, domain, name):
+                    for each in (f"{domain}/{name}", name) if domain == self._driver else (f"{domain}/{name}",):
+                        if kind == "attributes" and each in device.attributes:
+                            attributes[each] = device.attributes[each]
+                        elif kind == "capacity" and each in device.capacity:
+                            capacity[each] = device.capacity[each]
+                case ("driver",) | ("allowMultipleAllocations",):
+                    pass
+                case _:
+                    return device
+        return Device(
+            name=device.name,
+            attributes=attributes,
+            capacity=capacity,
+            allow_multiple_allocations=device.allow_multiple_allocations,
+        )
+
+    def _widest(self, field: FieldPath) -> Column:
+        """All that the devices have below a place. What is written in two ways counts as two things: finer is safe."""
+        kind, domain = (*field.parts, "", "")[:2]
+        if kind == "allowMultipleAllocations":
+            return column_of([bool(each.allow_multiple_allocations) for each in self._devices])
+        known: dict[tuple[str, str], Column] = {}
+        for group, columns in (("attributes", self._attributes), ("capacity", self._capacity)):
+            if kind in ("", group):
+                known |= {(group, name): column for name, column in columns.items()}
+        if domain:
+            known = {key: column for key, column in known.items() if split_name(key[1], self._driver)[0] == domain}
+        if not kind:
+            known["", "allowMultipleAllocations"] = self._widest(FieldPath(("allowMultipleAllocations",)))
+        if not known:
+            return self._empty()
+        joint = joint_column(list(known.values()))
+        cells = []
+        for cell in joint.cells:
+            assert isinstance(cell, tuple)
+            there = zip(known, cell, strict=True)
+            cells.append((self._driver, *((key, each) for key, each in there if each is not None)))
+        return Column(tuple(cells), joint.codes)
 
     @property
     def profiles(self) -> Column:
@@ -244,12 +297,6 @@ def _values_of_fields(cell: Cell) -> tuple[Value, ...]:
 def value_text(value: Value) -> str:
     """For people."""
     return value if isinstance(value, str) else str(value[1])
-
-
-def _projected(field: FieldPath, driver: str, device: Device) -> Cell:
-    values = device_values(driver, device, lambda value: value)
-    # Without values no selector is asked, see `unreadable`.
-    return project(frozenset([field]), values) if isinstance(values, DeviceValues) else None
 
 
 @lru_cache(maxsize=65536)

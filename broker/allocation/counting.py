@@ -5,20 +5,20 @@ that matters a solution takes no more than the requests ask for together.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice, product
+from itertools import islice
 from typing import Any
 
 from broker.allocation.budget import Budget
-from broker.allocation.candidates import Candidates, IsGood, Offer
+from broker.allocation.candidates import Candidates, Filters, Offer
 from broker.allocation.columns import Cell, values_of_cell
 from broker.allocation.constraints import Constraint, DistinctAttribute, MatchAttribute
 from broker.allocation.index import IndexedDevice
 from broker.allocation.problem import Problem
 from broker.allocation.requests import Alternative, Request
 from broker.allocation.suffice import constraints_with_scope
-from broker.allocation.supply import Attributes, ValueKey
+from broker.allocation.supply import Attributes, ValueKey, keys_of
 from schemas.resource.limits import ALLOCATION_RESULTS_MAX
 
 
@@ -46,7 +46,7 @@ def narrow_by_counts(problem: Problem, budget: Budget) -> Problem | None:
         if test.is_hopeless:
             candidates[alternative] = before.only(())
         else:
-            candidates[alternative] = before.only(before.offer.devices(test.attributes, test.is_good, limit))
+            candidates[alternative] = before.only(before.offer.devices(test.filters, test.attributes, limit))
     narrower = with_hope(replace(hopeful, candidates=candidates))
     return narrower if narrower is not None and _devices_suffice(narrower, limit) else None
 
@@ -132,7 +132,6 @@ class _Test:
         self.attributes: Attributes = tuple(
             dict.fromkeys([*self._matched, *(constraint.attribute for constraint, _ in mine)])
         )
-        self.is_good: IsGood | None = self._is_good if self.attributes else None
         self._own = own.offer.counts(self._matched) if self._matched else None
         self._needed = own.count
         # With each attribute to be matched, those that every solution chooses devices with the same value for.
@@ -149,17 +148,14 @@ class _Test:
         """No value will do."""
         return self._own is not None and self._own.most < self._needed
 
-    def _is_good(self, cell: Cell) -> bool:
-        if len(self.attributes) == 1:
-            values = values_of_cell(cell)
-            return bool(values) if self._own is None else any(map(self._suffices, values))
-        assert isinstance(cell, tuple)
-        by_attribute = [values_of_cell(each) for each in cell]
-        if not all(by_attribute):
-            return False
-        if len(self._matched) == 1:
-            return any(map(self._suffices, by_attribute[0]))
-        return self._own is None or any(map(self._suffices, product(*by_attribute[: len(self._matched)])))
+    @property
+    def filters(self) -> Filters:
+        """What devices must have to be worth trying."""
+        found: list[tuple[Attributes, Callable[[Cell], bool]]] = []
+        if self._matched:
+            found.append((self._matched, lambda cell: any(map(self._suffices, keys_of(cell, self._matched)))))
+        found += [((each,), lambda cell: bool(values_of_cell(cell))) for each in self.attributes[len(self._matched) :]]
+        return found
 
     def _suffices(self, key: ValueKey) -> bool:
         """Enough devices have the value (or the values, one of each attribute), for all that are to match."""
@@ -183,4 +179,10 @@ class _Test:
                 if each.offer.may_share
                 else needed_by_offer[each.offer] + each.count
             )
-        return all(offer.counts(attributes)[value] >= needed for offer, needed in needed_by_offer.items())
+        for offer, needed in needed_by_offer.items():
+            if not offer.may_share:
+                # Who may use fewer devices takes them away from those who may use more.
+                needed = sum(count for each, count in needed_by_offer.items() if each.is_within(offer))
+            if offer.counts(attributes)[value] < needed:
+                return False
+        return True

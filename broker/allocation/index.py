@@ -177,9 +177,10 @@ class Fleet:
             if changed is None:
                 changed = [*self.pools, *questions.pools]
             for pool in dict.fromkeys(changed):
-                questions.update(pool, pool in self.position)
+                questions.change(pool, pool in self.position)
             questions.read = changes.end
-        budget.spend_once(chain, questions.count * evaluation_steps(chain[-1], self.matching.cost(chain)))
+        steps = evaluation_steps(chain[-1], self.matching.cost(chain))
+        budget.spend_once(chain, questions.count(enough=budget.left // steps) * steps)
 
     def catch_up(self) -> None:
         """Bring all that is kept up to date at once, which otherwise happens when it is asked for."""

@@ -302,8 +302,9 @@ class Matching:
     def _verdict(self, block: SliceBlock, mask: int, number: int, matched: _Matched) -> Verdict:
         verdict = matched.verdicts.get(number)
         if verdict is None:
-            device = self.device(block, (mask & -mask).bit_length() - 1)
-            verdict = matched.verdicts[number] = matched.selector.evaluate(device.bound(self._engine))
+            device = block.columns.reduced(block.devices[(mask & -mask).bit_length() - 1], matched.fields)
+            bound = self._engine.bind(block.slice.spec.driver, device)
+            verdict = matched.verdicts[number] = matched.selector.evaluate(bound)
         return verdict
 
 
@@ -318,12 +319,13 @@ class Questions:
     """
 
     def __init__(self, chain: Chain, matching: Matching) -> None:
+        self.read = -1  # up to where the log of changed layouts was read
         self._chain = chain
         self._matching = matching
         self._matched = matching.of(chain)  # whose numbers these are
         self._by_pool: dict[IndexedPool, frozenset[int]] = {}
         self._pools_by_number: Counter[int] = Counter()
-        self.read = -1  # up to where the log of changed layouts was read
+        self._uncounted: dict[IndexedPool, None] = {}
 
     @property
     def is_valid(self) -> bool:
@@ -331,24 +333,27 @@ class Questions:
         return self._matching.is_current(self._chain, self._matched)
 
     @property
-    def count(self) -> int:
-        """How many they are."""
-        return len(self._pools_by_number)
-
-    def update(self, pool: IndexedPool, is_there: bool) -> None:
-        """The pool's slices are not what they were."""
-        before = self._by_pool.pop(pool, frozenset())
-        after = self._matching.combinations(pool, self._chain) if is_there else frozenset()
-        if after:
-            self._by_pool[pool] = after
-        for number in before - after:
-            self._pools_by_number[number] -= 1
-            if not self._pools_by_number[number]:
-                del self._pools_by_number[number]
-        for number in after - before:
-            self._pools_by_number[number] += 1
-
-    @property
     def pools(self) -> Collection[IndexedPool]:
         """Those that something has to be asked about in."""
         return self._by_pool.keys()
+
+    def change(self, pool: IndexedPool, is_there: bool) -> None:
+        """The pool's slices are not what they were."""
+        for number in self._by_pool.pop(pool, ()):
+            self._pools_by_number[number] -= 1
+            if not self._pools_by_number[number]:
+                del self._pools_by_number[number]
+        if is_there:
+            self._uncounted[pool] = None
+        else:
+            self._uncounted.pop(pool, None)
+
+    def count(self, enough: int) -> int:
+        """How many they are; it is not counted further than up to more than `enough`."""
+        while self._uncounted and len(self._pools_by_number) <= enough:
+            pool, _ = self._uncounted.popitem()
+            found = self._matching.combinations(pool, self._chain)
+            if found:
+                self._by_pool[pool] = found
+                self._pools_by_number.update(found)
+        return len(self._pools_by_number)

@@ -234,7 +234,7 @@ def _most_of(constraint: MatchAttribute | DistinctAttribute, offer: Offer) -> tu
     def best(cell: Cell) -> Value | None:
         return next((value for value in values_of_cell(cell) if counts[value] == most), None)
 
-    device = next(offer.devices(attributes, lambda cell: best(cell) is not None))
+    device = next(offer.devices([(attributes, lambda cell: best(cell) is not None)]))
     column = column_for(device.block, attributes)
     value = best(column.cells[column.codes[device.index]])
     assert value is not None
