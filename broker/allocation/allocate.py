@@ -1,20 +1,21 @@
 """The core's entrance: claims and a snapshot in, allocations or the reason why not out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
+from broker.allocation.budget import Budget, BudgetExceededError
 from broker.allocation.candidates import View
 from broker.allocation.explain import Attempt, explain, explain_exceeded_budget, explain_failed_selector
-from broker.allocation.index import DeviceIndex, IndexedPool
-from broker.allocation.narrow import narrow, pose
-from broker.allocation.nodes import NodeGroup, NodeView, hypothetical_nodes, node_groups
-from broker.allocation.reasons import NoFit
+from broker.allocation.index import DeviceIndex
+from broker.allocation.narrow import narrow
+from broker.allocation.problem import pose
+from broker.allocation.reasons import NoFit, Reason
 from broker.allocation.requests import read_requests
 from broker.allocation.result import allocation_of
-from broker.allocation.search import Budget, BudgetExceededError, Search, SelectorFailedError
+from broker.allocation.search import Search, SelectorFailedError
 from broker.allocation.snapshot import Snapshot
 from schemas.resource import AllocationResult, ResourceClaim
 
-DEFAULT_STEP_BUDGET = 200_000  # about a fifth of a second
+DEFAULT_STEP_BUDGET = 50_000  # with the explanation at most about a tenth of a second
 
 
 def allocate_claim(
@@ -36,8 +37,9 @@ def allocate(
 
     claims: without an allocation; valid (`schemas.resource.validate`).
     device_index: the same one for every call, so that what selectors said is not asked again.
-    step_budget: for all nodes together. As much again may be spent to find out why nothing fits.
-    Returns: one allocation per claim, in their order, without timestamps. The snapshot is not changed.
+    step_budget: for all nodes together, see `budget`. As much again may be spent to find out why nothing fits.
+    Returns: one allocation per claim, in their order, without timestamps and shareIDs (see `result`). The snapshot is
+        not changed.
 
     Nodes are tried in their order, those that reach the same devices at once; the first that works is taken, even
     where a later one would need fewer devices that are local to it. The devices are those that kube-scheduler's
@@ -45,40 +47,28 @@ def allocate(
     pool is incomplete, or a constraint keeps one of All away, only that alternative is passed over; and selectors are
     not asked about devices that are held or tainted, so they cannot fail there.
     """
-    requests = read_requests(claims, snapshot, device_index)
+    budget = Budget(step_budget)
+    try:
+        requests = read_requests(claims, snapshot, device_index, budget)
+    except BudgetExceededError:
+        text = f"its selectors are too long to be compiled within {step_budget} steps; make them shorter, or fewer"
+        return NoFit(Reason.SEARCH_BUDGET_EXCEEDED, text)
     if isinstance(requests, NoFit):
         return requests
-    pools = [device_index.pool(pool) for pool in snapshot.pools]
-    views = [View(snapshot, pools, device_index, group) for group in _groups(snapshot, pools)]
-    budget = Budget(step_budget)
-    attempt = Attempt(claims, requests, snapshot, pools, device_index, views)
+    fleet = device_index.fleet(snapshot.pools, snapshot.in_use)
+    groups = fleet.groups(snapshot.nodes, snapshot.node)
+    attempt = Attempt(claims, requests, snapshot, fleet, groups, Budget(step_budget, budget))
     try:
-        for view in views:
-            candidates = {each: view.candidates(each) for request in requests for each in request.alternatives}
-            problem = narrow(pose(requests, candidates, claims))
+        for group in groups:
+            problem = narrow(pose(requests, View(snapshot, fleet, group), claims, budget), budget)
             chosen = Search(problem, budget).run() if problem is not None else None
             if chosen is not None:
                 return [
-                    allocation_of(
-                        claim, [each for each in chosen if each.alternative.claim_index == index], view.group.node
-                    )
+                    allocation_of(claim, [each for each in chosen if each.alternative.claim_index == index], group.node)
                     for index, claim in enumerate(claims)
                 ]
     except SelectorFailedError as error:
         return explain_failed_selector(attempt, error.alternative, error.device, error.failure)
     except BudgetExceededError:
-        return explain_exceeded_budget(attempt, budget)
-    return explain(attempt, Budget(step_budget))
-
-
-def _groups(snapshot: Snapshot, pools: Sequence[IndexedPool]) -> list[NodeGroup]:
-    reaches = list(dict.fromkeys(reach for pool in pools for reach in pool.reaches))
-    nodes: Iterator[NodeView] | Sequence[NodeView]
-    if snapshot.node is not None:
-        known = [each for each in snapshot.nodes or () if each.name == snapshot.node]
-        nodes = known or [NodeView(snapshot.node)]
-    elif snapshot.nodes is None:
-        nodes = hypothetical_nodes(reaches)
-    else:
-        nodes = snapshot.nodes or [NodeView("")]
-    return node_groups(nodes, reaches)
+        return explain_exceeded_budget(attempt, step_budget)
+    return explain(attempt)

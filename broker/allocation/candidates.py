@@ -1,126 +1,468 @@
 """Which devices a request may use, seen from one group of nodes.
 
-What a device may be ruled out by, and in which order, is decided here and nowhere else; see `reasons.Cause`.
+What a device may be ruled out by, and in which order, is decided here (and in `supply`, for those that are free) and
+nowhere else; see `reasons.Cause`.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import overload
 
-from broker.allocation.index import DeviceIndex, FailedSelector, IndexedDevice, IndexedPool, IndexedSlice
+from broker.allocation.budget import Budget
+from broker.allocation.cel.engine import SelectorFailure
+from broker.allocation.columns import DEVICES_MAX, Cell, Column, bits
+from broker.allocation.devices import IndexedDevice, IndexedPool, Place
+from broker.allocation.index import Fleet
+from broker.allocation.matching import FailedSelector
 from broker.allocation.nodes import NodeGroup
 from broker.allocation.reasons import Cause
 from broker.allocation.requests import Alternative, Asks
+from broker.allocation.room import never, undrawable
 from broker.allocation.snapshot import Snapshot
+from broker.allocation.supplies import Supplies
+from broker.allocation.supply import (
+    Attributes,
+    Supply,
+    Tally,
+    Terms,
+    ValueKey,
+    column_for,
+    keys_of,
+    pools_at,
+    problem_of,
+)
 from broker.allocation.taints import untolerated
-from broker.world.keys import DeviceKey
+from broker.world.usage import InUse
 
-
-@dataclass(frozen=True, slots=True)
-class Candidates:
-    """The devices that one alternative may use, in the order in which to try them.
-
-    failures: those of them on which a selector failed; the search must stop when it gets to one.
-    count: how many are needed. More than there are devices if the alternative cannot be satisfied.
-    """
-
-    devices: Sequence[IndexedDevice]
-    failures: Mapping[IndexedDevice, FailedSelector]
-    count: int
-
-
-_Gathered = tuple[list[IndexedDevice], dict[IndexedDevice, FailedSelector], bool]  # the last: All cannot be satisfied
+_NOBODY = InUse()  # holds nothing
+_STEPS_FOR_DEVICE = 2
+Filters = Sequence[tuple[Attributes, Callable[[Cell], bool]]]  # what is wanted in the columns of attributes
 
 
 class View:
     """The pools of a snapshot as one group of nodes sees them.
 
     ignored: causes to look away from, to find out whether they are what stands in the way.
+    supplies: what holders leave of counters and capacities.
     """
 
     def __init__(
-        self,
-        snapshot: Snapshot,
-        pools: Sequence[IndexedPool],
-        device_index: DeviceIndex,
-        group: NodeGroup,
-        ignored: frozenset[Cause] = frozenset(),
+        self, snapshot: Snapshot, fleet: Fleet, group: NodeGroup, ignored: frozenset[Cause] = frozenset()
     ) -> None:
         self.group = group
-        self._index = device_index
-        self._ignored = ignored
-        self._in_use: Collection[DeviceKey] = () if Cause.IN_USE in ignored else snapshot.in_use
-        self._avoid: Collection[DeviceKey] = () if Cause.AVOIDED in ignored else snapshot.avoid
-        self._gathered: dict[Asks, _Gathered] = {}  # requests that ask for the same share the answer
-        self._slices_by_pool = self._in_order(pools)
+        self.fleet = fleet
+        self.ignored = ignored
+        self.in_use = _NOBODY if Cause.IN_USE in ignored else snapshot.in_use  # with IN_USE, all of HELD is ignored
+        self.supplies = Supplies(self.in_use, fleet.pool_supply)
+        self.avoided: dict[IndexedPool, int] = {}  # masks of devices not to use
+        if snapshot.avoid and Cause.AVOIDED not in ignored:
+            self._avoid(snapshot)
+        # Pools with binding conditions come last: the pod would have to wait for them (KEP-5007). As upstream, slices
+        # that the nodes do not see have no say in that, nor has an incomplete pool.
+        self._last = sum(
+            1 << fleet.position[pool]
+            for pool in fleet.waiting
+            if pool.pool.is_usable and any(block.is_seen_by(group) for block in pool.waiting)
+        )
+        # Nobody knows how many "all" are before such a pool is whole again, whatever its devices look like.
+        self._spoils_all = any(problem_of(pool) not in ignored and pool.is_seen_by(group) for pool in fleet.troubled)
+        self._offers: dict[Terms, Offer] = {}  # requests that ask for the same share the answer
+        self._candidates: dict[Asks, Candidates] = {}
 
-    def _in_order(self, pools: Sequence[IndexedPool]) -> list[tuple[IndexedPool, list[IndexedSlice]]]:
-        """Pools with binding conditions come last: the pod would have to wait for them (KEP-5007).
+    def _avoid(self, snapshot: Snapshot) -> None:
+        for key in snapshot.avoid:
+            pool = self.fleet.pool(key.pool)
+            position = pool.position_of(key.device) if pool is not None else None
+            if pool is not None and position is not None:
+                self.avoided[pool] = self.avoided.get(pool, 0) | 1 << position
 
-        As upstream, slices that the nodes do not see have no say in that, nor has an incomplete pool.
+    def candidates(self, alternative: Alternative, budget: Budget) -> "Candidates":
+        """The devices for one alternative; All needs every matching device, so one that is ruled out spoils it.
+
+        budget: for selectors and derived attributes.
+        Raises: BudgetExceededError.
         """
-        first: list[tuple[IndexedPool, list[IndexedSlice]]] = []
-        last: list[tuple[IndexedPool, list[IndexedSlice]]] = []
-        for pool in pools:
-            seen = [each for each in pool.slices if each.is_seen_by(self.group)] if pool.reaches else list(pool.slices)
-            if seen:
-                waits = pool.pool.is_usable and any(each.has_binding_conditions for each in seen)
-                (last if waits else first).append((pool, seen))
-        return first + last
+        found = self._candidates.get(alternative.asks)
+        if found is None:
+            found = self._candidates[alternative.asks] = self._gather(alternative, budget)
+        return found if alternative.takes_all else found.for_count(alternative.count)
 
-    def candidates(self, alternative: Alternative) -> Candidates:
-        """The devices for one alternative; All needs every matching device, so one that is ruled out spoils it."""
-        gathered = self._gathered.get(alternative.asks)
-        if gathered is None:
-            gathered = self._gathered[alternative.asks] = self._gather(alternative)
-        devices, failures, is_spoiled = gathered
-        if alternative.takes_all:
-            return Candidates(devices, failures, len(devices) + is_spoiled)
-        return Candidates(devices, failures, alternative.count)
+    def _gather(self, alternative: Alternative, budget: Budget) -> "Candidates":
+        terms = Terms(
+            alternative.chain,
+            alternative.tolerations,
+            alternative.capacity,
+            alternative.admin_access,
+            self.ignored - {Cause.AVOIDED},  # who is avoided is a matter of the claim, not of the terms
+        )
+        offer = self._offers.get(terms)
+        if offer is None:
+            offer = self._offers[terms] = Offer(self, self.fleet.supply(terms, budget))
+        devices, count = None, offer.count
+        if alternative.derived:
+            expressions = tuple(dict.fromkeys(alternative.derived.values()))
+            devices = [each for each in offer.devices() if not self.fails_to_derive(each, expressions, budget)]
+            count = len(devices)
+        is_spoiled = self._spoils_all or not count or count < offer.matched
+        return Candidates(offer, count + is_spoiled, alternative.takes_all, budget, devices)
 
-    def _gather(self, alternative: Alternative) -> _Gathered:
-        devices: list[IndexedDevice] = []
-        failures: dict[IndexedDevice, FailedSelector] = {}
-        is_spoiled = False
-        for pool, slices in self._slices_by_pool:
-            if pool.pool.problem is not None and _problem_of(pool.pool.is_complete) not in self._ignored:
-                # Nobody knows how many "all" are before the pool is whole again, whatever its devices look like.
-                is_spoiled = True
+    def fails_to_derive(self, device: IndexedDevice, expressions: Sequence[str], budget: Budget) -> bool:
+        """A derived attribute cannot be computed for the device.
+
+        Raises: BudgetExceededError.
+        """
+        return any(isinstance(self.fleet.derive(device, each, budget), SelectorFailure) for each in expressions)
+
+    def in_order(self, positions: int) -> Iterator[IndexedPool]:
+        """The pools at these positions of the fleet, as they are to be tried."""
+        pools = self.fleet.pools
+        if not self._last:
+            return pools_at(positions, pools)
+        return (pool for part in (positions & ~self._last, positions & self._last) for pool in pools_at(part, pools))
+
+    def drawing_from(self, counter_set: str, pool: IndexedPool) -> Iterator[IndexedDevice]:
+        """The devices of the pool that draw from a counter set, in order."""
+        for block, mask in pool.layout.split(pool.members(counter_set)):
+            yield from (self.fleet.matching.device(block, index) for index in bits(mask))
+
+    def sees(self, place: Place) -> bool:
+        """The nodes can use a device there."""
+        return self.group.sees(place.reach) and (not place.binds or bool(self.group.node.name))
+
+    def charged(self, pool: IndexedPool, alternative: Alternative, budget: Budget) -> dict[Cause, int]:
+        """The devices of the pool on which no selector is false, by the first cause that rules them out.
+
+        For a view that ignores nothing.
+        Raises: BudgetExceededError.
+        """
+        matches = self.fleet.matching.match(pool, alternative.chain)
+        left = matches.possible
+        found: dict[Cause, int] = {}
+
+        def charge(cause: Cause, mask: int) -> None:
+            nonlocal left
+            if mask & left:
+                found[cause] = found.get(cause, 0) | mask & left
+                left &= ~mask
+
+        charge(Cause.SELECTOR_FAILED, matches.failing)
+        charge(Cause.CAPACITY, ~self.fleet.room.capable(pool, alternative.capacity))
+        if alternative.derived:
+            charge(Cause.DERIVED_ATTRIBUTE, self._underivable(pool, left, alternative, budget))
+        for standing, mask in pool.standings:
+            if standing.unsupported is not None:
+                charge(Cause.UNSUPPORTED, mask)
+        for standing, mask in pool.standings:
+            if not self.sees(standing.place):
+                charge(Cause.NODE, mask)
+        if pool.pool.problem is not None:
+            charge(problem_of(pool), left)
+        charge(Cause.COUNTERS, never(pool) if left & pool.drawing else 0)
+        for standing, mask in pool.standings:
+            if untolerated(standing.taints, alternative.tolerations):
+                charge(Cause.TAINT, mask)
+        charge(Cause.IN_USE, 0 if alternative.admin_access else pool.taken)
+        charge(Cause.CAPACITY_IN_USE, self.fleet.room.full(pool, alternative.capacity, left, self.in_use))
+        charge(Cause.COUNTERS_IN_USE, undrawable(pool, left, self.in_use))
+        charge(Cause.AVOIDED, self.avoided.get(pool, 0))
+        return found
+
+    def _underivable(self, pool: IndexedPool, mask: int, alternative: Alternative, budget: Budget) -> int:
+        expressions = tuple(dict.fromkeys(alternative.derived.values()))
+        found = 0
+        for block, of_block in pool.layout.split(mask):
+            for index in bits(of_block):
+                if self.fails_to_derive(self.fleet.matching.device(block, index), expressions, budget):
+                    found |= 1 << block.offset + index
+        return found
+
+
+class Offer:
+    """The free devices on which no selector is false, as a view sees them.
+
+    count: how many they are.
+    """
+
+    def __init__(self, view: View, supply: Supply) -> None:
+        self._view = view
+        self._supply = supply
+        self._matching = view.fleet.matching
+        self._parts = supply.parts_for(view.group)
+        self._avoided = {pool: mask for pool, avoided in view.avoided.items() if (mask := self._all(pool) & avoided)}
+        self.count = sum(part.count for part in self._parts) - sum(map(int.bit_count, self._avoided.values()))
+        self._counts: dict[Attributes, ValueCounts] = {}
+
+    @property
+    def matched(self) -> int:
+        """How many there would be if nobody held one and no taint kept anybody off."""
+        return self._supply.matched_for(self._view.group)
+
+    def mask(self, pool: IndexedPool) -> int:
+        """Those of one pool."""
+        mask = self._all(pool)
+        return mask & ~self._avoided.get(pool, 0) if self._avoided else mask
+
+    def _all(self, pool: IndexedPool) -> int:
+        mask = 0
+        for part in self._parts:
+            live = part.live.get(pool)
+            if live is not None:
+                mask |= live.mask
+        return mask
+
+    def is_within(self, other: "Offer") -> bool:
+        """The other offer has all of these devices, as far as what both ask for tells."""
+        own, wider = self._supply.terms, other._supply.terms
+        return own._replace(chain=own.chain[: len(wider.chain)]) == wider
+
+    def includes(self, device: IndexedDevice) -> bool:
+        """The device is one of them."""
+        block = device.block
+        return bool(self.mask(block.pool) >> (block.offset + device.index) & 1)
+
+    def failure(self, device: IndexedDevice) -> FailedSelector | None:
+        """The selector that failed on the device, if one did."""
+        if device.block.pool not in self._supply.failing:
+            return None
+        return self._matching.failures(device.block, self._supply.terms.chain).get(device.index)
+
+    @property
+    def may_fail(self) -> bool:
+        """A selector failed on some device, free or not, wherever it can be used."""
+        return bool(self._supply.failing)
+
+    @property
+    def may_share(self) -> bool:
+        """Shares can be had of some device of the fleet."""
+        return bool(self._view.fleet.sharing)
+
+    def failing(self, free_only: bool) -> Iterator[IndexedDevice]:
+        """Those on which a selector failed, in order; also of those that would be in the offer if they were free."""
+        for pool in self._view.in_order(sum(1 << self._view.fleet.position[pool] for pool in self._supply.failing)):
+            among = self.mask(pool)
+            if not free_only:
+                among = sum(mask for standing, mask in pool.standings if self._view.group.sees(standing.place.reach))
+            for block, mask in pool.layout.split(self._supply.failing[pool] & among):
+                yield from (self._matching.device(block, index) for index in bits(mask))
+
+    def counts(self, attributes: Attributes) -> "ValueCounts":
+        """How many there are of each value."""
+        found = self._counts.get(attributes)
+        if found is None:
+            found = self._counts[attributes] = ValueCounts(
+                attributes, [part.tally(attributes) for part in self._parts], self._avoided
+            )
+        return found
+
+    def devices(
+        self, filters: Filters = (), alike: Attributes = (), limit: int | None = None
+    ) -> Iterator[IndexedDevice]:
+        """In the order in which to try them.
+
+        limit: how many are wanted of those that are alike: which agree in these attributes. But all on which a selector
+            failed, and all that are shared or draw from counters.
+        """
+        positions = 0
+        for part in self._parts:
+            positions |= part.positions(self._view.fleet)
+        seen: Counter[Cell] = Counter()
+        device, failing = self._matching.device, self._supply.failing
+        for pool in self._view.in_order(positions):
+            unlike = pool.shared | pool.drawing | failing.get(pool, 0)
+            if limit is not None and not alike and not unlike and seen[None] >= limit:
                 continue
-            for slice_ in slices:
-                matches = self._index.match(slice_, alternative.chain)
-                for device in matches.possible:
-                    if self.cause(device, alternative) is None:
-                        devices.append(device)
-                    elif self.group.sees(device.reach):
-                        is_spoiled = True
-                if matches.failures:
-                    failures.update(matches.failures)
-        return devices, failures, is_spoiled or not devices
-
-    def cause(self, device: IndexedDevice, alternative: Alternative) -> Cause | None:
-        """What rules the device out, apart from selectors; the first that applies."""
-        cause = None if device.is_plain else self._standing_cause(device, alternative)
-        if cause is not None:
-            return cause
-        if device.key in self._in_use:
-            return Cause.IN_USE
-        if device.key in self._avoid:
-            return Cause.AVOIDED
-        return None
-
-    def _standing_cause(self, device: IndexedDevice, alternative: Alternative) -> Cause | None:
-        return next((cause for cause in self._standing_causes(device, alternative) if cause not in self._ignored), None)
-
-    def _standing_causes(self, device: IndexedDevice, alternative: Alternative) -> Iterator[Cause]:
-        if device.unsupported is not None:
-            yield Cause.UNSUPPORTED
-        if not self.group.sees(device.reach) or (device.device.binds_to_node and not self.group.node.name):
-            yield Cause.NODE
-        if device.pool_problem is not None:
-            yield _problem_of(device.pool_is_complete)
-        if device.taints and untolerated(device.taints, alternative.tolerations):
-            yield Cause.TAINT
+            for block, left in pool.layout.split(self.mask(pool)):
+                for attributes, is_good in filters:
+                    left &= _good(column_for(block, attributes), is_good) if left else 0
+                if limit is None:
+                    yield from (device(block, index) for index in bits(left))
+                elif left:
+                    kinds = column_for(block, alike) if alike else _ONE_KIND
+                    for index in _limited(kinds, left, unlike >> block.offset, limit, seen):
+                        yield device(block, index)
 
 
-def _problem_of(is_complete: bool) -> Cause:
-    return Cause.POOL_INVALID if is_complete else Cause.POOL_INCOMPLETE
+_ONE_KIND = Column((None,), bytes(DEVICES_MAX))
+
+
+def _good(column: Column, is_good: Callable[[Cell], bool]) -> int:
+    good = [code for code, cell in enumerate(column.cells) if is_good(cell)]
+    return column.everything if len(good) == len(column.cells) else column.mask_of(good)
+
+
+def _limited(kinds: Column, mask: int, unlike: int, limit: int, seen: Counter[Cell]) -> Iterator[int]:
+    """The devices of the mask, in order; of each kind only until so many were seen, but all that are unlike others."""
+    left = _below_limit(kinds, mask, limit, seen) | mask & unlike
+    while left:
+        low = left & -left
+        left ^= low
+        index = low.bit_length() - 1
+        if not low & unlike:
+            cell = kinds.cells[kinds.codes[index]]
+            seen[cell] += 1
+            if seen[cell] >= limit:
+                left &= ~kinds.mask(kinds.codes[index]) | unlike
+        yield index
+
+
+def _below_limit(column: Column, mask: int, limit: int, seen: Mapping[Cell, int]) -> int:
+    """The devices of the mask whose cells were not seen often enough yet."""
+    over = [code for code, cell in enumerate(column.cells) if seen.get(cell, 0) >= limit]
+    if not over:
+        return mask
+    return mask & ~column.mask_of(over) if len(over) < len(column.cells) else 0
+
+
+class ValueCounts:
+    """How many devices of an offer there are of each value of some attributes."""
+
+    def __init__(self, attributes: Attributes, tallies: Sequence[Tally], avoided: Mapping[IndexedPool, int]) -> None:
+        self._tallies = tallies
+        self._avoided: Counter[ValueKey] = Counter()
+        for pool, mask in avoided.items():
+            for block, of_block in pool.layout.split(mask):
+                column = column_for(block, attributes)
+                for index in bits(of_block):
+                    self._avoided.update(keys_of(column.cells[column.codes[index]], attributes))
+
+    def __getitem__(self, key: ValueKey) -> int:
+        return sum(each.counts.get(key, 0) for each in self._tallies) - self._avoided[key]
+
+    def __iter__(self) -> Iterator[ValueKey]:
+        """The values that some device has; in no particular order."""
+        if len(self._tallies) == 1 and not self._avoided:
+            return iter(self._tallies[0].counts)
+        return (key for key in {key for each in self._tallies for key in each.counts} if self[key])
+
+    @property
+    def number(self) -> int:
+        """How many values there are."""
+        if len(self._tallies) == 1 and not self._avoided:
+            return len(self._tallies[0].counts)
+        return sum(1 for _ in self)
+
+    @property
+    def most(self) -> int:
+        """The most devices that one value has."""
+        if len(self._tallies) == 1 and not self._avoided:
+            return self._tallies[0].most
+        return max((self[key] for key in self), default=0)
+
+
+class Lineup(Sequence[IndexedDevice]):
+    """Devices in the order in which to try them, looked up only as far as anybody looks.
+
+    budget: charged for each that is looked up. Then any access can raise BudgetExceededError.
+    """
+
+    def __init__(self, devices: Iterable[IndexedDevice], budget: Budget) -> None:
+        self._found: list[IndexedDevice] = []
+        self._rest: Iterator[IndexedDevice] | None = iter(devices)
+        self._budget = budget
+
+    def has(self, count: int) -> bool:
+        """There are at least so many."""
+        found = self._found
+        if self._rest is not None:
+            while len(found) < count:
+                device = next(self._rest, None)
+                if device is None:
+                    self._rest = None
+                    break
+                found.append(device)
+                self._budget.spend(_STEPS_FOR_DEVICE)
+        return len(found) >= count
+
+    @overload
+    def __getitem__(self, index: int) -> IndexedDevice: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[IndexedDevice]: ...
+
+    def __getitem__(self, index: int | slice) -> IndexedDevice | Sequence[IndexedDevice]:
+        if isinstance(index, slice) or index < 0:
+            len(self)
+        else:
+            self.has(index + 1)
+        return self._found[index]
+
+    def __len__(self) -> int:
+        while self._rest is not None:
+            self.has(len(self._found) + 1)
+        return len(self._found)
+
+
+class Candidates:
+    """The devices that one alternative may use, in the order in which to try them.
+
+    devices: of the offer, or those of it that are worth trying.
+    failures: those of them on which a selector failed, for All also of those that are not free; the search must stop
+        when it gets to one.
+    count: how many are needed. More than there are devices if the alternative cannot be satisfied.
+    """
+
+    __slots__ = ("_budget", "_is_whole", "count", "devices", "failures", "offer", "takes_all")
+
+    def __init__(
+        self,
+        offer: Offer,
+        count: int,
+        takes_all: bool,
+        budget: Budget,
+        devices: Iterable[IndexedDevice] | None = None,
+    ) -> None:
+        self.offer = offer
+        self.count = count
+        self.takes_all = takes_all
+        self._is_whole = devices is None
+        self._budget = budget
+        self.devices = Lineup(offer.devices() if devices is None else devices, budget)
+        self.failures: Mapping[IndexedDevice, FailedSelector] = _Failures(self) if offer.may_fail else {}
+
+    @property
+    def is_counted(self) -> bool:
+        """The devices are all those of the offer."""
+        return self._is_whole
+
+    @property
+    def suffice(self) -> bool:
+        """There are as many as are needed."""
+        return self.count <= self.offer.count and (self._is_whole or self.devices.has(self.count))
+
+    def for_count(self, count: int) -> "Candidates":
+        """The same devices for somebody who needs another number of them."""
+        found = Candidates(self.offer, count, self.takes_all, self._budget)
+        found.devices, found._is_whole = self.devices, self._is_whole
+        return found
+
+    def only(self, devices: Iterable[IndexedDevice]) -> "Candidates":
+        """Fewer of the devices."""
+        return Candidates(self.offer, self.count, self.takes_all, self._budget, devices)
+
+    def includes(self, device: IndexedDevice) -> bool:
+        """The alternative may use the device, even if it is not worth trying."""
+        return self.offer.includes(device)
+
+
+class _Failures(Mapping[IndexedDevice, FailedSelector]):
+    """Looked up when asked for; it may turn out to be empty."""
+
+    def __init__(self, candidates: Candidates) -> None:
+        self._candidates = candidates
+
+    def __getitem__(self, device: IndexedDevice) -> FailedSelector:
+        failure = self._candidates.offer.failure(device)
+        if failure is None:
+            raise KeyError(device)
+        return failure
+
+    def __iter__(self) -> Iterator[IndexedDevice]:
+        if self._candidates.takes_all or self._candidates.is_counted:
+            return self._candidates.offer.failing(free_only=not self._candidates.takes_all)
+        return (each for each in self._candidates.devices if self._candidates.offer.failure(each) is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __bool__(self) -> bool:
+        return True  # as far as anybody knows; to look would be to look at all devices

@@ -2,21 +2,17 @@
 
 An attribute is the set of its values: one for a scalar, several for a list. Devices match when all of them have a
 value in common, and are distinct when no two of them have. A device without the attribute satisfies neither.
-Source: KEP-4381, KEP-5491 (lists). Upstream compares versions as text, and so do we.
+Source: KEP-4381, KEP-5491 (lists), KEP-6080 (derived). Upstream compares versions as text, and so do we.
 """
 
+from collections.abc import Hashable
 from typing import Protocol
 
+from broker.allocation.cel.engine import AttributeValue, Scalar
 from schemas.resource import Device, DeviceAttribute, DeviceConstraint
+from schemas.semver import Semver
 
 Values = frozenset[tuple[str, object]]  # (type, value): 1, True and "1" are three different values
-
-
-class HasValues(Protocol):
-    """A device, as constraints see it."""
-
-    def values_of(self, attribute: str) -> Values | None:
-        """The values of a fully qualified attribute; None if the device does not have it."""
 
 
 def attribute_values(device: Device, driver: str, attribute: str) -> Values | None:
@@ -26,6 +22,23 @@ def attribute_values(device: Device, driver: str, attribute: str) -> Values | No
         domain, _, name = attribute.partition("/")
         found = device.attributes.get(name) if domain == driver else None
     return _values(found) if found is not None else None
+
+
+def derived_values(value: AttributeValue) -> Values | None:
+    """The same of a derived attribute; None for an empty list, which has nothing in common with anything."""
+    listed = value if isinstance(value, list) else [value]
+    return frozenset((_kind_of(each), str(each) if isinstance(each, Semver) else each) for each in listed) or None
+
+
+def _kind_of(value: Scalar) -> str:
+    match value:
+        case bool():
+            return "bool"
+        case int():
+            return "int"
+        case str():
+            return "string"
+    return "version"
 
 
 def _values(attribute: DeviceAttribute) -> Values | None:
@@ -51,11 +64,15 @@ class Constraint(Protocol):
     def applies_to(self, request: str) -> bool:
         """The request ("main" or "main/sub") is in its scope."""
 
-    def add(self, device: HasValues) -> bool:
-        """Choose the device if it goes with the ones chosen before; if not, nothing has changed."""
+    def add(self, values: Values | None) -> bool:
+        """Choose a device with these values if it goes with the ones chosen before; if not, nothing has changed."""
 
     def remove(self) -> None:
         """Give back the device that was chosen last."""
+
+    @property
+    def state(self) -> Hashable:
+        """Equal when the same devices can be added."""
 
 
 class _Scope:
@@ -76,8 +93,7 @@ class MatchAttribute(_Scope):
         super().__init__(attribute, requests)
         self._common: list[Values] = []  # after each device: the values that all have in common; never empty sets
 
-    def add(self, device: HasValues) -> bool:
-        values = device.values_of(self.attribute)
+    def add(self, values: Values | None) -> bool:
         if values is None:
             return False
         if self._common:
@@ -90,6 +106,10 @@ class MatchAttribute(_Scope):
     def remove(self) -> None:
         self._common.pop()
 
+    @property
+    def state(self) -> Hashable:
+        return self._common[-1] if self._common else None
+
 
 class DistinctAttribute(_Scope):
     """No two devices have a value in common."""
@@ -99,8 +119,7 @@ class DistinctAttribute(_Scope):
         self._chosen: list[Values] = []
         self._taken: set[tuple[str, object]] = set()  # the union of _chosen, whose sets are disjoint
 
-    def add(self, device: HasValues) -> bool:
-        values = device.values_of(self.attribute)
+    def add(self, values: Values | None) -> bool:
         if values is None or not self._taken.isdisjoint(values):
             return False
         self._chosen.append(values)
@@ -109,6 +128,10 @@ class DistinctAttribute(_Scope):
 
     def remove(self) -> None:
         self._taken -= self._chosen.pop()
+
+    @property
+    def state(self) -> Hashable:
+        return frozenset(self._taken)
 
 
 def constraint_of(spec: DeviceConstraint) -> MatchAttribute | DistinctAttribute:

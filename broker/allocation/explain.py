@@ -9,15 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from broker.allocation.budget import Budget, BudgetExceededError
 from broker.allocation.candidates import View
 from broker.allocation.cel.engine import SelectorPlace, describe_failure
-from broker.allocation.index import DeviceIndex, FailedSelector, IndexedDevice, IndexedPool
-from broker.allocation.narrow import narrow, pose
+from broker.allocation.index import FailedSelector, Fleet, IndexedDevice
+from broker.allocation.narrow import narrow
 from broker.allocation.nodes import ANY_NODE, NodeGroup, NodeView
+from broker.allocation.problem import pose
 from broker.allocation.reasons import Cause, NoFit, Reason, RequestReport, WaitsOn
 from broker.allocation.report import Reporter, sentence
 from broker.allocation.requests import Alternative, Request, claim_name
-from broker.allocation.search import Budget, BudgetExceededError, Search, SelectorFailedError
+from broker.allocation.search import Search, SelectorFailedError
 from broker.allocation.snapshot import Snapshot
 from schemas.resource import ResourceClaim
 from schemas.resource.limits import ALLOCATION_RESULTS_MAX
@@ -38,41 +40,53 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Attempt:
-    """An allocation that failed, with all that it looked at."""
+    """An allocation that failed, with all that it looked at.
+
+    budget: for finding out why.
+    """
 
     claims: Sequence[ResourceClaim]
     requests: Sequence[Request]
     snapshot: Snapshot
-    pools: Sequence[IndexedPool]
-    device_index: DeviceIndex
-    views: Sequence[View]
+    fleet: Fleet
+    groups: Sequence[NodeGroup]
+    budget: Budget
+
+    @cached_property
+    def views(self) -> list[View]:
+        """What each group of nodes sees."""
+        return [View(self.snapshot, self.fleet, group) for group in self.groups]
 
     @cached_property
     def _reporter(self) -> Reporter:
-        groups = [view.group for view in self.views]
-        name = next((group.node.name for group in groups if group.node.name), "")
-        together = NodeGroup(NodeView(name), frozenset().union(*(group.reaches or () for group in groups)))
-        everyone = View(self.snapshot, self.pools, self.device_index, together)
-        return Reporter(self.snapshot, self.pools, self.device_index, everyone, self.views)
+        name = next((group.node.name for group in self.groups if group.node.name), "")
+        together = NodeGroup(NodeView(name), frozenset().union(*(group.reaches or () for group in self.groups)))
+        everyone = View(self.snapshot, self.fleet, together)
+        return Reporter(self.snapshot, self.fleet, everyone, self.views, self.budget)
 
     @cached_property
     def reports(self) -> dict[Alternative, RequestReport]:
-        """What became of the devices, for each alternative in order."""
-        return {
-            each: self._reporter.report(self.claims[each.claim_index], each)
-            for request in self.requests
-            for each in request.alternatives
-        }
+        """What became of the devices, for each alternative in order, as far as the budget lasts."""
+        found: dict[Alternative, RequestReport] = {}
+        try:
+            for each in (each for request in self.requests for each in request.alternatives):
+                found[each] = self._reporter.report(self.claims[each.claim_index], each)
+        except BudgetExceededError:
+            pass
+        return found
 
     def no_fit(self, reason: Reason, message: str) -> NoFit:
         """The answer, with the reports and with what could change it."""
         reports = tuple(self.reports.values())
-        classes = dict.fromkeys(report.device_class for report in reports)
+        alternatives = [each for request in self.requests for each in request.alternatives]
+        classes = dict.fromkeys(each.device_class.metadata.name for each in alternatives)
+        is_counted = len(reports) == len(alternatives)
         waits_on = WaitsOn(
-            pools=tuple(sorted(self._reporter.contended)),
+            # What was not counted may wait for any pool.
+            pools=tuple(sorted(self._reporter.contended if is_counted else {each.key for each in self.fleet.pools})),
             classes=tuple(classes),
             slices=True,
-            nodes=any(pool.reaches for pool in self.pools)
+            nodes=bool(self.fleet.reaches)
             or any(each.cause is Cause.NODE for report in reports for each in report.ruled_out),
         )
         return NoFit(reason, message, reports, waits_on)
@@ -81,15 +95,20 @@ class Attempt:
     def short(self) -> list[Request]:
         """The requests that cannot be satisfied even by themselves."""
         return [
-            request for request in self.requests if all(_is_short(self.reports[each]) for each in request.alternatives)
+            request
+            for request in self.requests
+            if all(each in self.reports and _is_short(self.reports[each]) for each in request.alternatives)
         ]
 
     def sentences(self) -> str:
         """About the requests that are short; about all of them if none is."""
         told = []
-        for request in self.short or self.requests:
-            where = f"claim {self.reports[request.alternatives[0]].claim}: " if len(self.claims) > 1 else ""
-            told += [where + sentence(self.reports[each], self.snapshot.node) for each in request.alternatives]
+        for each in (each for request in self.short or self.requests for each in request.alternatives):
+            if each not in self.reports:
+                told.append(f"request {each.name}: there are too many devices to count")
+                continue
+            where = f"claim {self.reports[each].claim}: " if len(self.claims) > 1 else ""
+            told.append(where + sentence(self.reports[each], self.snapshot.node))
         hidden = len(told) - _SENTENCES_SHOWN
         return "; ".join(told[:_SENTENCES_SHOWN]) + (f"; and {hidden} more like these" if hidden > 0 else "")
 
@@ -99,26 +118,25 @@ def _is_short(report: RequestReport) -> bool:
     return is_spoilt or report.nearest < max(1, report.needed)
 
 
-def explain(attempt: Attempt, budget: Budget) -> NoFit:
-    """The reason why a search that came to its end found nothing.
-
-    budget: for the searches that find the reason.
-    """
+def explain(attempt: Attempt) -> NoFit:
+    """The reason why a search that came to its end found nothing."""
     for view in attempt.views:
         for alternative in attempt.reports:
-            candidates = view.candidates(alternative)
-            asked = candidates.failures if alternative.takes_all else candidates.devices
-            device = next((each for each in asked if each in candidates.failures), None)
+            try:
+                candidates = view.candidates(alternative, attempt.budget)
+            except BudgetExceededError:
+                break
+            device = next(iter(candidates.failures), None)
             if device is not None:
                 return explain_failed_selector(attempt, alternative, device, candidates.failures[device])
     if too_many := _too_many(attempt):
         return attempt.no_fit(Reason.TOO_MANY_DEVICES, too_many)
-    reason = _reason(attempt, budget)
+    reason = _reason(attempt)
     message = attempt.sentences()
     if not attempt.short:
         message = f"what the requests can use does not fit together: {message}"
     if reason is Reason.NO_MATCHING_DEVICE:
-        incomplete = [pool.pool for pool in attempt.pools if not pool.pool.is_complete]
+        incomplete = [pool.pool for pool in attempt.fleet.in_trouble() if not pool.pool.is_complete]
         message += "".join(f"; pool {pool.key} is not complete: {pool.problem}" for pool in incomplete[:1])
     return attempt.no_fit(reason, message)
 
@@ -134,11 +152,11 @@ def explain_failed_selector(
     return attempt.no_fit(Reason.SELECTOR_FAILED, describe_failure(place, device.key, failed.failure))
 
 
-def explain_exceeded_budget(attempt: Attempt, budget: Budget) -> NoFit:
-    """The search ended without an answer."""
+def explain_exceeded_budget(attempt: Attempt, steps: int) -> NoFit:
+    """The search ended without an answer, after so many steps."""
     return attempt.no_fit(
         Reason.SEARCH_BUDGET_EXCEEDED,
-        f"the search ended after {budget.steps} steps without an answer; fewer or simpler constraints make it shorter: "
+        f"the search ended after {steps} steps without an answer; fewer or simpler constraints make it shorter: "
         f"{attempt.sentences()}",
     )
 
@@ -146,7 +164,7 @@ def explain_exceeded_budget(attempt: Attempt, budget: Budget) -> NoFit:
 def _too_many(attempt: Attempt) -> str | None:
     for index, claim in enumerate(attempt.claims):
         least = sum(
-            min(attempt.reports[each].needed for each in request.alternatives)
+            min(attempt.reports[each].needed if each in attempt.reports else 1 for each in request.alternatives)
             for request in attempt.requests
             if request.claim_index == index
         )
@@ -156,32 +174,37 @@ def _too_many(attempt: Attempt) -> str | None:
     return None
 
 
-def _reason(attempt: Attempt, budget: Budget) -> Reason:
+def _reason(attempt: Attempt) -> Reason:
     ignored: frozenset[Cause] = frozenset()
-    groups = [view.group for view in attempt.views]
+    groups = attempt.groups
     seen = {each.cause for report in attempt.reports.values() for each in report.ruled_out}
+    is_counted = len(attempt.reports) == sum(len(request.alternatives) for request in attempt.requests)
     for cause, reason in _REASONS.items():
         ignored |= {cause}
         if cause is Cause.NODE:
             groups = [ANY_NODE]
-        elif cause not in seen:
+        elif cause is Cause.IN_USE:
+            if not attempt.snapshot.in_use:
+                continue  # even where nothing is ruled out by holders, what they leave may not be enough together
+        elif is_counted and cause not in seen:
             continue  # nothing was ruled out by it
-        if _would_fit(attempt, groups, ignored, budget, with_constraints=True):
+        if _would_fit(attempt, groups, ignored, with_constraints=True):
             return reason
-    if _would_fit(attempt, groups, ignored, budget, with_constraints=False):
+    if _would_fit(attempt, groups, ignored, with_constraints=False):
         return Reason.CONSTRAINT_UNSATISFIABLE
     return Reason.NO_MATCHING_DEVICE
 
 
 def _would_fit(
-    attempt: Attempt, groups: Sequence[NodeGroup], ignored: frozenset[Cause], budget: Budget, with_constraints: bool
+    attempt: Attempt, groups: Sequence[NodeGroup], ignored: frozenset[Cause], with_constraints: bool
 ) -> bool:
     """The claims would fit, or nobody can tell: then it is better to wait for too much than for nothing."""
+    budget = attempt.budget
     for group in groups:
-        view = View(attempt.snapshot, attempt.pools, attempt.device_index, group, ignored)
-        candidates = {each: view.candidates(each) for request in attempt.requests for each in request.alternatives}
-        problem = narrow(pose(attempt.requests, candidates, attempt.claims, with_constraints))
+        view = View(attempt.snapshot, attempt.fleet, group, ignored)
         try:
+            posed = pose(attempt.requests, view, attempt.claims, budget, with_constraints)
+            problem = narrow(posed, budget)
             if problem is not None and Search(problem, budget).run() is not None:
                 return True
         except (SelectorFailedError, BudgetExceededError):

@@ -1,210 +1,332 @@
 """What is known about devices beyond what their slices say, kept from one claim to the next.
 
-Two things cost more than a claim may: to compile selectors and to evaluate them on every device. Both depend only on
-the expression and on the slice, so their results stay here until the slice goes. Nothing here depends on who holds
-what, and nothing here changes a decision: an empty DeviceIndex gives the same answers, later.
+An index follows what changes: pools by the log of `world.inventory.PoolsOfScopes`, holders by that of `world.usage`.
+Any other sequence of pools is compared with what is known, which costs as much as there is; so does another InUse than
+the last time. Nothing here changes a decision: an empty DeviceIndex gives the same answers, later.
+
+What lives where: `columns` (values of devices), `devices` (pools, slices and devices), `matching` (what selectors
+said), `room` (capacity and counters), `supply` (what is free for whom). How to choose among them is not known here; see
+`candidates`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from broker.allocation.cel.engine import BoundDevice, Selector, SelectorCompileError, SelectorEngine, SelectorFailure
-from broker.allocation.constraints import Values, attribute_values
-from broker.allocation.nodes import EVERYWHERE, NodeGroup, Reach, reach_of
-from broker.allocation.taints import blocking_taints
-from broker.allocation.unsupported import unsupported_in_device, unsupported_in_slice
+from broker.allocation.budget import Budget, evaluation_steps
+from broker.allocation.cel.engine import (
+    DerivedAttribute,
+    Selector,
+    SelectorCompileError,
+    SelectorEngine,
+    SelectorFailure,
+)
+from broker.allocation.constraints import Values
+from broker.allocation.devices import IndexedDevice, IndexedPool, SliceBlock
+from broker.allocation.matching import Chain, FailedSelector, Matching, Questions
+from broker.allocation.nodes import NodeGroup, NodeView, Reach, hypothetical_nodes, node_groups
+from broker.allocation.room import Room
+from broker.allocation.supplies import PoolSupply
+from broker.allocation.supply import Change, Supply, Terms
+from broker.world.changes import Changes
+from broker.world.inventory import PoolsOfScopes
 from broker.world.keys import DeviceKey, PoolKey
 from broker.world.pools import Pool
-from schemas.resource import ResourceSlice
+from broker.world.usage import InUse
 
-# Beyond this many the verdicts start over rather than grow: expressions come from tenants. A verdict is one reference
-# to a device, 8 bytes and its share of a tuple, so what is kept stays below some 50 MB.
-_VERDICTS_KEPT = 4_000_000
+__all__ = ["DeviceIndex", "FailedSelector", "Fleet", "IndexedDevice", "IndexedPool", "SliceBlock"]
 
-
-class IndexedDevice:
-    """A device with what every claim wants to know about it. Compared by identity."""
-
-    __slots__ = (
-        "_bound",
-        "_values",
-        "device",
-        "is_plain",
-        "key",
-        "pool_is_complete",
-        "pool_problem",
-        "reach",
-        "slice",
-        "taints",
-        "unsupported",
-    )
-
-    def __init__(self, pool: Pool, slice_: ResourceSlice, index: int) -> None:
-        spec = slice_.spec
-        device = spec.devices[index]
-        where = device if spec.per_device_node_selection else spec
-        self.pool_problem = pool.problem
-        self.pool_is_complete = pool.is_complete
-        self.slice = slice_
-        self.device = device
-        self.key = DeviceKey(pool.key, device.name)
-        self.reach: Reach = reach_of(where.node_name, where.all_nodes, where.node_selector)
-        self.taints = blocking_taints(device)
-        # The path of the field that we cannot honour, see broker.allocation.unsupported.
-        self.unsupported = unsupported_in_slice(pool.key, slice_) or unsupported_in_device(pool.key, slice_, index)
-        # Nothing but its holder can be in the way: the usual case, to be passed quickly.
-        self.is_plain = (
-            pool.problem is None
-            and self.reach is EVERYWHERE
-            and not self.taints
-            and self.unsupported is None
-            and not device.binds_to_node
-        )
-        self._bound: BoundDevice | None = None
-        self._values: dict[str, Values | None] = {}
-
-    def bound(self, engine: SelectorEngine) -> BoundDevice:
-        """The device in the engine's own form."""
-        if self._bound is None:
-            self._bound = engine.bind(self.slice.spec.driver, self.device)
-        return self._bound
-
-    def values_of(self, attribute: str) -> Values | None:
-        """The values of a fully qualified attribute; None if the device does not have it."""
-        if attribute not in self._values:
-            self._values[attribute] = attribute_values(self.device, self.slice.spec.driver, attribute)
-        return self._values[attribute]
+_FLEETS_KEPT = 256  # sets of pools; each cluster has one
+_SUPPLIES_KEPT = 500_000  # pools of supplies; beyond that the least recently used half is forgotten
+_TIDY_AFTER = 64  # allocations; then what is kept is counted
 
 
-@dataclass(frozen=True, slots=True)
-class FailedSelector:
-    """A selector of a chain that could not be evaluated on a device."""
+class Fleet:
+    """The pools that some claims can use, in the order in which to try them.
 
-    position: int
-    failure: SelectorFailure
-
-
-@dataclass(frozen=True, slots=True)
-class Matches:
-    """What a chain of selectors says about the devices of one slice.
-
-    possible: those on which no selector is false, in slice order.
-    failures: those of them on which a selector failed; the selectors behind it were not asked.
-    ruled_out: how many devices the selector at each position was the first to be false on.
+    position: of each pool in `pools`.
+    order: changes whenever the positions do.
+    troubled: the pools with a problem, in no particular order.
+    waiting: those with binding conditions.
+    sharing: those with devices of which shares can be had.
     """
 
-    possible: tuple[IndexedDevice, ...]
-    failures: Mapping[IndexedDevice, FailedSelector]
-    ruled_out: tuple[int, ...]
+    def __init__(self, index: "DeviceIndex") -> None:
+        self.pools: list[IndexedPool] = []
+        self.position: dict[IndexedPool, int] = {}
+        self.order = 0
+        self.matching = index.matching
+        self.room = index.room
+        self._index = index
+        self._by_key: dict[PoolKey, IndexedPool] = {}
+        self._read = -1  # up to where the log of the PoolsOfScopes was read; -1: not at all
+        self._checked = 0  # up to where the index's own log was
+        self._supplies: dict[Terms, Supply] = {}  # the least recently used first
+        self._questions: dict[Chain, Questions] = {}  # the same
+        self.troubled: dict[IndexedPool, None] = {}
+        self.waiting: dict[IndexedPool, None] = {}
+        self.sharing: dict[IndexedPool, None] = {}
+        self._local: dict[IndexedPool, tuple[Reach, ...]] = {}  # the pools that not all nodes reach, and who does
+        self._reaches: list[Reach] | None = None
+        self._groups: tuple[Sequence[NodeView] | None, str | None, list[NodeGroup]] | None = None
+
+    def follow(self, pools: Sequence[Pool]) -> None:
+        """The pools are these now."""
+        changed = pools.changes.since(self._read) if isinstance(pools, PoolsOfScopes) else None
+        if not isinstance(pools, PoolsOfScopes) or changed is None:
+            self._compare(pools)
+        else:
+            # Another fleet may have had another state of a pool in the meantime.
+            touched = self._index.changes.since(self._checked)
+            suspects = [each.key for each in self.pools] if touched is None else [each.pool.key for each in touched]
+            gone_or_new = False
+            for key in dict.fromkeys([*changed, *suspects]):
+                pool, known = pools.get(key), self._by_key.get(key)
+                gone_or_new |= (pool is None) != (known is None)
+                if pool is not None and known is not None:
+                    self._update(known, pool)
+            if gone_or_new:
+                self._compare(pools)
+        if isinstance(pools, PoolsOfScopes):
+            self._read = pools.changes.end
+        self._checked = self._index.changes.end
+
+    def _compare(self, pools: Sequence[Pool]) -> None:
+        indexed = [self._by_key.get(pool.key) or self._index.add(pool.key) for pool in pools]
+        for known, pool in zip(indexed, pools, strict=True):
+            self._update(known, pool)
+        if indexed != self.pools:
+            gone = [each for each in self.pools if each.key not in {pool.key for pool in pools}]
+            self.pools, self.position = indexed, {each: position for position, each in enumerate(indexed)}
+            self._by_key = {each.key: each for each in indexed}
+            self.order += 1
+            self._reaches = None
+            for each in gone:
+                for marked in (self.troubled, self.waiting, self.sharing, self._local):
+                    marked.pop(each, None)
+                self._index.release(each)
+
+    def _update(self, known: IndexedPool, pool: Pool) -> None:
+        if known.pool is not pool:
+            self._index.update(known, pool)
+        _mark(self.troubled, known, pool.problem is not None)
+        _mark(self.waiting, known, bool(known.waiting))
+        _mark(self.sharing, known, bool(known.shared))
+        if self._local.get(known, ()) != known.reaches:
+            self._reaches = None
+            self._local[known] = known.reaches
+
+    def pool(self, key: PoolKey) -> IndexedPool | None:
+        """The pool with this key, if it is among them."""
+        return self._by_key.get(key)
+
+    def in_trouble(self) -> list[IndexedPool]:
+        """The pools with a problem, in order."""
+        return sorted(self.troubled, key=self.position.__getitem__)
+
+    @property
+    def reaches(self) -> list[Reach]:
+        """All that occur, each once, but for EVERYWHERE."""
+        if self._reaches is None:
+            self._groups = None
+            local = sorted(self._local, key=self.position.__getitem__)
+            self._reaches = list(dict.fromkeys(reach for pool in local for reach in pool.reaches))
+        return self._reaches
+
+    def groups(self, nodes: Sequence[NodeView] | None, only: str | None) -> list[NodeGroup]:
+        """The nodes to try, in order, those that reach the same devices at once; see Snapshot for both arguments."""
+        reaches = self.reaches
+        if self._groups is None or self._groups[0] is not nodes or self._groups[1] != only:
+            self._groups = (nodes, only, node_groups(_nodes(nodes, only, reaches), reaches))
+        return self._groups[2]
+
+    def supply(self, terms: Terms, budget: Budget) -> Supply:
+        """The devices that meet the terms, as of now.
+
+        budget: charged for asking the selectors, once for each claim, as if nothing was known.
+        Raises: BudgetExceededError.
+        """
+        for length in range(1, len(terms.chain) + 1):
+            self._charge(terms.chain[:length], budget)
+        found = self._supplies.pop(terms, None)
+        if found is None:
+            found = Supply(terms, self, self.matching, self.room, self._index.changes)
+        self._supplies[terms] = found
+        found.catch_up(self._index.in_use)
+        return found
+
+    def derive(self, device: IndexedDevice, expression: str, budget: Budget) -> Values | SelectorFailure | None:
+        """The values of a derived attribute whose expression compiles, kept at the device; None: an empty list.
+
+        Raises: BudgetExceededError.
+        """
+        cost = self.matching.cost_of_attribute(expression)
+        budget.spend_once((id(device), expression), evaluation_steps(expression, cost))
+        return self.matching.derive(device, expression)
+
+    def pool_supply(self, key: PoolKey) -> PoolSupply:
+        """The counters of one of the pools."""
+        return self._by_key[key].supply
+
+    def _charge(self, chain: Chain, budget: Budget) -> None:
+        questions = self._questions.pop(chain, None)
+        if questions is None or not questions.is_valid:
+            questions = Questions(chain, self.matching)
+        self._questions[chain] = questions
+        changes = self._index.layout_changes
+        if questions.read != changes.end:
+            changed = changes.since(questions.read)
+            if changed is None:
+                changed = [*self.pools, *questions.pools]
+            for pool in dict.fromkeys(changed):
+                questions.change(pool, pool in self.position)
+            questions.read = changes.end
+        steps = evaluation_steps(chain[-1], self.matching.cost(chain))
+        budget.spend_once(chain, questions.count(enough=budget.left // steps) * steps)
+
+    def catch_up(self) -> None:
+        """Bring all that is kept up to date at once, which otherwise happens when it is asked for."""
+        for each in self._supplies.values():
+            each.catch_up(self._index.in_use)
+
+    @property
+    def size(self) -> int:
+        """How many pools of supplies it keeps."""
+        questions = sum(len(each.pools) for each in self._questions.values())
+        return questions + sum(each.size for each in self._supplies.values())
+
+    def forget_half(self) -> None:
+        """Forget the supplies that were not asked for recently."""
+        for terms in list(self._supplies)[: (len(self._supplies) + 1) // 2]:
+            del self._supplies[terms]
+        for chain in list(self._questions)[: (len(self._questions) + 1) // 2]:
+            del self._questions[chain]
+
+    def release(self) -> None:
+        """Nobody uses the fleet any more."""
+        for each in self.pools:
+            self._index.release(each)
 
 
-class IndexedSlice:
-    """A slice of a pool with its devices, in order, and the verdicts of the selectors asked so far.
-
-    reaches: of the slice, or of its devices where each says its own.
-    """
-
-    __slots__ = ("devices", "has_binding_conditions", "matches_by_chain", "reaches", "slice")
-
-    def __init__(self, pool: Pool, slice_: ResourceSlice) -> None:
-        spec = slice_.spec
-        self.slice = slice_
-        self.devices = tuple(IndexedDevice(pool, slice_, index) for index in range(len(slice_.spec.devices)))
-        self.reaches = (
-            tuple(dict.fromkeys(each.reach for each in self.devices))
-            if spec.per_device_node_selection
-            else (reach_of(spec.node_name, spec.all_nodes, spec.node_selector),)
-        )
-        self.has_binding_conditions = any(each.device.binding_conditions for each in self.devices)
-        self.matches_by_chain: dict[tuple[str, ...], Matches] = {(): Matches(self.devices, {}, ())}
-
-    def is_seen_by(self, group: NodeGroup) -> bool:
-        """The nodes reach at least one of the slice's devices."""
-        return any(group.sees(reach) for reach in self.reaches)
+def _mark(marked: dict[IndexedPool, None], pool: IndexedPool, is_so: bool) -> None:
+    if is_so:
+        marked[pool] = None
+    else:
+        marked.pop(pool, None)
 
 
-class IndexedPool:
-    """A pool with its slices, in order.
-
-    reaches: those of its slices that are not on all nodes, each once, in order.
-    """
-
-    __slots__ = ("pool", "reaches", "slices")
-
-    def __init__(self, pool: Pool, before: "IndexedPool | None") -> None:
-        self.pool = pool
-        # A slice that is the very same object keeps its verdicts, unless what it inherits from its pool has changed.
-        inherits = before is not None and before.pool.problem == pool.problem
-        known = {id(each.slice): each for each in before.slices} if before is not None and inherits else {}
-        self.slices: tuple[IndexedSlice, ...] = tuple(
-            known.get(id(each)) or IndexedSlice(pool, each) for each in pool.slices
-        )
-        self.reaches = tuple(
-            dict.fromkeys(reach for each in self.slices for reach in each.reaches if reach is not EVERYWHERE)
-        )
+def _nodes(nodes: Sequence[NodeView] | None, only: str | None, reaches: Sequence[Reach]) -> Sequence[NodeView]:
+    if only is not None:
+        return [each for each in nodes or () if each.name == only] or [NodeView(only)]
+    if nodes is None:
+        return list(hypothetical_nodes(reaches))
+    return nodes or [NodeView("")]
 
 
 class DeviceIndex:
     """Devices and selectors, indexed. One for the life of a broker; hand the same one to every allocation.
 
     engine: one that keeps what it compiled, as `default_engine()` does.
+    in_use: who has what, as of the last `fleet`.
+    changes: pools that are not what they were, or of which a device changed hands.
+    layout_changes: pools that have other slices.
     """
 
     def __init__(self, engine: SelectorEngine) -> None:
-        self._engine = engine
-        self._pools: dict[PoolKey, IndexedPool] = {}
-        self._verdicts_kept = 0
-
-    def pool(self, pool: Pool) -> IndexedPool:
-        """The pool with its devices indexed; only slices that are new since the last call cost anything."""
-        known = self._pools.get(pool.key)
-        if known is None or known.pool is not pool:
-            known = self._pools[pool.key] = IndexedPool(pool, known)
-        return known
-
-    def keep_only(self, pools: Iterable[PoolKey]) -> None:
-        """Forget all other pools."""
-        kept = set(pools)
-        self._pools = {key: pool for key, pool in self._pools.items() if key in kept}
+        self.matching = Matching(engine)
+        self.room = Room()
+        self.in_use = InUse()
+        self.changes: Changes[Change] = Changes()
+        self.layout_changes: Changes[IndexedPool] = Changes()
+        self._in_use_read = 0
+        self._pools: dict[PoolKey, IndexedPool] = {}  # those of the fleets
+        self._fleets: dict[int, tuple[PoolsOfScopes, Fleet]] = {}  # by id; the least recently used first
+        self._other_fleet: Fleet | None = None  # for all other sequences
+        self._until_tidied = _TIDY_AFTER  # calls
 
     def compile(self, expression: str) -> Selector | SelectorCompileError:
         """The compiled selector, or why it does not compile."""
-        try:
-            return self._engine.compile(expression)
-        except SelectorCompileError as error:
-            return error
+        return self.matching.compile(expression)
 
-    def match(self, slice_: IndexedSlice, chain: tuple[str, ...]) -> Matches:
-        """Ask a chain of selectors about the devices of a slice, each one only where those before it were true.
+    def compile_attribute(self, expression: str) -> DerivedAttribute | SelectorCompileError:
+        """The compiled expression of a derived attribute, or why it does not compile."""
+        return self.matching.compile_attribute(expression)
 
-        chain: expressions that compile: those of the class and then those of the request.
-        """
-        known = slice_.matches_by_chain.get(chain)
-        if known is None:
-            known = self._evaluate(self.match(slice_, chain[:-1]), chain)
-            self._verdicts_kept += len(known.possible) + 1
-            if self._verdicts_kept > _VERDICTS_KEPT:
-                self._forget_verdicts()
-            slice_.matches_by_chain[chain] = known
-        return known
+    def fleet(self, pools: Sequence[Pool], in_use: InUse) -> Fleet:
+        """The pools with their devices, as they are now and as they are held now."""
+        self._tidy()
+        self._follow(in_use)
+        if isinstance(pools, PoolsOfScopes):
+            known = self._fleets.pop(id(pools), None)
+            fleet = known[1] if known is not None else Fleet(self)
+            self._fleets[id(pools)] = (pools, fleet)
+        else:
+            fleet = self._other_fleet = self._other_fleet or Fleet(self)
+        fleet.follow(pools)
+        return fleet
 
-    def _evaluate(self, before: Matches, chain: Sequence[str]) -> Matches:
-        selector = self.compile(chain[-1])
-        assert not isinstance(selector, SelectorCompileError), f"selector {chain[-1]!r} was not compiled before its use"
-        possible: list[IndexedDevice] = []
-        failures = dict(before.failures)
-        for device in before.possible:
-            if device not in failures:
-                verdict = selector.evaluate(device.bound(self._engine))
-                if verdict is False:
-                    continue
-                if isinstance(verdict, SelectorFailure):
-                    failures[device] = FailedSelector(len(chain) - 1, verdict)
-            possible.append(device)
-        return Matches(tuple(possible), failures, (*before.ruled_out, len(before.possible) - len(possible)))
+    def _tidy(self) -> None:
+        self.matching.tidy()
+        self.room.tidy()
+        if len(self._fleets) > _FLEETS_KEPT:
+            self._fleets.pop(next(iter(self._fleets)))[1].release()
+        self._until_tidied -= 1
+        if self._until_tidied <= 0:
+            self.matching.tidy_combinations()
+            fleets = [*(each for _, each in self._fleets.values()), *([self._other_fleet] if self._other_fleet else [])]
+            if sum(each.size for each in fleets) > _SUPPLIES_KEPT:
+                for each in fleets:
+                    each.forget_half()
+            self._until_tidied = _TIDY_AFTER
 
-    def _forget_verdicts(self) -> None:
-        self._verdicts_kept = 0
-        for pool in self._pools.values():
-            for each in pool.slices:
-                each.matches_by_chain = {(): each.matches_by_chain[()]}
+    # --- for fleets
+
+    def add(self, key: PoolKey) -> IndexedPool:
+        """The pool, for one more fleet; `update` says what is in it."""
+        found = self._pools.get(key)
+        if found is None:
+            found = self._pools[key] = IndexedPool(key)
+        found.fleets += 1
+        return found
+
+    def update(self, known: IndexedPool, pool: Pool) -> None:
+        """The pool is like this now."""
+        layout = known.layout
+        gone = known.update(pool, self.in_use.of_pool(pool.key))
+        if gone:
+            self.matching.forget_blocks(gone)
+            for block in gone:
+                block.retire()
+        self.changes.note(Change(known, None))
+        if known.layout is not layout:
+            self.layout_changes.note(known)
+
+    def release(self, pool: IndexedPool) -> None:
+        """One fleet fewer has the pool."""
+        pool.fleets -= 1
+        self.changes.note(Change(pool, None))
+        self.layout_changes.note(pool)
+        if pool.fleets == 0:
+            self.matching.forget_pool(pool)
+            pool.retire()
+            del self._pools[pool.key]
+
+    # --- holders
+
+    def _follow(self, in_use: InUse) -> None:
+        changed = in_use.changes.since(self._in_use_read) if in_use is self.in_use else None
+        self.in_use, self._in_use_read = in_use, in_use.changes.end
+        if changed is None:
+            for pool in self._pools.values():
+                before = (pool.used, pool.whole)
+                pool.use_all(in_use.of_pool(pool.key))
+                if (pool.used, pool.whole) != before or pool.used & pool.shared or pool.drawing:
+                    self.changes.note(Change(pool, None))
+            return
+        for key in changed:
+            self._use(key)
+
+    def _use(self, key: DeviceKey) -> None:
+        known = self._pools.get(key.pool)
+        if known is not None:
+            devices = known.use(key.device, self.in_use.get(key))
+            if devices:
+                self.changes.note(Change(known, devices))

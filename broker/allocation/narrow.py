@@ -2,165 +2,137 @@
 
 Only counting, so it is cheap, and only what is hopeless, so the first solution stays the first. It is what ends a
 hopeless claim (17 devices of one fabric where fabrics have 16) at once instead of after every combination of 16.
+
+First the counts that the index keeps are asked (`counting`), which does not depend on how many devices there are. Where
+few devices are left, they are then looked at one by one, for what only all requests and constraints together show.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+from broker.allocation.budget import Budget, BudgetExceededError
 from broker.allocation.candidates import Candidates
-from broker.allocation.constraints import Constraint, DistinctAttribute, MatchAttribute, Values, constraint_of
+from broker.allocation.constraints import MatchAttribute, Values
+from broker.allocation.counting import narrow_by_counts, with_hope
 from broker.allocation.index import IndexedDevice
-from broker.allocation.requests import Alternative, Request
-from schemas.resource import ResourceClaim
-from schemas.resource.limits import ALLOCATION_RESULTS_MAX
+from broker.allocation.problem import Problem
+from broker.allocation.requests import Alternative
+from broker.allocation.suffice import Sufficiency, constraints_with_scope, look_at
 
 # What one pass drops can make more hopeless. A claim can be built to need hundreds of passes; the search copes with
 # what is left after a few.
 _PASSES = 4
+_FEW_DEVICES = 512  # of one alternative, to be looked at one by one
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What the search is to solve: one choice of alternative, and then of devices, for each request in turn.
+def narrow(problem: Problem, budget: Budget) -> Problem | None:
+    """The problem without hopeless alternatives and devices; None if it is plain that there is no solution.
 
-    constraints_by_claim: with no device chosen.
+    budget: half of what is left of it may be spent. Then the problem is as narrow as it got: counting serves the
+        search, and must not use up what that needs.
     """
-
-    requests: Sequence[Request]
-    candidates: Mapping[Alternative, Candidates]
-    constraints_by_claim: Sequence[Sequence[Constraint]]
-
-    def constraints_on(self, alternative: Alternative) -> list[Constraint]:
-        """Those with the alternative in their scope."""
-        return [
-            each for each in self.constraints_by_claim[alternative.claim_index] if each.applies_to(alternative.name)
-        ]
-
-
-def pose(
-    requests: Sequence[Request],
-    candidates: Mapping[Alternative, Candidates],
-    claims: Sequence[ResourceClaim],
-    with_constraints: bool = True,
-) -> Problem:
-    """The problem as the claims pose it."""
-    constraints = [
-        [constraint_of(each) for each in claim.spec.devices.constraints if with_constraints] for claim in claims
-    ]
-    return Problem(requests, candidates, constraints)
-
-
-def narrow(problem: Problem) -> Problem | None:
-    """The problem without hopeless alternatives and devices; None if it is plain that there is no solution."""
-    for _ in range(_PASSES):
-        requests = [_without_hopeless(request, problem.candidates) for request in problem.requests]
-        if not all(request.alternatives for request in requests):
-            return None
-        problem = replace(problem, requests=requests)
-        if not (_devices_suffice(problem) and _results_fit(problem) and _distinct_values_suffice(problem)):
-            return None
-        narrower = _without_hopeless_devices(problem)
-        if narrower is problem:
-            break
-        problem = narrower
+    counted = narrow_by_counts(problem, budget)
+    if counted is None or _is_plain(counted):
+        return counted
+    problem = counted
+    allowance = Budget(budget.left // 2)
+    try:
+        for _ in range(_PASSES):
+            narrower = _Pass(problem, allowance).run()
+            if narrower is None or narrower is problem:
+                return narrower
+            hopeful = with_hope(narrower)
+            if hopeful is None:
+                return None
+            problem = hopeful
+    except BudgetExceededError:
+        pass
+    finally:
+        budget.spend(allowance.steps - allowance.left)
     return problem
 
 
-def _without_hopeless(request: Request, candidates: Mapping[Alternative, Candidates]) -> Request:
-    fitting = tuple(
-        each
-        for each in request.alternatives
-        if len(candidates[each].devices) >= candidates[each].count and candidates[each].count <= ALLOCATION_RESULTS_MAX
-    )
-    return request if len(fitting) == len(request.alternatives) else Request(request.claim_index, fitting)
+def _is_plain(problem: Problem) -> bool:
+    """Looking at the devices would not show more than the counts did, or it would take too long."""
+    alternatives = [each for request in problem.requests for each in request.alternatives]
+    if len(alternatives) == 1 and sum(map(len, problem.constraints_by_claim)) < 2 and not alternatives[0].derived:
+        return True
+    return any(problem.candidates[each].devices.has(_FEW_DEVICES + 1) for each in alternatives)
 
 
-def _certain(problem: Problem) -> list[Alternative]:
-    """The alternatives that every solution contains: those of requests with only one left."""
-    return [request.alternatives[0] for request in problem.requests if len(request.alternatives) == 1]
+class _Pass:
+    """One look at the whole problem."""
 
+    def __init__(self, problem: Problem, budget: Budget) -> None:
+        self._problem = problem
+        self._budget = budget
+        self._sufficiency = Sufficiency(problem, budget)
 
-def _devices_suffice(problem: Problem) -> bool:
-    certain = _certain(problem)
-    if len(certain) == 1:
-        return True  # counted already
-    devices = {device for each in certain for device in problem.candidates[each].devices}
-    return len(devices) >= sum(problem.candidates[each].count for each in certain)
+    def run(self) -> Problem | None:
+        """The same problem if there is nothing to drop, None if it has no solution."""
+        return self._without_hopeless_devices() if self._sufficiency.is_given() else None
 
+    def _without_hopeless_devices(self) -> Problem:
+        """Drop the devices that a constraint keeps out of every solution; the same problem if there is none.
 
-def _results_fit(problem: Problem) -> bool:
-    least: Counter[int] = Counter()
-    for request in problem.requests:
-        least[request.claim_index] += min(problem.candidates[each].count for each in request.alternatives)
-    return all(count <= ALLOCATION_RESULTS_MAX for count in least.values())
+        A device needs the attribute; for matchAttribute also a value that enough devices have, for its own alternative
+        together with all those that every solution contains.
+        """
+        candidates = dict(self._problem.candidates)
+        has_dropped = False
+        for constraint, bound in constraints_with_scope(self._problem, self._budget):
+            attribute = constraint.attribute
+            matching = isinstance(constraint, MatchAttribute)
+            in_any_case = [each for each in bound if each in self._sufficiency.certain]
+            common: Values | None = None
+            if matching and in_any_case:
+                common = self._sufficient_values(attribute, in_any_case, candidates)
+            for alternative in bound:
+                before = candidates[alternative]
+                if not matching:
+                    sufficient = None
+                elif common is not None and alternative in self._sufficiency.certain:
+                    sufficient = common
+                else:
+                    sufficient = self._sufficient_values(attribute, [alternative, *in_any_case], candidates)
+                look_at(before.devices, self._budget)
+                left = [
+                    device
+                    for device in before.devices
+                    if (values := alternative.values_of(device, attribute)) is not None
+                    and (sufficient is None or not sufficient.isdisjoint(values))
+                ]
+                if len(left) < len(before.devices):
+                    candidates[alternative] = before.only(left)
+                    has_dropped = True
+        return replace(self._problem, candidates=candidates) if has_dropped else self._problem
 
-
-def _bound(problem: Problem) -> Iterator[tuple[Constraint, list[Alternative]]]:
-    """Each constraint with the alternatives in its scope."""
-    for claim_index, constraints in enumerate(problem.constraints_by_claim):
-        of_claim = [
-            each for request in problem.requests if request.claim_index == claim_index for each in request.alternatives
+    def _sufficient_values(
+        self, attribute: str, alternatives: Sequence[Alternative], candidates: Mapping[Alternative, Candidates]
+    ) -> Values:
+        """The values that enough devices have, for each of the alternatives and for all of them together."""
+        own = [
+            (candidates[each].count, self._sufficiency.supply(attribute, each, candidates[each].devices))
+            for each in alternatives
         ]
-        for constraint in constraints:
-            yield constraint, [each for each in of_claim if constraint.applies_to(each.name)]
-
-
-def _distinct_values_suffice(problem: Problem) -> bool:
-    certain = set(_certain(problem))
-    for constraint, bound in _bound(problem):
-        if isinstance(constraint, DistinctAttribute):
-            candidates = [problem.candidates[each] for each in bound if each in certain]
-            devices = {device for each in candidates for device in each.devices}
-            values = {value for device in devices for value in device.values_of(constraint.attribute) or ()}
-            if len(values) < sum(each.count for each in candidates):
-                return False
-    return True
-
-
-def _without_hopeless_devices(problem: Problem) -> Problem:
-    """Drop the devices that a constraint keeps out of every solution; the same problem if there is none.
-
-    A device needs the attribute; for matchAttribute also a value that enough devices have, for its own alternative
-    together with all those that every solution contains.
-    """
-    certain = set(_certain(problem))
-    candidates = dict(problem.candidates)
-    has_dropped = False
-    for constraint, bound in _bound(problem):
-        attribute = constraint.attribute
-        matching = isinstance(constraint, MatchAttribute)
-        in_any_case = [candidates[each] for each in bound if each in certain]
-        common = _sufficient_values(attribute, in_any_case) if matching and in_any_case else None
-        for alternative in bound:
-            before = candidates[alternative]
-            if not matching:
-                left = [each for each in before.devices if each.values_of(attribute) is not None]
-            else:
-                values = common
-                if values is None or alternative not in certain:
-                    values = _sufficient_values(attribute, [before, *in_any_case])
-                left = [each for each in before.devices if not values.isdisjoint(each.values_of(attribute) or ())]
-            if len(left) < len(before.devices):
-                candidates[alternative] = replace(before, devices=left)
-                has_dropped = True
-    return replace(problem, candidates=candidates) if has_dropped else problem
-
-
-def _sufficient_values(attribute: str, candidates: Sequence[Candidates]) -> Values:
-    """The values that enough devices have, for each of the alternatives and for all of them together."""
-    supplies = [supply(attribute, each.devices) for each in candidates]
-    together = (
-        supplies[0] if len(supplies) == 1 else supply(attribute, {d for each in candidates for d in each.devices})
-    )
-    needed = sum(each.count for each in candidates)
-    return frozenset(
-        value
-        for value, supply in together.items()
-        if supply >= needed and all(own[value] >= each.count for own, each in zip(supplies, candidates, strict=True))
-    )
-
-
-def supply(attribute: str, devices: Iterable[IndexedDevice]) -> Counter[tuple[str, object]]:
-    """How many of the devices have each value."""
-    return Counter(value for device in devices for value in device.values_of(attribute) or ())
+        together = own[0][1]
+        if len(own) > 1:
+            # A device counts once, but a shared one for each alternative: each can have a share of it.
+            counted: set[tuple[IndexedDevice, Values]] = set()
+            together = Counter()
+            for each in alternatives:
+                look_at(candidates[each].devices, self._budget)
+                for device in candidates[each].devices:
+                    values = each.values_of(device, attribute)
+                    if values is None or (device, values) in counted:
+                        continue
+                    if not device.device.allow_multiple_allocations:
+                        counted.add((device, values))
+                    together.update(values)
+        needed = sum(count for count, _ in own)
+        return frozenset(
+            value
+            for value, count_of_all in together.items()
+            if count_of_all >= needed and all(mine[value] >= count for count, mine in own)
+        )

@@ -6,13 +6,18 @@ claim to what passes by itself. So "5 in use" means five devices that would do i
 1. class selector: a selector of the device class is false
 2. request selector: a selector of the request is false
 3. selector failed: a selector could not be evaluated on it
-4. unsupported: it has a field that this release cannot honour
-5. node: the node (or every node that may be chosen) does not reach it, or it binds to a node and none is known
-6. pool incomplete: slices of its pool are missing
-7. pool invalid: its pool contradicts itself
-8. taint: it has a taint that the request does not tolerate
-9. in use: someone holds it
-10. avoided: it was rejected for this claim before
+4. capacity: it does not have the capacity that is asked for, or only in other amounts
+5. derived attribute: a derived attribute of the request could not be computed for it
+6. unsupported: it has a field that this release cannot honour
+7. node: the node (or every node that may be chosen) does not reach it, or it binds to a node and none is known
+8. pool incomplete: slices of its pool are missing
+9. pool invalid: its pool contradicts itself
+10. counters: it draws more from shared counters than they have, even if all other devices are free
+11. taint: it has a taint that the request does not tolerate
+12. in use: someone holds it
+13. capacity in use: others have shares of it, and what they leave is too little
+14. counters in use: other devices that are held have drawn what it would draw, or do not go together with it
+15. avoided: it was rejected for this claim before
 
 What is left can be used. Where that is enough for each request and still nothing fits, the requests compete for the
 same devices or a constraint stands in the way. Sentences name the causes the other way round: what may pass first.
@@ -31,13 +36,21 @@ class Cause(Enum):
     CLASS_SELECTOR = "class selector"
     REQUEST_SELECTOR = "request selector"
     SELECTOR_FAILED = "selector failed"
+    CAPACITY = "capacity"
+    DERIVED_ATTRIBUTE = "derived attribute"
     UNSUPPORTED = "unsupported"
     NODE = "node"
     POOL_INCOMPLETE = "pool incomplete"
     POOL_INVALID = "pool invalid"
+    COUNTERS = "counters"
     TAINT = "taint"
     IN_USE = "in use"
+    CAPACITY_IN_USE = "capacity in use"
+    COUNTERS_IN_USE = "counters in use"
     AVOIDED = "avoided"
+
+
+HELD = frozenset((Cause.IN_USE, Cause.CAPACITY_IN_USE, Cause.COUNTERS_IN_USE))  # what passes when holders let go
 
 
 class Reason(StrEnum):
@@ -48,6 +61,7 @@ class Reason(StrEnum):
     UNKNOWN_DEVICE_CLASS = "UnknownDeviceClass"
     INVALID_DEVICE_CLASS = "InvalidDeviceClass"
     TOO_MANY_DEVICES = "TooManyDevices"
+    ADMIN_ACCESS_NOT_ALLOWED = "AdminAccessNotAllowed"
     # A selector failed on a device that would have been tried, as upstream an error of the whole allocation.
     SELECTOR_FAILED = "SelectorFailed"
     # What would have to be otherwise, and everything above it too, for the claim to fit.
@@ -83,7 +97,7 @@ class RequestReport(msgspec.Struct, frozen=True):
     devices: all in the pools that the cluster reaches; each is in of_class or ruled out by the class.
     of_class: those for which the class's selectors are not false.
     needed: how many the request asks for; for All, how many devices match.
-    usable: those that nothing rules out by itself.
+    usable: those that nothing rules out by itself. Several may draw from the same counters.
     nearest: how many of the needed ones can be had together, as far as one node and one constraint can tell.
     nearest_where: what those have in common, such as "with the same gpu.example.com/fabric (fab-3)".
     ruled_out: in the order of Cause; a count of 0 is a pool that holds up All although none of its devices match.
@@ -105,7 +119,8 @@ class RequestReport(msgspec.Struct, frozen=True):
 class WaitsOn(msgspec.Struct, frozen=True):
     """What could change the answer. As long as none of it changes, asking again gives the same answer.
 
-    pools: a device of one of these becoming free; those with a matching device that is held or avoided.
+    pools: a device of one of these becoming free; those with a matching device that is held, in part or as a whole,
+        or avoided, or that draws from counters as held ones do.
     classes: one of these device classes appearing or changing.
     slices: any slice that the cluster reaches appearing, changing or going.
     nodes: nodes of the cluster appearing, changing or going.
@@ -121,7 +136,8 @@ class NoFit(msgspec.Struct, frozen=True):
     """No allocation, and why.
 
     message: one sentence for people, about what they can change.
-    requests: in the order of claims, requests and alternatives; empty if the search did not get to devices.
+    requests: in the order of claims, requests and alternatives; empty if the search did not get to devices. The last
+        ones are missing where counting took too long.
     """
 
     reason: Reason

@@ -1,21 +1,27 @@
 """What became of every device for one alternative: counts by cause, and a sentence about them."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
-from broker.allocation.candidates import View
+from broker.allocation.budget import Budget
+from broker.allocation.candidates import Offer, View
+from broker.allocation.cel.engine import SelectorFailure
+from broker.allocation.columns import Cell, Value, bits, value_text, values_of_cell
 from broker.allocation.constraints import DistinctAttribute, MatchAttribute, constraint_of
-from broker.allocation.index import DeviceIndex, IndexedDevice, IndexedPool
-from broker.allocation.narrow import supply
+from broker.allocation.index import Fleet, IndexedDevice, IndexedPool
 from broker.allocation.reasons import Cause, RequestReport, RuledOut
 from broker.allocation.requests import Alternative, Asks, claim_name
 from broker.allocation.snapshot import Snapshot
+from broker.allocation.suffice import supply
+from broker.allocation.supply import column_for
 from broker.allocation.taints import taint_text, untolerated
 from broker.world.keys import PoolKey
 from schemas.resource import ResourceClaim
 
 _DETAILS_SHOWN = 3
+_DETAILS_LOOKED_AT = 500  # devices
 
 
 @dataclass(slots=True)
@@ -24,11 +30,23 @@ class _Tally:
 
     count: int = 0
     details: dict[str, None] = field(default_factory=dict)
+    looked_at: int = 0
+    is_cut_off: bool = False
+
+    def add(self, count: int, details: Iterator[str]) -> None:
+        """So many more; the details are looked at only as long as they are few."""
+        self.count += count
+        for each in islice(details, _DETAILS_LOOKED_AT - self.looked_at):
+            self.details[each] = None
+            self.looked_at += 1
+        if self.looked_at == _DETAILS_LOOKED_AT:
+            self.is_cut_off |= next(details, None) is not None
 
     def text(self) -> str:
         shown = list(self.details)[:_DETAILS_SHOWN]
         hidden = len(self.details) - len(shown)
-        return ", ".join(shown) + (f" and {hidden} more" if hidden else "")
+        more = " and more" if self.is_cut_off else f" and {hidden} more" if hidden else ""
+        return ", ".join(shown) + more
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +66,22 @@ class Reporter:
 
     everyone: the devices as all nodes in question together see them.
     views: as each group of nodes sees them.
-    contended: pools with a device that matches and is held or avoided.
+    contended: pools with a device that matches and is held or avoided, or is affected by one that is held.
     """
 
     snapshot: Snapshot
-    pools: Sequence[IndexedPool]
-    device_index: DeviceIndex
+    fleet: Fleet
     everyone: View
     views: Sequence[View]
+    budget: Budget
     contended: set[PoolKey] = field(default_factory=set)
     _counted: dict[Asks, _Counted] = field(default_factory=dict)
 
     def report(self, claim: ResourceClaim, alternative: Alternative) -> RequestReport:
-        """What became of the devices for one alternative of the claim."""
+        """What became of the devices for one alternative of the claim.
+
+        Raises: BudgetExceededError.
+        """
         counted = self._counted.get(alternative.asks)
         if counted is None:
             counted = self._counted[alternative.asks] = self._count(alternative)
@@ -85,27 +106,38 @@ class Reporter:
         tallies = {cause: _Tally() for cause in Cause}
         by_selector: Counter[int] = Counter()
         devices = matching = usable = 0
-        sees, cause_of = self.everyone.group.sees, self.everyone.cause
-        for pool in self.pools:
-            for slice_ in pool.slices:
-                matches = self.device_index.match(slice_, alternative.chain)
-                devices += len(slice_.devices)
-                by_selector.update(dict(enumerate(matches.ruled_out)))
-                for device in matches.possible:
-                    matching += sees(device.reach)
-                    cause = Cause.SELECTOR_FAILED if device in matches.failures else cause_of(device, alternative)
-                    if cause is None:
-                        usable += 1
-                        continue
-                    if cause is Cause.IN_USE or cause is Cause.AVOIDED:
-                        self.contended.add(pool.pool.key)
-                    tally = tallies[cause]
-                    tally.count += 1
-                    tally.details[self._detail(cause, device, alternative)] = None
+        match = self.fleet.matching.match
+        # Its selectors were charged for before, or this ends here.
+        self.views[0].candidates(alternative, self.budget)
+        for pool in self.fleet.pools:
+            self.budget.spend(1 + len(alternative.chain))
+            left = pool.layout.everything.bit_count()
+            devices += left
+            possible = pool.layout.everything
+            for position in range(len(alternative.chain)):
+                possible = match(pool, alternative.chain[: position + 1]).possible
+                by_selector[position] += left - possible.bit_count()
+                left = possible.bit_count()
+            if possible:
+                charged = self.everyone.charged(pool, alternative, self.budget)
+                ruled_out = 0
+                for cause, mask in charged.items():
+                    ruled_out += mask.bit_count()
+                    tallies[cause].add(mask.bit_count(), self._details(cause, pool, mask, alternative))
+                usable += left - ruled_out
+                counting = possible & ~charged.get(Cause.CAPACITY, 0)
+                matching += sum(
+                    (counting & mask).bit_count()
+                    for standing, mask in pool.standings
+                    if self.everyone.group.sees(standing.place.reach)
+                )
+                is_affected = possible & (pool.used | (pool.drawing if pool.used else 0))
+                if is_affected or Cause.AVOIDED in charged:
+                    self.contended.add(pool.key)
             if alternative.takes_all and pool.pool.problem is not None:
                 # It holds up All even where none of its devices match.
                 cause = Cause.POOL_INVALID if pool.pool.is_complete else Cause.POOL_INCOMPLETE
-                tallies[cause].details[f"{pool.pool.key.pool}: {pool.pool.problem}"] = None
+                tallies[cause].add(0, iter([f"{pool.key.pool}: {pool.pool.problem}"]))
         by_others = sum(count for position, count in by_selector.items() if position < alternative.class_selectors)
         return _Counted(
             devices=devices,
@@ -118,44 +150,95 @@ class Reporter:
             ),
         )
 
-    def _detail(self, cause: Cause, device: IndexedDevice, alternative: Alternative) -> str:
+    def _details(self, cause: Cause, pool: IndexedPool, mask: int, alternative: Alternative) -> Iterator[str]:
+        """For what the devices of a pool are ruled out: device by device, or once for all of them."""
+        if cause is Cause.POOL_INCOMPLETE or cause is Cause.POOL_INVALID:
+            yield f"{pool.key.pool}: {pool.pool.problem}"
+            return
+        if cause is Cause.NODE or cause is Cause.AVOIDED:
+            yield ""
+            return
+        for block, of_block in pool.layout.split(mask):
+            for index in bits(of_block):
+                yield from self._details_of(cause, self.fleet.matching.device(block, index), alternative)
+
+    def _details_of(self, cause: Cause, device: IndexedDevice, alternative: Alternative) -> Iterator[str]:
+        supplies = self.everyone.supplies
         match cause:
+            case Cause.CAPACITY:
+                yield str(device.consumption(alternative.capacity))
+            case Cause.DERIVED_ATTRIBUTE:
+                for name, expression in alternative.derived.items():
+                    failure = (device.derived or {}).get(expression)
+                    if isinstance(failure, SelectorFailure):
+                        yield f"{name}: {failure.message}"
             case Cause.UNSUPPORTED:
-                return f"{device.unsupported} of slice {device.slice.metadata.name}"
-            case Cause.POOL_INCOMPLETE | Cause.POOL_INVALID:
-                return f"{device.key.pool.pool}: {device.pool_problem}"
+                yield f"{device.standing.unsupported} of slice {device.slice.metadata.name}"
+            case Cause.COUNTERS:
+                yield supplies.never(device.key) or ""
             case Cause.TAINT:
-                taint = untolerated(device.taints, alternative.tolerations)
-                return taint_text(taint) if taint else ""
-            case Cause.IN_USE:
-                return str(self.snapshot.in_use[device.key])
-            case Cause.SELECTOR_FAILED:
-                return str(device.key)
+                taint = untolerated(device.standing.taints, alternative.tolerations)
+                yield taint_text(taint) if taint else ""
+            case Cause.IN_USE | Cause.CAPACITY_IN_USE:
+                yield from self.snapshot.in_use[device.key].holders
+            case Cause.COUNTERS_IN_USE:
+                counters = supplies.counters(device.key.pool)
+                yield f"{counters.why_not(supplies.draws(device.key))} of pool {device.key.pool.pool}"
             case _:
-                return ""
+                yield str(device.key)
 
     def _nearest(self, claim: ResourceClaim, alternative: Alternative) -> tuple[int, str]:
         """The most devices that one node and one constraint allow."""
         best = (-1, "")
         for view in self.views:
-            devices = view.candidates(alternative).devices
-            here = (len(devices), f"reached from one node ({view.group.node.name})" if len(self.views) > 1 else "")
+            self.budget.spend()
+            candidates = view.candidates(alternative, self.budget)
+            count = len(candidates.devices) if alternative.derived else candidates.offer.count
+            here = (count, f"reached from one node ({view.group.node.name})" if len(self.views) > 1 else "")
             for each in claim.spec.devices.constraints:
                 constraint = constraint_of(each)
                 if constraint.applies_to(alternative.name):
-                    here = min(here, _most_with(constraint, devices), key=lambda found: found[0])
+                    if alternative.derived:
+                        self.budget.spend(1 + len(candidates.devices))
+                        found = _most_among(constraint, alternative, candidates.devices)
+                    else:
+                        found = _most_of(constraint, candidates.offer)
+                    here = min(here, found, key=lambda found: found[0])
             best = max(best, here, key=lambda found: found[0])
         return best
 
 
-def _most_with(constraint: MatchAttribute | DistinctAttribute, devices: Iterable[IndexedDevice]) -> tuple[int, str]:
-    by_value = supply(constraint.attribute, devices)
+def _most_among(
+    constraint: MatchAttribute | DistinctAttribute, alternative: Alternative, devices: Sequence[IndexedDevice]
+) -> tuple[int, str]:
+    by_value = supply(constraint.attribute, alternative, devices)
     if isinstance(constraint, DistinctAttribute):
         return len(by_value), f"with different {constraint.attribute}"
     if not by_value:
         return 0, f"with the attribute {constraint.attribute}"
-    (_, value), most = max(by_value.items(), key=lambda found: found[1])
+    most = max(by_value.values())
+    # A list is a set here: of values that as many devices have, the smallest text, lest it differ from run to run.
+    value = min(str(value) for (_, value), count in by_value.items() if count == most)
     return most, f"with the same {constraint.attribute} ({value})"
+
+
+def _most_of(constraint: MatchAttribute | DistinctAttribute, offer: Offer) -> tuple[int, str]:
+    attributes = (constraint.attribute,)
+    counts = offer.counts(attributes)
+    if isinstance(constraint, DistinctAttribute):
+        return counts.number, f"with different {constraint.attribute}"
+    most = counts.most
+    if not most:
+        return 0, f"with the attribute {constraint.attribute}"
+
+    def best(cell: Cell) -> Value | None:
+        return next((value for value in values_of_cell(cell) if counts[value] == most), None)
+
+    device = next(offer.devices([(attributes, lambda cell: best(cell) is not None)]))
+    column = column_for(device.block, attributes)
+    value = best(column.cells[column.codes[device.index]])
+    assert value is not None
+    return most, f"with the same {constraint.attribute} ({value_text(value)})"
 
 
 def _ruled_out_by_selectors(by_position: Counter[int], class_selectors: int) -> Iterator[RuledOut]:
@@ -201,6 +284,12 @@ def _phrase(ruled_out: RuledOut, node: str | None) -> str:
             return f"{count} ruled out by {detail}"
         case Cause.SELECTOR_FAILED:
             return f"{count} on which a selector failed ({detail})"
+        case Cause.CAPACITY:
+            return f"{count} without the capacity ({detail})"
+        case Cause.DERIVED_ATTRIBUTE:
+            return f"{count} for which a derived attribute cannot be computed ({detail})"
+        case Cause.COUNTERS:
+            return f"{count} that draw more than their pool's counters have ({detail})"
         case Cause.UNSUPPORTED:
             return f"{count} with what this release does not support ({detail})"
         case Cause.NODE:
@@ -217,6 +306,10 @@ def _phrase(ruled_out: RuledOut, node: str | None) -> str:
             return f"{count} tainted ({detail})"
         case Cause.IN_USE:
             return f"{count} in use (held by {detail})"
+        case Cause.CAPACITY_IN_USE:
+            return f"{count} with too little capacity left (shared by {detail})"
+        case Cause.COUNTERS_IN_USE:
+            return f"{count} whose counters others have drawn ({detail})"
         case _:
             return f"{count} avoided because it was rejected there"
 

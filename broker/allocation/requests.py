@@ -1,17 +1,32 @@
 """Claims as the search reads them: requests, their alternatives, and for each the selectors that a device must pass."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from broker.allocation.index import DeviceIndex
+from broker.allocation.budget import Budget
+from broker.allocation.capacity import CapacityAsk
+from broker.allocation.cel.engine import SelectorFailure
+from broker.allocation.constraints import Values, constraint_of
+from broker.allocation.index import DeviceIndex, IndexedDevice
 from broker.allocation.reasons import NoFit, Reason, WaitsOn
 from broker.allocation.snapshot import Snapshot
 from broker.allocation.unsupported import unsupported_in_claim
 from broker.allocation.validate_selectors import compile_claim, compile_class
-from schemas.resource import DeviceClass, DeviceSubRequest, DeviceToleration, ExactDeviceRequest, ResourceClaim
+from schemas.resource import (
+    DeviceClass,
+    DeviceDerivedAttribute,
+    DeviceRequest,
+    DeviceSubRequest,
+    DeviceToleration,
+    ExactDeviceRequest,
+    ResourceClaim,
+)
 from schemas.resource.validate import validate_class
 
-Asks = tuple[tuple[str, ...], tuple[DeviceToleration, ...], bool]  # the chain, the tolerations, whether it takes all
+ADMIN_ACCESS_LABEL = "resource.kubernetes.io/admin-access"  # of a namespace, "true" where it is allowed (KEP-5018)
+
+# The chain, the tolerations, whether it takes all, whether it has admin access, capacities, derived attributes.
+Asks = tuple[tuple[str, ...], tuple[DeviceToleration, ...], bool, bool, CapacityAsk, tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,6 +37,8 @@ class Alternative:
     chain: the selectors of the class, then those of the request.
     class_selectors: how many of the chain belong to the class.
     count: how many devices; of no meaning when `takes_all`.
+    capacity: what it asks of each device's capacities.
+    derived: expressions of its derived attributes, by their fully qualified names.
     """
 
     claim_index: int
@@ -32,11 +49,23 @@ class Alternative:
     takes_all: bool
     count: int
     tolerations: tuple[DeviceToleration, ...]
+    admin_access: bool = False
+    capacity: CapacityAsk = ()
+    derived: Mapping[str, str] = field(default_factory=dict)
+
+    def values_of(self, device: IndexedDevice, attribute: str) -> Values | None:
+        """What constraints compare: the request's own derived attributes go before those of the device."""
+        expression = self.derived.get(attribute)
+        if expression is None:
+            return device.values_of(attribute)
+        values = (device.derived or {}).get(expression)  # a candidate was asked before, see `candidates`
+        return None if isinstance(values, SelectorFailure) else values
 
     @property
     def asks(self) -> Asks:
         """All that decides which devices it may use: equal for alternatives that may use the same."""
-        return (self.chain, self.tolerations, self.takes_all)
+        derived = tuple(self.derived.values())
+        return (self.chain, self.tolerations, self.takes_all, self.admin_access, self.capacity, derived)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +82,26 @@ def claim_name(claim: ResourceClaim) -> str:
 
 
 def read_requests(
-    claims: Sequence[ResourceClaim], snapshot: Snapshot, device_index: DeviceIndex
+    claims: Sequence[ResourceClaim], snapshot: Snapshot, device_index: DeviceIndex, budget: Budget
 ) -> tuple[Request, ...] | NoFit:
-    """Read the claims, or say why one of them cannot be read. No device is looked at here."""
+    """Read the claims, or say why one of them cannot be read. No device is looked at here.
+
+    Raises: BudgetExceededError where compiling alone takes too long.
+    """
     requests: list[Request] = []
     for claim_index, claim in enumerate(claims):
         where = f"claim {claim_name(claim)}: " if len(claims) > 1 else ""
         if path := unsupported_in_claim(claim):
             return NoFit(Reason.UNSUPPORTED_FEATURE, f"{where}{path} is not supported by this release")
-        if errors := compile_claim(claim, device_index):
+        if errors := compile_claim(claim, device_index, budget):
             return NoFit(Reason.INVALID_SELECTOR, f"{where}{errors[0].sentence()}")
         for request in claim.spec.devices.requests:
-            named: list[tuple[str, ExactDeviceRequest | DeviceSubRequest]]
-            if request.exactly is not None:
-                named = [(request.name, request.exactly)]
-            else:
-                named = [(f"{request.name}/{each.name}", each) for each in request.first_available]
+            if request.exactly is not None and request.exactly.admin_access and not snapshot.allows_admin_access:
+                text = f"{where}request {request.name} asks for admin access, for which the namespace "
+                text += f'{claim.metadata.namespace} must be labelled {ADMIN_ACCESS_LABEL}: "true"'
+                return NoFit(Reason.ADMIN_ACCESS_NOT_ALLOWED, text)
             alternatives: list[Alternative] = []
-            for name, each in named:
+            for name, each in _named(request):
                 device_class = _usable_class(each.device_class_name, f"{where}request {name}", snapshot, device_index)
                 if isinstance(device_class, NoFit):
                     return device_class
@@ -86,10 +117,27 @@ def read_requests(
                         takes_all=each.allocation_mode == "All",
                         count=each.count,
                         tolerations=tuple(each.tolerations),
+                        admin_access=isinstance(each, ExactDeviceRequest) and bool(each.admin_access),
+                        capacity=tuple(sorted(each.capacity.requests.items())) if each.capacity else (),
+                        derived=_compared(each.derived_attributes, name, claim),
                     )
                 )
             requests.append(Request(claim_index, tuple(alternatives)))
     return tuple(requests)
+
+
+def _compared(derived: Sequence[DeviceDerivedAttribute], name: str, claim: ResourceClaim) -> dict[str, str]:
+    """The derived attributes that a constraint on the request compares; no others are computed, as upstream."""
+    constraints = [constraint_of(each) for each in claim.spec.devices.constraints]
+    wanted = {each.attribute for each in constraints if each.applies_to(name)}
+    return {each.name: each.expression for each in derived if each.name in wanted}
+
+
+def _named(request: DeviceRequest) -> list[tuple[str, ExactDeviceRequest | DeviceSubRequest]]:
+    """The alternatives of a request by their full names."""
+    if request.exactly is not None:
+        return [(request.name, request.exactly)]
+    return [(f"{request.name}/{each.name}", each) for each in request.first_available]
 
 
 def _usable_class(name: str, where: str, snapshot: Snapshot, device_index: DeviceIndex) -> DeviceClass | NoFit:

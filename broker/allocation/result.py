@@ -1,9 +1,12 @@
 """What an allocation says: devices, configuration, and the nodes where it holds.
 
-No timestamp: the core has no clock, whoever commits the decision adds it.
+No timestamp: the core has no clock, whoever commits the decision adds it. And no shareIDs: they follow from the
+decision's place in the ledger, so whoever commits it names the shares (`with_share_ids`).
 """
 
 from collections.abc import Mapping, Sequence
+
+from msgspec.structs import replace
 
 from broker.allocation.nodes import NodeView, selector_for_results
 from broker.allocation.requests import Alternative
@@ -15,6 +18,9 @@ from schemas.resource import (
     DeviceRequestAllocationResult,
     ResourceClaim,
 )
+from schemas.share_id import share_id
+
+UNNAMED = ""  # the shareID of a share that is not committed yet
 
 
 def allocation_of(claim: ResourceClaim, chosen: Sequence[Chosen], node: NodeView) -> AllocationResult:
@@ -38,16 +44,35 @@ def _request_name(alternative: Alternative) -> str:
     return alternative.name.partition("/")[0]
 
 
+def with_share_ids(allocation: AllocationResult, claim_uid: str, ledger_sequence: int) -> AllocationResult:
+    """The allocation with a shareID for each share that has none yet."""
+    results = [
+        replace(each, share_id=share_id(claim_uid, ledger_sequence, index)) if each.share_id == UNNAMED else each
+        for index, each in enumerate(allocation.devices.results)
+    ]
+    return replace(allocation, devices=replace(allocation.devices, results=results))
+
+
 def _result_of(chosen: Chosen) -> DeviceRequestAllocationResult:
     alternative, device = chosen
+    consumed: dict[str, str] = {}
+    is_shared = bool(device.device.allow_multiple_allocations)
+    if is_shared:
+        consumption = device.consumption(alternative.capacity)
+        assert not isinstance(consumption, str), f"{device.key} was chosen, although it has {consumption}"
+        consumed = {name: str(amount) for name, amount, _ in consumption}
     return DeviceRequestAllocationResult(
         request=alternative.name,
         driver=device.key.pool.driver,
         pool=device.key.pool.pool,
         device=device.key.device,
+        admin_access=alternative.admin_access or None,
         tolerations=list(alternative.tolerations),
         binding_conditions=device.device.binding_conditions,
         binding_failure_conditions=device.device.binding_failure_conditions,
+        share_id=UNNAMED if is_shared else None,
+        consumed_capacity=consumed,
+        skip_node_operations=device.slice.spec.skip_node_operations,
     )
 
 

@@ -5,18 +5,26 @@ devices of one request in the order of the candidates, never the same set twice.
 next is tried, until everything fits or nothing is left. So it finds a solution whenever there is one, and it is the
 one that upstream's allocator finds, if that finds any.
 
-Two free devices are alike when they are candidates of the same alternatives and agree on every attribute that a
-constraint names: then each can stand for the other in any solution. After one has failed at some point of the
-search, those like it are passed over there. Without that, n devices that are one too few cost n! tries.
+Three things keep it from trying the same over and over. Devices that are alike (see `kinds`) are tried once at each
+point: else n devices that are one too few cost n! tries. Of two requests in a row that ask for the same, the second
+takes no device before the first one's: the other way round is the same solution later. And where a request begins with
+the same devices taken as before, by whichever requests, and the same left of constraints, it fails as it did before.
 """
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
+from itertools import count
 from typing import NamedTuple
 
+from broker.allocation.budget import Budget
+from broker.allocation.constraints import Constraint
 from broker.allocation.index import FailedSelector, IndexedDevice
-from broker.allocation.narrow import Problem
+from broker.allocation.kinds import Kinds
+from broker.allocation.problem import Problem
 from broker.allocation.requests import Alternative
+from broker.allocation.taken import Taken
 from schemas.resource.limits import ALLOCATION_RESULTS_MAX
+
+_STEPS_FOR_SUPPLIES = 3  # where counters or capacities have to be looked at, beside the device itself
 
 
 class Chosen(NamedTuple):
@@ -34,27 +42,6 @@ class SelectorFailedError(Exception):
         self.alternative = alternative
         self.device = device
         self.failure = failure
-
-
-class BudgetExceededError(Exception):
-    """The search took as many steps as it may."""
-
-
-class Budget:
-    """Steps, not seconds: so that a replay ends where the first run did. One step is one look at one candidate."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-        self._left = steps
-
-    def spend(self) -> None:
-        """Take one step.
-
-        Raises: BudgetExceededError.
-        """
-        self._left -= 1
-        if self._left < 0:
-            raise BudgetExceededError
 
 
 class _Point(NamedTuple):
@@ -75,19 +62,21 @@ class Search:
     """One search. Its state is the choices made so far, each of which can be given back."""
 
     def __init__(self, problem: Problem, budget: Budget) -> None:
+        self._problem = problem
         self._requests = problem.requests
         self._candidates = problem.candidates
         self._constraints = {
             each: problem.constraints_on(each) for request in problem.requests for each in request.alternatives
         }
-        self._attributes = tuple({c.attribute: None for each in self._constraints.values() for c in each})
         self._budget = budget
-        self._chosen: list[Chosen] = []
-        self._taken: set[IndexedDevice] = set()  # the devices of _chosen
-        self._results_by_claim = [0] * len(problem.constraints_by_claim)  # how many of _chosen each claim has
+        self._taken = Taken(problem.supplies)
+        self._results_by_claim = [0] * len(problem.constraints_by_claim)  # how many devices each claim has so far
         # After the requests up to an index: how many devices the rest of the same claim needs at least.
         self._least_after = self._count_least()
-        self._kinds: dict[IndexedDevice, int] | None = None
+        self._kinds: Kinds | None = None
+        self._constraints_after = self._find_constraints_after()
+        self._repeats = [self._does_repeat(index) for index in range(len(problem.requests))]
+        self._first_positions = [0] * len(problem.requests)  # of each request's first device among its candidates
 
     def run(self) -> list[Chosen] | None:
         """The first solution, in the order of the requests, or None if there is none.
@@ -96,16 +85,29 @@ class Search:
         """
         if not self._requests:
             return []
-        choices = [self._choose(_Point(0))]
+        choices: list[tuple[Iterator[_Point], Hashable]] = [(self._choose(_Point(0)), None)]
+        dead: set[Hashable] = set()  # states in which a request began, and in which nothing was found
         while choices:
-            after = next(choices[-1], None)
+            choice, state = choices[-1]
+            after = next(choice, None)
             if after is None:
                 choices.pop()
+                if state is not None:
+                    dead.add(state)
             elif after.request == len(self._requests):
-                return self._chosen
+                return [Chosen(alternative, device) for alternative, device in self._taken.chosen()]
             else:
-                choices.append(self._choose(after))
+                state = self._state(after.request) if after.alternative is None else None
+                if state is None or state not in dead:
+                    choices.append((self._choose(after), state))
         return None
+
+    def _state(self, request: int) -> Hashable:
+        """All that the rest of the search depends on where this request begins."""
+        self._budget.spend(2)
+        claim_index = self._requests[request].claim_index
+        constraints = tuple(each.state for each in self._constraints_after[request])
+        return request, self._results_by_claim[claim_index], self._taken.state(), constraints
 
     def _choose(self, point: _Point) -> Iterator[_Point]:
         """Make each choice that there is at a point, yield where to go on, and undo it when asked for the next."""
@@ -117,41 +119,52 @@ class Search:
 
     def _choose_alternative(self, point: _Point) -> Iterator[_Point]:
         for alternative in self._requests[point.request].alternatives:
+            self._budget.spend()
             candidates = self._candidates[alternative]
             results = self._results_by_claim[alternative.claim_index] + candidates.count
             fits_result = results + self._least_after[point.request] <= ALLOCATION_RESULTS_MAX
-            if fits_result and len(candidates.devices) >= candidates.count:
+            if fits_result and candidates.suffice:
                 yield _Point(point.request, alternative)
 
     def _choose_all(self, point: _Point, alternative: Alternative) -> Iterator[_Point]:
         candidates = self._candidates[alternative]
-        if candidates.failures:
-            device = next(iter(candidates.failures))
+        device = next(iter(candidates.failures), None)
+        if device is not None:
             raise SelectorFailedError(alternative, device, candidates.failures[device])
-        before = len(self._chosen)
+        taken = 0
         for device in candidates.devices:
-            self._budget.spend()
-            if device in self._taken or not self._choose_one(alternative, device):
+            if not self._choose_one(alternative, device):
                 break
+            taken += 1
         else:
             yield _Point(point.request + 1)
-        while len(self._chosen) > before:
+        for _ in range(taken):
             self._give_back()
 
     def _choose_device(self, point: _Point, alternative: Alternative) -> Iterator[_Point]:
         candidates = self._candidates[alternative]
         devices, failures = candidates.devices, candidates.failures
         missing = candidates.count - point.taken
-        failed_kinds: set[int] = set()
-        for position in range(point.start, len(devices) - missing + 1):
-            self._budget.spend()
+        failed_kinds: set[Hashable] = set()
+        start = point.start
+        if point.taken == 0 and self._repeats[point.request]:
+            start = self._first_positions[point.request - 1]
+        # Devices on which a selector failed are gone to even where too few are left behind them.
+        behind = 1 if failures else missing
+        for position in count(start):
+            if not devices.has(position + behind):
+                return
             device = devices[position]
-            if device in self._taken or (failed_kinds and self._kind(device) in failed_kinds):
-                continue
             if failures and device in failures:
                 raise SelectorFailedError(alternative, device, failures[device])
+            if failed_kinds:
+                self._budget.spend(1 if device.is_plain else _STEPS_FOR_SUPPLIES)
+                if self._kind(device) in failed_kinds:
+                    continue
             if not self._choose_one(alternative, device):
                 continue
+            if point.taken == 0:
+                self._first_positions[point.request] = position
             if missing == 1:
                 yield _Point(point.request + 1)
             else:
@@ -160,39 +173,53 @@ class Search:
             failed_kinds.add(self._kind(device))
 
     def _choose_one(self, alternative: Alternative, device: IndexedDevice) -> bool:
+        self._budget.spend(1 if device.is_plain else _STEPS_FOR_SUPPLIES)
+        if not self._taken.take(alternative, device):
+            return False
         constraints = self._constraints[alternative]
+        if constraints:
+            self._budget.spend(len(constraints))
         for index, constraint in enumerate(constraints):
-            if not constraint.add(device):
+            if not constraint.add(alternative.values_of(device, constraint.attribute)):
                 for added in constraints[:index]:
                     added.remove()
+                self._taken.give_back()
                 return False
-        self._chosen.append(Chosen(alternative, device))
-        self._taken.add(device)
         self._results_by_claim[alternative.claim_index] += 1
         return True
 
     def _give_back(self) -> None:
-        alternative, device = self._chosen.pop()
-        self._taken.remove(device)
+        alternative, _ = self._taken.give_back()
         self._results_by_claim[alternative.claim_index] -= 1
         for constraint in self._constraints[alternative]:
             constraint.remove()
 
-    def _kind(self, device: IndexedDevice) -> int:
-        """Equal for devices that are alike. Worked out for all of them when first something failed."""
-        if self._kinds is None:
-            alternatives_by_device: dict[IndexedDevice, int] = {}
-            for index, alternative in enumerate(self._constraints):
-                for each in self._candidates[alternative].devices:
-                    alternatives_by_device[each] = alternatives_by_device.get(each, 0) | 1 << index
-            number_by_kind: dict[object, int] = {}
-            self._kinds = {
-                each: number_by_kind.setdefault(
-                    (alternatives, tuple(map(each.values_of, self._attributes))), len(number_by_kind)
-                )
-                for each, alternatives in alternatives_by_device.items()
-            }
-        return self._kinds[device]
+    def _kind(self, device: IndexedDevice) -> Hashable:
+        if self._kinds is None:  # most searches never fail anywhere
+            self._kinds = Kinds(self._problem, self._taken, self._budget)
+        return self._kinds.of(device)
+
+    def _does_repeat(self, index: int) -> bool:
+        """The request asks for the same as the one before it."""
+        if index == 0 or self._requests[index].claim_index != self._requests[index - 1].claim_index:
+            return False
+        own, before = self._requests[index].alternatives, self._requests[index - 1].alternatives
+        if len(own) > 1 or len(before) > 1 or own[0].takes_all or before[0].takes_all:
+            return False
+        mine, theirs = own[0], before[0]
+        if (mine.asks, mine.count, mine.derived) != (theirs.asks, theirs.count, theirs.derived):
+            return False
+        # Then they have the same candidates too, however those were narrowed.
+        return self._constraints[mine] == self._constraints[theirs]
+
+    def _find_constraints_after(self) -> list[list[Constraint]]:
+        """For each request the constraints that it or a later one of its claim, or of later claims, is bound by."""
+        found: list[list[Constraint]] = []
+        after: dict[Constraint, None] = {}
+        for request in reversed(self._requests):
+            after = {**{each: None for one in request.alternatives for each in self._constraints[one]}, **after}
+            found.append(list(after))
+        return found[::-1]
 
     def _count_least(self) -> list[int]:
         least = [0] * len(self._requests)

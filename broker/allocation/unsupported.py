@@ -1,7 +1,9 @@
-"""What this core cannot do yet. It refuses it by name, and never looks away from it.
+"""What no allocator of our version can do. It is refused by name, never looked away from.
 
-A field of a claim refuses the claim; a field of a device or a slice rules out the device.
-Nothing here may be dropped without teaching it to the search first.
+In a claim, modes and kinds of requests, selectors and constraints that a later Kubernetes may bring: it is refused.
+In a slice, what an API server would not take, and nodes where there are none: the device is ruled out.
+What nodeAllocatableResources say is not looked at, as upstream's allocator does not: counting a node's own CPU and
+memory is the business of the scheduler that places the pod.
 """
 
 from broker.world.keys import PoolKey
@@ -16,11 +18,8 @@ def unsupported_in_claim(claim: ResourceClaim) -> str | None:
         path = f"spec.devices.requests[{index}]"
         if request.exactly is None and not request.first_available:
             return path
-        if request.exactly is not None:
-            if request.exactly.admin_access:
-                return f"{path}.exactly.adminAccess"
-            if found := _unsupported_in_request(request.exactly, f"{path}.exactly"):
-                return found
+        if request.exactly is not None and (found := _unsupported_in_request(request.exactly, f"{path}.exactly")):
+            return found
         for sub_index, sub_request in enumerate(request.first_available):
             if found := _unsupported_in_request(sub_request, f"{path}.firstAvailable[{sub_index}]"):
                 return found
@@ -33,10 +32,6 @@ def unsupported_in_claim(claim: ResourceClaim) -> str | None:
 def _unsupported_in_request(request: ExactDeviceRequest | DeviceSubRequest, path: str) -> str | None:
     if request.allocation_mode not in ALLOCATION_MODES:
         return f"{path}.allocationMode"
-    if request.capacity is not None and request.capacity.requests:
-        return f"{path}.capacity"
-    if request.derived_attributes:
-        return f"{path}.derivedAttributes"
     for index, selector in enumerate(request.selectors):
         if selector.cel is None:
             return f"{path}.selectors[{index}]"
@@ -46,8 +41,6 @@ def _unsupported_in_request(request: ExactDeviceRequest | DeviceSubRequest, path
 def unsupported_in_slice(pool: PoolKey, slice_: ResourceSlice) -> str | None:
     """The path of the first field that keeps us from using any device of the slice."""
     spec = slice_.spec
-    if spec.skip_node_operations:
-        return "spec.skipNodeOperations"
     if spec.node_selector is not None and len(spec.node_selector.node_selector_terms) > 1:
         return "spec.nodeSelector.nodeSelectorTerms"
     if spec.node_name and pool.scope.startswith("fabric/"):
@@ -59,12 +52,6 @@ def unsupported_in_device(pool: PoolKey, slice_: ResourceSlice, index: int) -> s
     """The path of the first field that keeps us from using the device."""
     device: Device = slice_.spec.devices[index]
     path = f"spec.devices[{index}]"
-    if device.consumes_counters:
-        return f"{path}.consumesCounters"
-    if device.allow_multiple_allocations:
-        return f"{path}.allowMultipleAllocations"
-    if device.node_allocatable_resources:
-        return f"{path}.nodeAllocatableResources"
     if slice_.spec.per_device_node_selection:
         if device.node_selector is not None and len(device.node_selector.node_selector_terms) > 1:
             return f"{path}.nodeSelector.nodeSelectorTerms"

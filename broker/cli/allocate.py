@@ -16,18 +16,19 @@ from broker.allocation.cel import default_engine
 from broker.allocation.index import DeviceIndex
 from broker.allocation.nodes import NodeView
 from broker.allocation.reasons import NoFit, RequestReport
+from broker.allocation.result import with_share_ids
 from broker.allocation.snapshot import Snapshot
 from broker.app.settings import check_federation, load_federation
 from broker.cli.errors import CommandError
 from broker.cli.offline_input import InputClaim, OfflineInput, hold, read_input
 from broker.cli.output import console, print_json
 from broker.errors import ConfigError
-from broker.machine.deciding import STEP_BUDGET
+from broker.machine.core import STEP_BUDGET
 from broker.world.federation import Federation
 from broker.world.keys import ClusterId, cluster_scope, fabric_scope
 from schemas.errors import ManifestError
 from schemas.manifests import ManifestSet, parse_manifests, read_manifests
-from schemas.resource import AllocationResult
+from schemas.resource import AllocationResult, DeviceRequestAllocationResult
 
 _log = logging.getLogger(__name__)
 
@@ -149,10 +150,16 @@ def allocate_each(given: OfflineInput, claims: Sequence[InputClaim], node: str |
         elif each.claim is None:
             outcomes.append(_not_allocated(each, each.reason, each.message))
         else:
-            found = allocate([each.claim], snapshot, device_index, step_budget=STEP_BUDGET)
-            outcomes += _told([each], found)
-            if not isinstance(found, NoFit):
-                hold(given.world, given.cluster, each, found[0])
+            is_allowed = each.namespace in given.admin_namespaces
+            found = allocate(
+                [each.claim],
+                msgspec.structs.replace(snapshot, allows_admin_access=is_allowed),
+                device_index,
+                step_budget=STEP_BUDGET,
+            )
+            outcomes += (told := _told([each], found))
+            if (allocation := told[0].result.allocation) is not None:
+                hold(given.world, given.cluster, each, allocation)
     return outcomes
 
 
@@ -168,7 +175,11 @@ def allocate_together(given: OfflineInput, claims: Sequence[InputClaim], node: s
         outcomes = [_not_allocated(each, each.reason or refused.reason, each.message or why) for each in waiting]
     else:
         wanted = [each.claim for each in waiting if each.claim is not None]
-        found = allocate(wanted, _snapshot(given, node), DeviceIndex(default_engine()), step_budget=STEP_BUDGET)
+        snapshot = msgspec.structs.replace(
+            _snapshot(given, node),
+            allows_admin_access=all(each.namespace in given.admin_namespaces for each in waiting),
+        )
+        found = allocate(wanted, snapshot, DeviceIndex(default_engine()), step_budget=STEP_BUDGET)
         outcomes = _told(waiting, found)
     told = iter(outcomes)
     return [_already_allocated(each) if each.allocation is not None else next(told) for each in claims]
@@ -189,8 +200,11 @@ def _snapshot(given: OfflineInput, node: str | None) -> Snapshot:
 
 def _told(claims: Sequence[InputClaim], found: list[AllocationResult] | NoFit) -> list[Outcome]:
     if not isinstance(found, NoFit):
-        pairs = zip(claims, found, strict=True)
-        return [Outcome(Result(each.namespace, each.name, allocation)) for each, allocation in pairs]
+        # Names will do for UIDs, and there is no ledger: the same input gives the same shareIDs.
+        return [
+            Outcome(Result(each.namespace, each.name, with_share_ids(allocation, str(each), 0)))
+            for each, allocation in zip(claims, found, strict=True)
+        ]
     return [
         msgspec.structs.replace(
             _not_allocated(each, found.reason.value, found.message),
@@ -261,7 +275,7 @@ def _print_tables(outcomes: Sequence[Outcome]) -> None:
     table = _table("CLAIM", "DEVICES", "WHY")
     for each in (outcome.result for outcome in outcomes):
         rows = each.allocation.devices.results if each.allocation is not None else []
-        devices = "\n".join(f"{row.request}: {row.driver}/{row.pool}/{row.device}" for row in rows)
+        devices = "\n".join(map(_device_text, rows))
         why = Text(f"{each.reason}: ", "bold").append(Text(each.message, "not bold")) if each.reason else Text()
         table.add_row(Text(f"{each.namespace}/{each.name}"), Text(devices or "-"), why)
     console().print(table)
@@ -277,6 +291,13 @@ def _print_tables(outcomes: Sequence[Outcome]) -> None:
     if counts.row_count:
         console().print()
         console().print(counts)
+
+
+def _device_text(row: DeviceRequestAllocationResult) -> str:
+    text = f"{row.request}: {row.driver}/{row.pool}/{row.device}"
+    notes = [f"{name} {amount}" for name, amount in row.consumed_capacity.items()]
+    notes += ["admin access"] if row.admin_access else []
+    return f"{text} ({', '.join(notes)})" if notes else text
 
 
 def _table(*columns: str) -> Table:

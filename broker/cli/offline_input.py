@@ -9,6 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from broker.allocation.reasons import Reason
+from broker.allocation.requests import ADMIN_ACCESS_LABEL
 from broker.world import observe
 from broker.world.federation import Federation
 from broker.world.keys import ClaimKey, ClaimUid, ClusterId
@@ -26,6 +27,7 @@ from schemas.resource import (
     AllocationResult,
     DeviceClass,
     DeviceTaintRule,
+    Namespace,
     Node,
     Pod,
     Resource,
@@ -70,6 +72,7 @@ class OfflineInput(msgspec.Struct, frozen=True):
 
     claims: in the order of the input; a claim made for a pod stands where its pod does.
     problems: what cannot be read, or an API server would refuse. Everything else is in the world all the same.
+    admin_namespaces: those that allow claims to ask for admin access.
     notices: what is right and yet not used, for people.
     pod_groups: how many PodGroups there are, which this release makes no claims for.
     """
@@ -77,6 +80,7 @@ class OfflineInput(msgspec.Struct, frozen=True):
     cluster: ClusterId
     world: World
     claims: list[InputClaim]
+    admin_namespaces: frozenset[str]
     problems: list[ManifestError]
     notices: list[str]
     pod_groups: int
@@ -97,7 +101,10 @@ def read_input(found: ManifestSet, federation: Federation, cluster: ClusterId) -
         passed_over = ", ".join(f"{count} {kind}" for kind, count in found.skipped.items())
         text = "the input has no ResourceClaim and no Pod that needs one"
         reader.notices.append(f"{text}; passed over: {passed_over}" if passed_over else text)
-    return OfflineInput(cluster, reader.world, reader.claims, reader.problems, reader.notices, pod_groups)
+    admin_namespaces = frozenset(reader.admin_namespaces)
+    return OfflineInput(
+        cluster, reader.world, reader.claims, admin_namespaces, reader.problems, reader.notices, pod_groups
+    )
 
 
 def hold(world: World, cluster: ClusterId, claim: InputClaim, allocation: AllocationResult) -> None:
@@ -126,6 +133,7 @@ class _Reader:
         self.problems = problems
         self.notices: list[str] = []
         self.claims: list[InputClaim] = []
+        self.admin_namespaces: set[str] = set()
         self._cluster = cluster
         self._templates: dict[tuple[str, str], tuple[Document, str]] = {}  # the text: why it cannot be used
         self._written: set[tuple[str, str]] = set()  # claims, by namespace and name
@@ -184,6 +192,8 @@ class _Reader:
             case DeviceClass() as device_class:
                 self._refusal(document, validate_class(device_class))
                 observe.observe_class(self.world, self._cluster, device_class)  # even so: claims on it will say why
+            case Namespace() as namespace if namespace.metadata.labels.get(ADMIN_ACCESS_LABEL) == "true":
+                self.admin_namespaces.add(item.name)
             case Node() as node:
                 observe.observe_node(self.world, self._cluster, node)
             case DeviceTaintRule() as rule:

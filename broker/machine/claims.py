@@ -7,10 +7,12 @@ those). A message that has not settled the decision says nothing about the grant
 
 from collections.abc import Iterable
 
+from broker.allocation.budget import Budget, BudgetExceededError
 from broker.allocation.validate_selectors import compile_claim
 from broker.machine import pools
-from broker.machine.core import Core
+from broker.machine.core import STEP_BUDGET, Core
 from broker.world import observe
+from broker.world.commitments import grants_in_the_way
 from broker.world.keys import ClaimKey, ClaimUid, ClusterId
 from broker.world.records import Claim, Grant
 from schemas.resource import ResourceClaim
@@ -92,7 +94,7 @@ def may_adopt(core: Core) -> bool:
 
 
 def adopt(core: Core) -> None:
-    """Allocations that no grant covers become grants, as soon as nobody else's grant holds their devices."""
+    """Allocations that no grant covers become grants, as soon as nobody else's grant holds what they hold."""
     world = core.world
     if not may_adopt(core):
         return
@@ -105,9 +107,8 @@ def adopt(core: Core) -> None:
         if not claim.is_shown_without_grant or claim.shown is None or claim.spec is None:
             continue
         devices = [world.device_key(claim.key.cluster, hold) for hold in claim.shown]
-        others = world.others_with(claim, claim.shown_devices)
-        exclusive = [grant for grant in others if not _are_shares(claim, grant)]
-        if not exclusive:
+        in_the_way = grants_in_the_way(world, claim)
+        if not in_the_way:
             core.record(
                 Adopted(
                     cluster=claim.key.cluster,
@@ -120,7 +121,7 @@ def adopt(core: Core) -> None:
                 )
             )
         elif claim.collision != claim.shown:
-            held_by = [f"{world.holder_name(grant.claim)} (grant {grant.ledger_sequence})" for grant in exclusive]
+            held_by = [f"{world.holder_name(grant.claim)} (grant {grant.ledger_sequence})" for grant in in_the_way]
             core.record(
                 CollisionFound(
                     cluster=claim.key.cluster,
@@ -147,7 +148,7 @@ def end_grant(core: Core, grant: Grant, cause: EndCause) -> None:
     )
     core.wake_devices(grant.devices)
     for device in grant.devices:
-        core.to_adopt.update(core.world.shown.get(device, ()))
+        core.to_adopt.update(core.world.shown_beside(device))
     if not core.world.federation.believe_labels:
         return
     for driver, pool in sorted({(device.pool.driver, device.pool.pool) for device in grant.devices}):
@@ -184,7 +185,10 @@ def _why_invalid(core: Core, spec: ResourceClaim) -> tuple[str, str] | None:
     errors = validate_claim(spec)
     if errors:
         return "InvalidClaim", _told(str(error) for error in errors)
-    selector_errors = compile_claim(spec, core.index)
+    try:
+        selector_errors = compile_claim(spec, core.index, Budget(STEP_BUDGET))
+    except BudgetExceededError:
+        return None  # what it is refused for when it is decided
     if selector_errors:
         return "InvalidSelector", _told(error.sentence() for error in selector_errors)
     return None
@@ -267,8 +271,3 @@ def _end_claim(core: Core, key: ClaimKey, cause: EndCause) -> None:
     core.queue.remove(key)
     core.to_adopt.discard(key)
     core.world.forget_claim(claim)
-
-
-def _are_shares(claim: Claim, grant: Grant) -> bool:
-    """Both hold nothing but shares, of which one device can have several."""
-    return all(hold.share_id for hold in claim.shown or ()) and all(hold.share_id for hold in grant.holds)

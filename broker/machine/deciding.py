@@ -2,18 +2,21 @@
 gets a reason, and waits for whatever could change the answer.
 """
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 import msgspec
 
-from broker.allocation.allocate import DEFAULT_STEP_BUDGET, allocate_claim
+from broker.allocation.allocate import allocate_claim
 from broker.allocation.nodes import NodeView
 from broker.allocation.reasons import NoFit, Reason
+from broker.allocation.requests import ADMIN_ACCESS_LABEL
+from broker.allocation.result import with_share_ids
 from broker.allocation.snapshot import Snapshot
 from broker.errors import InvariantError
 from broker.machine.claims import release_if_rejected
-from broker.machine.core import Core
+from broker.machine.core import STEP_BUDGET, Core
 from broker.world.federation import ALLOCATE_ANNOTATION, BROKERED_LABEL
 from broker.world.fold import waiting_of
 from broker.world.keys import ClusterId, cluster_scope, fabric_scope
@@ -23,13 +26,18 @@ from broker.world.records import Claim
 from schemas.resource import AllocationResult, DeviceClass, ResourceClaim
 from schemas.wire.ledger import Allocate, ConsumerRef, ReasonChanged, RequestState
 
-STEP_BUDGET = DEFAULT_STEP_BUDGET  # of one search
 HARD_CLAIMS_IN_ROUND = 1  # of those whose search was given up before: they wait for each other, nobody waits for them
 TRY_HARD_AGAIN_MS = 60_000
 TEXT_LENGTH_MAX = 4_000  # of what an entry says to people; the ledger takes entries of at most 1 MiB
 EXPLANATION_BYTES_MAX = 128 * 1024
 _NOT_ABOUT_DEVICES = frozenset(
-    (Reason.INVALID_SELECTOR, Reason.UNKNOWN_DEVICE_CLASS, Reason.INVALID_DEVICE_CLASS, Reason.TOO_MANY_DEVICES)
+    (
+        Reason.INVALID_SELECTOR,
+        Reason.UNKNOWN_DEVICE_CLASS,
+        Reason.INVALID_DEVICE_CLASS,
+        Reason.TOO_MANY_DEVICES,
+        Reason.ADMIN_ACCESS_NOT_ALLOWED,
+    )
 )
 MAX_RESERVED_FOR = 256  # consumers in a claim's status.reservedFor (resource.k8s.io/v1)
 
@@ -48,7 +56,7 @@ class Verdict(NamedTuple):
 class Reached(NamedTuple):
     """What a cluster's claims can use now."""
 
-    pools: list[Pool]
+    pools: Sequence[Pool]
     topics: tuple[str, ...]  # that can change it
     unheard: tuple[str, ...]  # "fabric NAME: CLUSTER, ..." for each fabric that waits for clusters
 
@@ -95,15 +103,18 @@ class Round:
             nodes=self._nodes[cluster],
             in_use=self.core.world.in_use,
             avoid=claim.avoid,
+            allows_admin_access=claim.namespace_labels.get(ADMIN_ACCESS_LABEL) == "true",
         )
 
     def allocate(self, claim: Claim, spec: ResourceClaim) -> AllocationResult | Verdict:
         """Search, unless an equal claim was searched for in vain in this round: then the answer is the same."""
-        likeness = msgspec.json.encode((claim.key.cluster, spec.spec, sorted(map(str, claim.avoid))))
+        snapshot = self.snapshot(claim)
+        likeness = msgspec.json.encode(
+            (claim.key.cluster, spec.spec, snapshot.allows_admin_access, sorted(map(str, claim.avoid)))
+        )
         failed = self._failed.get(likeness)
         if failed is not None:
             return failed
-        snapshot = self.snapshot(claim)
         found = allocate_claim(spec, snapshot, self.core.index, step_budget=STEP_BUDGET)
         if isinstance(found, NoFit) and found.reason == Reason.DEVICES_AVOIDED:
             # Rejected before, but the time to wait for something else has passed.
@@ -257,9 +268,10 @@ def _no_fit_verdict(core: Core, turn: Round, claim: Claim, found: NoFit) -> Verd
 
 def _record_allocate(core: Core, claim: Claim, found: AllocationResult) -> None:
     world = core.world
+    found = with_share_ids(found, claim.key.uid, core.next_sequence())
+    found = msgspec.structs.replace(found, allocation_timestamp=_timestamp(core.now_ms))
     holds = allocation_holds(found)
     assert holds is not None
-    found = msgspec.structs.replace(found, allocation_timestamp=_timestamp(core.now_ms))
     live = sorted(ConsumerRef(pod.uid, pod.name) for pod in claim.consumers if pod.is_live)
     core.record(
         Allocate(

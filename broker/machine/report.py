@@ -142,7 +142,7 @@ def pool_rows(world: World) -> list[PoolRow]:
     """All pools, by key."""
     rows = []
     for pool in world.inventory.all_pools():
-        held = {key.device for key in world.in_use if key.pool == pool.key}
+        held = world.in_use.of_pool(pool.key)
         names = [device.name for _, device in pool]
         free = sum(name not in held for name in names) if pool.is_usable else 0
         rows.append(

@@ -4,18 +4,21 @@ A slice counts only when its cluster may speak for the pool: the fabric's source
 for a local one. The pools are assembled when they are asked for, and only those that changed.
 """
 
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, overload
 
+from broker.world.changes import Changes
 from broker.world.federation import FABRIC_LABEL, Federation
 from broker.world.keys import ClusterId, PoolKey, cluster_scope, fabric_scope, is_fabric
-from broker.world.pools import Pool, assemble_pool
-from broker.world.taint_rules import with_rules
+from broker.world.pools import Pool, allocation_order, assemble_pool
+from broker.world.taint_rules import selects_pool, with_rules
 from schemas.resource import DeviceTaintRule, ResourceSlice
 
 SliceRef = tuple[ClusterId, str]  # cluster and name of a ResourceSlice (or DeviceTaintRule)
+_SCOPES_KEPT = 1024  # sets of scopes; each cluster has one
 PlaceReason = Literal["", "NotTheSource", "FabricLabelNotBelieved", "SetAside", "PoolInUse"]
 
 
@@ -41,12 +44,14 @@ class Inventory:
     placed: dict[SliceRef, Placed] = field(default_factory=dict)
     labels_open: bool = False
     granted_scopes: dict[tuple[str, str], Counter[str]] = field(default_factory=dict)
+    changes: Changes[PoolKey] = field(default_factory=Changes)  # pools that are new, gone, or not what they were
     _rules: dict[SliceRef, DeviceTaintRule] = field(default_factory=dict)
     _members: dict[PoolKey, dict[SliceRef, ResourceSlice]] = field(default_factory=dict)
     _pools: dict[PoolKey, Pool] = field(default_factory=dict)
     _keys_by_scope: dict[str, set[PoolKey]] = field(default_factory=dict)
     _label_sources: dict[PoolKey, ClusterId] = field(default_factory=dict)  # keys are fabric pools with members
     _label_keys: dict[tuple[str, str], PoolKey] = field(default_factory=dict)  # the same pools, by driver and name
+    _of_scopes: dict[tuple[str, ...], "PoolsOfScopes"] = field(default_factory=dict)
 
     def put(self, ref: SliceRef, resource_slice: ResourceSlice) -> Placed:
         """Take in a slice, new or changed, and say where it belongs."""
@@ -63,7 +68,7 @@ class Inventory:
             return None
         members = self._members[placed.key]
         del members[ref]
-        self._pools.pop(placed.key, None)
+        self._has_changed(placed.key)
         if not members:
             del self._members[placed.key]
             self._keys_by_scope[placed.key.scope].discard(placed.key)
@@ -102,17 +107,31 @@ class Inventory:
 
     def put_rule(self, ref: SliceRef, rule: DeviceTaintRule | None) -> None:
         """A DeviceTaintRule is new or changed; None: it is gone."""
-        if rule is None:
-            self._rules.pop(ref, None)
-        else:
+        concerned = [each for each in (self._rules.pop(ref, None), rule) if each is not None]
+        if rule is not None:
             self._rules[ref] = rule
-        self._pools.clear()
+        for key in self._members:
+            if any(selects_pool(each, key.driver, key.pool) for each in concerned):
+                self._has_changed(key)
 
-    def pools_of_scopes(self, scopes: Iterable[str]) -> list[Pool]:
-        """The pools of these scopes, ascending by driver and pool name (upstream's ID order), then by scope."""
-        keys = [key for scope in scopes for key in self._keys_by_scope.get(scope, ())]
-        keys.sort(key=lambda key: (key.driver, key.pool, key.scope))
-        return [pool for key in keys if (pool := self.pool(key)) is not None]
+    def pools_of_scopes(self, scopes: Iterable[str]) -> "PoolsOfScopes":
+        """The pools of these scopes as they are now: the same object each time, which the next call brings up to date.
+
+        They ascend by driver and pool name (upstream's ID order), then by scope.
+        """
+        wanted = tuple(dict.fromkeys(scopes))
+        found = self._of_scopes.get(wanted)
+        if found is None:
+            if len(self._of_scopes) >= _SCOPES_KEPT:
+                del self._of_scopes[next(iter(self._of_scopes))]
+            found = self._of_scopes[wanted] = PoolsOfScopes(self, wanted)
+        found.refresh()
+        return found
+
+    def keys_of_scopes(self, scopes: Iterable[str]) -> list[PoolKey]:
+        """The pools of these scopes by name, in their order."""
+        keys = {key for scope in scopes for key in self._keys_by_scope.get(scope, ())}
+        return sorted(keys, key=allocation_order)
 
     def all_pools(self) -> Iterator[Pool]:
         """Every pool, ascending by key."""
@@ -150,8 +169,12 @@ class Inventory:
         if placed.key is not None:
             self._members.setdefault(placed.key, {})[ref] = self.slices[ref]
             self._keys_by_scope.setdefault(placed.key.scope, set()).add(placed.key)
-            self._pools.pop(placed.key, None)
+            self._has_changed(placed.key)
         return placed
+
+    def _has_changed(self, key: PoolKey) -> None:
+        self._pools.pop(key, None)
+        self.changes.note(key)
 
     def _choose(self, ref: SliceRef) -> Placed:
         cluster, name = ref
@@ -229,6 +252,63 @@ class Inventory:
 
     def _label_of(self, ref: SliceRef) -> str:
         return self.slices[ref].metadata.labels.get(FABRIC_LABEL, "")
+
+
+class PoolsOfScopes(Sequence[Pool]):
+    """The pools of some scopes, in the order in which to try them.
+
+    changes: keys of those that are new, gone, or not what they were.
+    """
+
+    def __init__(self, inventory: Inventory, scopes: Iterable[str]) -> None:
+        self.changes: Changes[PoolKey] = Changes()
+        self._inventory = inventory
+        self._scopes = frozenset(scopes)
+        self._read = -1  # up to where `inventory.changes` was read; -1: not at all
+        self._keys: list[PoolKey] = []
+        self._pools: list[Pool] = []  # of _keys, index by index
+
+    def refresh(self) -> None:
+        """Bring it up to date; costs as much as has changed since the last time."""
+        changed = self._inventory.changes.since(self._read)
+        self._read = self._inventory.changes.end
+        if changed is None:
+            changed = [*self._inventory.keys_of_scopes(self._scopes), *self._keys]
+        for key in dict.fromkeys(changed):
+            if key.scope in self._scopes:
+                self._put(key, self._inventory.pool(key))
+
+    def get(self, key: PoolKey) -> Pool | None:
+        """The pool with this key, if it is among them."""
+        index = self._index(key)
+        return self._pools[index] if index < len(self._keys) and self._keys[index] == key else None
+
+    def _index(self, key: PoolKey) -> int:
+        return bisect_left(self._keys, allocation_order(key), key=allocation_order)
+
+    def _put(self, key: PoolKey, pool: Pool | None) -> None:
+        index = self._index(key)
+        is_known = index < len(self._keys) and self._keys[index] == key
+        if pool is not None and is_known:
+            self._pools[index] = pool
+        elif pool is not None:
+            self._keys.insert(index, key)
+            self._pools.insert(index, pool)
+        elif is_known:
+            del self._keys[index], self._pools[index]
+        self.changes.note(key)
+
+    @overload
+    def __getitem__(self, index: int) -> Pool: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Pool]: ...
+
+    def __getitem__(self, index: int | slice) -> Pool | Sequence[Pool]:
+        return self._pools[index]
+
+    def __len__(self) -> int:
+        return len(self._pools)
 
 
 def _not_the_source(name: str, driver: str, pool: str, fabric: str, cluster: str, source: str) -> Placed:

@@ -9,7 +9,7 @@ from broker.world.keys import ClaimKey, ClaimUid, ClusterId
 from broker.world.records import Claim
 from broker.world.world import World
 from schemas.resource import AllocationResult, DeviceClass, DeviceTaintRule, Node, ResourceClaim, ResourceSlice
-from schemas.wire.ledger import DeviceHold
+from schemas.wire.ledger import DeviceHold, canonical_amounts
 from schemas.wire.state import ClaimState, ObjectName
 
 
@@ -97,6 +97,7 @@ def allocation_holds(allocation: AllocationResult | None) -> tuple[DeviceHold, .
             device=result.device,
             share_id=result.share_id or "",
             admin_access=bool(result.admin_access),
+            consumed_capacity=canonical_amounts(result.consumed_capacity),
         )
         for result in allocation.devices.results
     )
@@ -113,6 +114,7 @@ class _LooseResult(msgspec.Struct, rename="camel"):
     device: str = ""
     share_id: str | None = msgspec.field(name="shareID", default=None)
     admin_access: bool | None = None
+    consumed_capacity: Any = None
 
 
 def _loosely(raw: msgspec.Raw) -> dict[str, Any]:
@@ -136,14 +138,17 @@ def _loose_holds(fields: dict[str, Any]) -> tuple[DeviceHold, ...] | None:
             result = msgspec.convert(item, _LooseResult)
         except msgspec.ValidationError:
             continue
+        amounts = result.consumed_capacity or {}
+        is_readable = isinstance(amounts, dict)
         holds.append(
             DeviceHold(
                 request=result.request,
                 driver=result.driver,
                 pool=result.pool,
                 device=result.device,
-                share_id=result.share_id or "",
+                share_id=(result.share_id or "") if is_readable else "",  # nobody knows how much: all of it
                 admin_access=bool(result.admin_access),
+                consumed_capacity=canonical_amounts(amounts) if is_readable else {},
             )
         )
     return tuple(holds)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from broker.world.counters import why_counters_are_invalid
 from broker.world.keys import PoolKey
 from schemas.resource import Device, ResourceSlice
 
@@ -82,9 +83,14 @@ def _why_invalid(slices: tuple[ResourceSlice, ...]) -> str | None:
     duplicates = sorted(name for name, count in count_by_name.items() if count > 1)
     if duplicates:
         return f"more than one device is named {', '.join(duplicates)}"
-    return None
+    return why_counters_are_invalid(slices)
 
 
 def in_allocation_order(pools: Iterable[Pool]) -> list[Pool]:
     """By driver, then pool name, as kube-scheduler tries them; then by scope, which it does not know."""
-    return sorted(pools, key=lambda pool: (pool.key.driver, pool.key.pool, pool.key.scope))
+    return sorted(pools, key=lambda pool: allocation_order(pool.key))
+
+
+def allocation_order(key: PoolKey) -> tuple[str, str, str]:
+    """What pools are sorted by, see `in_allocation_order`."""
+    return key.driver, key.pool, key.scope

@@ -14,14 +14,15 @@ from schemas.resource import Device, DeviceTaintRule, ResourceSlice
 def with_rules(resource_slice: ResourceSlice, rules: Sequence[DeviceTaintRule]) -> ResourceSlice:
     """The slice with the taints of the rules that select its devices; the very same one where none does."""
     spec = resource_slice.spec
-    concerned = [rule for rule in rules if _selects_pool(rule, spec.driver, spec.pool.name)]
+    concerned = [rule for rule in rules if selects_pool(rule, spec.driver, spec.pool.name)]
     if not concerned:
         return resource_slice
     devices = [_tainted(device, concerned) for device in spec.devices]
     return msgspec.structs.replace(resource_slice, spec=msgspec.structs.replace(spec, devices=devices))
 
 
-def _selects_pool(rule: DeviceTaintRule, driver: str, pool: str) -> bool:
+def selects_pool(rule: DeviceTaintRule, driver: str, pool: str) -> bool:
+    """The rule is about devices of this pool."""
     selector = rule.spec.device_selector
     return selector is not None and selector.driver in (None, driver) and selector.pool in (None, pool)
 

@@ -5,7 +5,7 @@ decided (`fold.apply_entry`, from the ledger) changes only by ledger entries, so
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from broker.world.federation import Federation
 from broker.world.inventory import Inventory
 from broker.world.keys import ClaimKey, ClusterId, DeviceKey, PoolKey, cluster_scope, fabric_scope
 from broker.world.records import Claim, Cluster, Grant
+from broker.world.usage import InUse, use_of
 from schemas.resource import DeviceClass, Node
 from schemas.wire.ledger import DeviceHold
 from schemas.wire.state import ObjectName, add_to_digest, object_digest
@@ -24,7 +25,7 @@ class World:
 
     position: DRA_STATE's sequence up to which every message was applied.
     ledger_last: the last ledger sequence that is folded in.
-    in_use: who has a device, by grant or by what its claim's status shows, for people to read; keys are exactly the
+    in_use: who has a device and how much of it, by grant or by what its claim's status shows; keys are exactly the
     devices that are not free.
     """
 
@@ -37,7 +38,7 @@ class World:
     position: int = 0
     ledger_last: int = 0
     leader_epoch: int = 0
-    in_use: dict[DeviceKey, str] = field(default_factory=dict)
+    in_use: InUse = field(default_factory=InUse)
     granted: dict[DeviceKey, list[Grant]] = field(default_factory=dict)  # live grants by device
     shown: dict[DeviceKey, set[ClaimKey]] = field(default_factory=dict)  # claims whose status shows the device
     told_classes: dict[tuple[ClusterId, str], dict[str, Any] | None] = field(default_factory=dict)  # to members
@@ -145,31 +146,45 @@ class World:
         self.show(claim, None)
         del self.claims[claim.key]
 
-    def others_with(self, claim: Claim, devices: Iterable[DeviceKey]) -> list[Grant]:
-        """Grants of other claims over any of these devices, each once, by ledger sequence."""
-        found = {
-            grant.ledger_sequence: grant
-            for device in devices
-            for grant in self.granted.get(device, ())
-            if grant.claim != claim.key
-        }
-        return [found[sequence] for sequence in sorted(found)]
+    def shown_beside(self, device: DeviceKey) -> set[ClaimKey]:
+        """Claims whose allocation shows the device, or one that draws from the same counters as it may."""
+        pool = self.inventory.pool(device.pool)
+        if pool is None or not any(each.spec.shared_counters for each in pool.slices):
+            return set(self.shown.get(device, ()))
+        names = self.in_use.of_pool(device.pool)
+        return set().union(*(self.shown.get(DeviceKey(device.pool, name), ()) for name in names))
 
     def holder_name(self, key: ClaimKey) -> str:
         """A claim as people call it."""
         claim = self.claims.get(key)
         return f"{key.cluster}/{claim.namespace}/{claim.name}" if claim and claim.name else str(key)
 
+    def holds_on(self, device: DeviceKey) -> Iterator[tuple[ClaimKey, DeviceHold]]:
+        """All that takes something of the device from others: of grants, then what claims show."""
+        for grant in self.granted.get(device, ()):
+            for key, hold in _taken(grant):
+                if key == device:
+                    yield grant.claim, hold
+        for claim_key in sorted(self.shown.get(device, ())):
+            claim = self.claims[claim_key]
+            occupying = (hold for hold in claim.shown or () if not hold.admin_access)
+            for key, hold in zip(claim.shown_devices, occupying, strict=True):
+                if key == device:
+                    yield claim_key, hold
+
     def _refresh(self, device: DeviceKey) -> None:
-        holders = [grant.claim for grant in self.granted.get(device, ())] + sorted(self.shown.get(device, ()))
-        if holders:
-            self.in_use[device] = self.holder_name(holders[0])
+        use = use_of((self.holder_name(claim), hold) for claim, hold in self.holds_on(device))
+        if use is not None:
+            self.in_use[device] = use
         else:
             self.in_use.pop(device, None)
 
 
+def _taken(grant: Grant) -> Iterator[tuple[DeviceKey, DeviceHold]]:
+    """What the grant takes from others; admin access takes nothing (KEP-5018)."""
+    return ((key, hold) for key, hold in zip(grant.devices, grant.holds, strict=True) if not hold.admin_access)
+
+
 def _held(grant: Grant) -> list[DeviceKey]:
-    """The devices that the grant takes from others; admin access takes none (KEP-5018). Each once."""
-    return list(
-        dict.fromkeys(key for key, hold in zip(grant.devices, grant.holds, strict=True) if not hold.admin_access)
-    )
+    """The devices that the grant takes something of. Each once."""
+    return list(dict.fromkeys(key for key, _ in _taken(grant)))

@@ -8,7 +8,7 @@ import msgspec
 
 from cluster_agent.mirror.actions import ClaimRef, Decision, Publish
 from schemas.wire.codec import encode
-from schemas.wire.ledger import Allocate, DeviceHold
+from schemas.wire.ledger import Allocate, DeviceHold, canonical_amounts
 from schemas.wire.state import ClaimState, ObjectName, ObjectState, Outcome, Rejected, Settled
 
 DELETE_PROTECTION = "resource.kubernetes.io/delete-protection"
@@ -111,6 +111,7 @@ def holds_of(claim: dict[str, Any] | None) -> list[DeviceHold] | None:
             device=result.get("device", ""),
             share_id=result.get("shareID") or "",
             admin_access=bool(result.get("adminAccess")),
+            consumed_capacity=canonical_amounts(result.get("consumedCapacity") or {}),
         )
         for result in results
     ]

@@ -4,18 +4,24 @@ Kinds of subject: Allocate and Release go to `claim` (so that the last message o
 decision), all else about a claim to `record`; leadership and inputs belong to no cluster.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
 
+from schemas.quantity import Quantity, QuantityError
 from schemas.wire.state import Outcome
 
 EndCause = Literal["ClaimDeleted", "ClaimMissing", "AllocationCleared", "AllocationReplaced"]
 RequestState = Literal["Pending", "Invalid"]
 
 
-class DeviceHold(msgspec.Struct, frozen=True, omit_defaults=True, order=True):
-    """One result of an allocation, as far as holding a device and telling allocations apart goes."""
+class DeviceHold(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One result of an allocation, as far as holding a device and telling allocations apart goes.
+
+    share_id: "" where the result is the whole device.
+    consumed_capacity: of a share, by the capacity's name; see `canonical_amounts`.
+    """
 
     request: str
     driver: str
@@ -23,6 +29,22 @@ class DeviceHold(msgspec.Struct, frozen=True, omit_defaults=True, order=True):
     device: str
     share_id: str = ""
     admin_access: bool = False
+    consumed_capacity: dict[str, str] = {}
+
+
+def canonical_amounts(amounts: Mapping[str, Any]) -> dict[str, str]:
+    """Quantities as an API server gives them back, by name, so that equal amounts are equal texts.
+
+    What is no quantity stays as it is: who reads it must not take it for nothing.
+    """
+
+    def canonical(amount: Any) -> str:
+        try:
+            return str(Quantity.parse(amount))
+        except (QuantityError, ArithmeticError, TypeError):
+            return str(amount)
+
+    return {name: canonical(amounts[name]) for name in sorted(amounts)}
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", kw_only=True):

@@ -10,15 +10,23 @@ from broker.allocation.allocate import allocate, allocate_claim
 from broker.allocation.index import DeviceIndex
 from broker.allocation.nodes import NodeView
 from broker.allocation.reasons import NoFit, Reason
+from broker.allocation.result import with_share_ids
 from broker.allocation.snapshot import Snapshot
 from broker.world.keys import DeviceKey
 from broker.world.pools import Pool, in_allocation_order
+from broker.world.usage import InUse, Use
 from schemas.resource import (
     AllocationResult,
+    CapacityRequirements,
+    Counter,
+    CounterSet,
     Device,
     DeviceAllocationConfiguration,
+    DeviceCapacity,
     DeviceClass,
     DeviceConstraint,
+    DeviceCounterConsumption,
+    DeviceDerivedAttribute,
     DeviceRequest,
     DeviceTaint,
     DeviceToleration,
@@ -27,6 +35,7 @@ from schemas.resource import (
     NodeSelectorTerm,
     ResourceClaim,
 )
+from schemas.share_id import share_id
 from tests.builders import (
     CLASS,
     DRIVER,
@@ -80,7 +89,7 @@ def test_takes_the_first_free_device_in_order_of_pool_slice_and_device(device_in
     snapshot = a_snapshot(
         late,
         early,
-        in_use={DeviceKey(early.key, "held"): "west/default/train"},
+        in_use=InUse({DeviceKey(early.key, "held"): Use(("west/default/train",))}),
         avoid=frozenset([DeviceKey(early.key, "avoided")]),
     )
     found = allocate_claim(a_claim(a_request(count=3)), snapshot, device_index)
@@ -357,6 +366,202 @@ def test_node_selector_operators(
         assert found.reason is Reason.NO_MATCHING_NODE
 
 
+# --- shares, partitions, admin access
+
+
+def a_shared_device(name: str, memory: str = "8", **fields: Any) -> Device:
+    found = a_device(name, capacity={"memory": memory})
+    return msgspec.structs.replace(found, allow_multiple_allocations=True, **fields)
+
+
+def a_partition(name: str, slices: int, *, of: str = "gpu-0", groups: Sequence[str] = (), **fields: Any) -> Device:
+    drawn = DeviceCounterConsumption(
+        counter_set=of, counters={"slices": Counter(value=str(slices))}, compatibility_groups=list(groups)
+    )
+    return msgspec.structs.replace(a_device(name, size=slices), consumes_counters=[drawn], **fields)
+
+
+def partitioned(*devices: Device, gpus: int = 1, slices: int = 4, **spec: Any) -> Pool:
+    sets = [CounterSet(name=f"gpu-{n}", counters={"slices": Counter(value=str(slices))}) for n in range(gpus)]
+    return a_pool(
+        a_slice(devices, name="devices", slice_count=2, **spec),
+        a_slice([], name="counters", slice_count=2, shared_counters=sets),
+    )
+
+
+def asking(**amounts: str) -> CapacityRequirements:
+    return CapacityRequirements(requests=amounts)
+
+
+def test_requests_share_a_device_as_far_as_its_capacity_goes(device_index: DeviceIndex) -> None:
+    pool = a_pool(a_slice([a_shared_device("s0"), a_shared_device("s1")]))
+    claim = a_claim(*(a_request(name, capacity=asking(memory="3")) for name in ("a", "b", "c")))
+    found = allocate_claim(claim, a_snapshot(pool), device_index)
+    assert chosen(found) == [("a", "s0"), ("b", "s0"), ("c", "s1")]
+    assert isinstance(found, AllocationResult)
+    assert [each.consumed_capacity for each in found.devices.results] == [{"memory": "3"}] * 3
+
+
+def test_one_request_gets_each_device_once(device_index: DeviceIndex) -> None:
+    pool = a_pool(a_slice([a_shared_device("s0"), a_shared_device("s1")]))
+    claim = a_claim(a_request(count=2, capacity=asking(memory="1")))
+    assert devices(allocate_claim(claim, a_snapshot(pool), device_index)) == ["s0", "s1"]
+
+
+def test_distinct_keeps_shares_of_one_device_apart(device_index: DeviceIndex) -> None:
+    fleet = [msgspec.structs.replace(a_shared_device(f"s{n}"), attributes={"id": an_attribute(n)}) for n in range(2)]
+    claim = a_claim(
+        a_request("a", capacity=asking(memory="1")),
+        a_request("b", capacity=asking(memory="1")),
+        constraints=[a_distinct(f"{DRIVER}/id")],
+    )
+    assert devices(allocate_claim(claim, a_snapshot(a_pool(a_slice(fleet))), device_index)) == ["s0", "s1"]
+
+
+def test_what_holders_consume_is_not_given_again(device_index: DeviceIndex) -> None:
+    pool = a_pool(a_slice([a_shared_device("s0"), a_shared_device("s1"), a_shared_device("s2")]))
+    in_use = InUse(
+        {
+            DeviceKey(pool.key, "s0"): Use(("a",)),
+            DeviceKey(pool.key, "s1"): Use(("b",), is_whole=False, is_shared=True, consumed={"memory": 6 * 10**9}),
+        }
+    )
+    for amount, expected in (("2", "s1"), ("3", "s2")):
+        claim = a_claim(a_request(capacity=asking(memory=amount)))
+        assert devices(allocate_claim(claim, a_snapshot(pool, in_use=in_use), device_index)) == [expected]
+
+
+def test_a_device_that_is_not_shared_any_more_is_not_given_beside_its_shares(device_index: DeviceIndex) -> None:
+    """Upstream gives it, where the request names so little capacity that it would fit."""
+    pool = a_pool(a_slice([a_device("d", capacity={"memory": "8"})]))
+    use = Use(("a",), is_whole=False, is_shared=True, consumed={"memory": 10**9})
+    snapshot = a_snapshot(pool, in_use=InUse({DeviceKey(pool.key, "d"): use}))
+    found = allocate_claim(a_claim(a_request(capacity=asking(memory="1"))), snapshot, device_index)
+    assert isinstance(found, NoFit)
+    assert found.reason is Reason.DEVICES_IN_USE
+
+
+def test_shares_are_named_by_the_decision_that_gives_them(device_index: DeviceIndex) -> None:
+    pool = a_pool(a_slice([a_shared_device("s0"), a_device("whole", capacity={"memory": "8"})]))
+    claim = a_claim(*(a_request(name, capacity=asking(memory="4")) for name in ("a", "b", "c")))
+    found = allocate_claim(claim, a_snapshot(pool), device_index)
+    assert isinstance(found, AllocationResult)
+    named = [each.share_id for each in with_share_ids(found, "uid", 7).devices.results]
+    assert named == [share_id("uid", 7, 0), share_id("uid", 7, 1), None]
+    assert named[0] != named[1] != share_id("uid", 8, 1)
+
+
+def test_partitions_of_one_gpu_compete_for_its_counters(device_index: DeviceIndex) -> None:
+    pool = partitioned(
+        *(
+            a_partition(f"g{gpu}-{size}-{n}", size, of=f"gpu-{gpu}")
+            for gpu in range(2)
+            for n, size in enumerate((4, 2, 2))
+        ),
+        gpus=2,
+    )
+    size = f'device.attributes["{DRIVER}"].size'
+    claim = a_claim(
+        a_request("small", f"{size} == 2"), a_request("big", f"{size} == 4"), a_request("more", f"{size} == 2")
+    )
+    found = allocate_claim(claim, a_snapshot(pool), device_index)
+    assert chosen(found) == [("small", "g0-2-1"), ("big", "g1-4-0"), ("more", "g0-2-2")]
+    held = InUse({DeviceKey(pool.key, "g0-2-2"): Use(("a",))})
+    found = allocate_claim(a_claim(a_request("big", f"{size} == 4")), a_snapshot(pool, in_use=held), device_index)
+    assert devices(found) == ["g1-4-0"]
+
+
+def test_partitions_go_together_only_with_a_compatibility_group_in_common(device_index: DeviceIndex) -> None:
+    pool = partitioned(
+        a_partition("mig", 1, groups=["mig"]),
+        a_partition("vgpu", 1, groups=["vgpu"]),
+        a_partition("none", 1),
+        a_partition("both", 1, groups=["mig", "vgpu"]),
+    )
+    assert devices(allocate_claim(a_claim(a_request(count=2)), a_snapshot(pool), device_index)) == ["mig", "both"]
+    alone = InUse({DeviceKey(pool.key, "none"): Use(("a",))})
+    assert isinstance(allocate_claim(a_claim(), a_snapshot(pool, in_use=alone), device_index), NoFit)
+
+
+def test_shares_of_a_partition_draw_once(device_index: DeviceIndex) -> None:
+    shared: dict[str, Any] = {"allow_multiple_allocations": True, "capacity": {"memory": DeviceCapacity(value="4")}}
+    pool = partitioned(a_partition("p0", 3, **shared), a_partition("p1", 3, **shared))
+    claim = a_claim(*(a_request(name, capacity=asking(memory="2")) for name in ("a", "b")))
+    assert devices(allocate_claim(claim, a_snapshot(pool), device_index)) == ["p0", "p0"]
+    use = Use(("a",), is_whole=False, is_shared=True, consumed={"memory": 2 * 10**9})
+    held = InUse({DeviceKey(pool.key, "p1"): use})
+    one = a_claim(a_request(capacity=asking(memory="2")))
+    assert devices(allocate_claim(one, a_snapshot(pool, in_use=held), device_index)) == ["p1"]
+
+
+def test_a_pool_that_is_overdrawn_gives_nothing_that_draws(device_index: DeviceIndex) -> None:
+    """As upstream: whatever a driver took away, the rest of the pool waits until it is paid back."""
+    pool = partitioned(a_partition("a", 3), a_partition("b", 1, of="gpu-1"), a_device("c"), gpus=2, slices=2)
+    held = InUse({DeviceKey(pool.key, "a"): Use(("a",))})
+    assert devices(allocate_claim(a_claim(), a_snapshot(pool, in_use=held), device_index)) == ["c"]
+
+
+def test_admin_access_takes_what_others_hold_and_keeps_nothing_from_them(device_index: DeviceIndex) -> None:
+    pool = a_pool(a_slice(some_devices(2)))
+    in_use = InUse({DeviceKey(pool.key, f"gpu-{n}"): Use(("a",)) for n in range(2)})
+    claim = a_claim(a_request_for_all(admin_access=True))
+    found = allocate_claim(claim, a_snapshot(pool, in_use=in_use, allows_admin_access=True), device_index)
+    assert devices(found) == ["gpu-0", "gpu-1"]
+    assert isinstance(found, AllocationResult)
+    assert all(each.admin_access for each in found.devices.results)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        pytest.param(True, True, ["gpu-0", "gpu-1"], id="twice in one claim"),
+        pytest.param(False, True, ["gpu-0", "gpu-1"], id="and an ordinary request in one claim"),
+        pytest.param(True, False, ["gpu-0", "gpu-1"], id="before an ordinary request in one claim"),
+    ],
+)
+def test_admin_access_within_one_claim(
+    device_index: DeviceIndex, first: bool, second: bool, expected: list[str]
+) -> None:
+    claim = a_claim(a_request("a", admin_access=first), a_request("b", admin_access=second))
+    snapshot = a_snapshot(a_pool(a_slice(some_devices(2))), allows_admin_access=True)
+    assert devices(allocate_claim(claim, snapshot, device_index)) == expected
+
+
+def test_admin_access_of_another_claim_of_the_pod_takes_the_same_device(device_index: DeviceIndex) -> None:
+    claims = [a_claim(name="one"), a_claim(a_request(admin_access=True), name="two")]
+    found = allocate(claims, a_snapshot(a_pool(), allows_admin_access=True), device_index)
+    assert isinstance(found, list)
+    assert [devices(each) for each in found] == [["gpu-0"], ["gpu-0"]]
+
+
+def test_all_passes_over_devices_without_the_capacity(device_index: DeviceIndex) -> None:
+    fleet = [a_shared_device("small", "2"), a_shared_device("big"), a_device("none")]
+    claim = a_claim(a_request_for_all(capacity=asking(memory="3")))
+    snapshot = a_snapshot(a_pool(a_slice(fleet)))
+    assert devices(allocate_claim(claim, snapshot, device_index)) == ["big"]
+
+
+def test_what_nodes_need_not_do_is_copied(device_index: DeviceIndex) -> None:
+    found = allocate_claim(a_claim(), a_snapshot(a_pool(a_slice(skip_node_operations=["*"]))), device_index)
+    assert isinstance(found, AllocationResult)
+    assert found.devices.results[0].skip_node_operations == ["*"]
+
+
+def test_derived_attributes_make_different_devices_comparable(device_index: DeviceIndex) -> None:
+    def derived(expression: str) -> list[DeviceDerivedAttribute]:
+        return [DeviceDerivedAttribute(name="a.com/numa", expression=expression)]
+
+    of = f'device.attributes["{DRIVER}"]'
+    fleet = [a_device("gpu-n0", numa=0), a_device("gpu-n1", numa=1), a_device("nic", place="node1", nic=True)]
+    claim = a_claim(
+        a_request("gpu", f"!has({of}.nic)", derived_attributes=derived(f"{of}.numa")),
+        a_request("nic", f"has({of}.nic)", derived_attributes=derived(f"int({of}.place.substring(4))")),
+        constraints=[a_match("a.com/numa")],
+    )
+    found = allocate_claim(claim, a_snapshot(a_pool(a_slice(fleet))), device_index)
+    assert chosen(found) == [("gpu", "gpu-n1"), ("nic", "nic")]
+
+
 # --- configuration
 
 
@@ -482,3 +687,49 @@ def test_the_class_is_looked_up_by_its_name(device_index: DeviceIndex) -> None:
     snapshot = a_snapshot(a_pool(), classes=[other])
     assert devices(allocate_claim(a_claim(a_request(of=CLASS)), snapshot, device_index)) == ["gpu-0"]
     assert isinstance(allocate_claim(a_claim(a_request(of="other")), snapshot, device_index), NoFit)
+
+
+@pytest.mark.parametrize(
+    "requests",
+    [
+        pytest.param([(8, 10), (4, 13)], id="counted"),
+        pytest.param([(4, 8), (2, 13), (8, 9)], id="the large ones last"),
+        pytest.param([(8, 1)] * 10 + [(4, 1)] * 13, id="one by one"),
+    ],
+)
+def test_partitions_that_cannot_fit_are_found_out_within_few_steps(
+    device_index: DeviceIndex, requests: list[tuple[int, int]]
+) -> None:
+    sizes = [8, 4, 4, 2, 2, 2, 2, *[1] * 8]
+    gpus = [[a_partition(f"g{gpu}-{n}", size, of=f"gpu-{gpu}") for n, size in enumerate(sizes)] for gpu in range(16)]
+    sets = [CounterSet(name=f"gpu-{gpu}", counters={"slices": Counter(value="8")}) for gpu in range(16)]
+    pool = a_pool(
+        *(a_slice(gpus[n] + gpus[n + 1], name=f"d{n}", slice_count=10) for n in range(0, 16, 2)),
+        *(a_slice([], name=f"c{n}", slice_count=10, shared_counters=sets[n : n + 8]) for n in (0, 8)),
+    )
+    claim = a_claim(
+        *(
+            a_request(f"r{n}", f'device.attributes["{DRIVER}"].size == {size}', count=count)
+            for n, (size, count) in enumerate(requests)
+        )
+    )
+    found = allocate_claim(claim, a_snapshot(pool), device_index, step_budget=25_000)
+    assert isinstance(found, NoFit)
+    assert found.reason is Reason.NO_MATCHING_DEVICE
+
+
+def test_states_that_failed_are_not_searched_again(device_index: DeviceIndex) -> None:
+    # 9 requests with different selectors want one device each of the same 8: 9! orders, but only 2^8 sets.
+    fleet = [a_device(f"d{n}", side=n) for n in range(8)] + [a_device("far", side=9, far=True)]
+    of = f'device.attributes["{DRIVER}"]'
+    requests = [a_request(f"r{n}", f"!has({of}.far) || {of}.side > {n}") for n in range(8)]
+    claim = a_claim(
+        *requests,
+        a_request("last", f"!has({of}.far)"),
+        constraints=[a_distinct(f"{DRIVER}/side"), a_match(f"{DRIVER}/far", "r0")],
+    )
+    assert isinstance(allocate_claim(claim, a_snapshot(a_pool(a_slice(fleet))), device_index), AllocationResult)
+    claim = a_claim(*requests, *(a_request(f"l{n}", f"!has({of}.far)") for n in range(2)))
+    found = allocate_claim(claim, a_snapshot(a_pool(a_slice(fleet))), device_index, step_budget=10_000)
+    assert isinstance(found, NoFit)
+    assert found.reason is Reason.NO_MATCHING_DEVICE

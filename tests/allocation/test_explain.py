@@ -6,6 +6,8 @@ import msgspec
 import pytest
 
 from broker.allocation.allocate import allocate, allocate_claim
+from broker.allocation.budget import Budget
+from broker.allocation.cel.engine import SelectorEngine
 from broker.allocation.index import DeviceIndex
 from broker.allocation.nodes import NodeView
 from broker.allocation.reasons import Cause, NoFit, Reason, RuledOut, WaitsOn
@@ -13,17 +15,19 @@ from broker.allocation.snapshot import Snapshot
 from broker.allocation.validate_selectors import compile_claim
 from broker.world.keys import DeviceKey, PoolKey
 from broker.world.pools import Pool
+from broker.world.usage import InUse, Use
 from schemas.resource import (
     CapacityRequirements,
     Counter,
+    CounterSet,
     Device,
     DeviceCounterConsumption,
     DeviceDerivedAttribute,
     DeviceRequest,
-    NodeAllocatableResource,
     ResourceClaim,
 )
 from tests.allocation.test_allocate import MODEL_B, a_snapshot
+from tests.allocation.test_index import CountingEngine
 from tests.builders import (
     CLASS,
     DRIVER,
@@ -51,8 +55,8 @@ def refused(found: object) -> NoFit:
     return found
 
 
-def held(pool: Pool, *names: str) -> dict[DeviceKey, object]:
-    return {DeviceKey(pool.key, name): f"east/default/{name}" for name in names}
+def held(pool: Pool, *names: str) -> InUse:
+    return InUse({DeviceKey(pool.key, name): Use((f"east/default/{name}",)) for name in names})
 
 
 def test_counts_every_cause_and_names_what_may_pass_first(device_index: DeviceIndex) -> None:
@@ -287,7 +291,7 @@ def test_a_class_that_cannot_be_used(device_index: DeviceIndex, expression: str)
 
 def test_a_selector_that_does_not_compile(device_index: DeviceIndex) -> None:
     claim = a_claim(a_choice("gpu", a_sub_request("a"), a_sub_request("b", "true", "device.driver =! 'x'")))
-    (error,) = compile_claim(claim, device_index)
+    (error,) = compile_claim(claim, device_index, Budget(1_000))
     assert error.path == "spec.devices.requests[0].firstAvailable[1].selectors[1].cel.expression"
     assert (error.line, error.column) == (1, 15)
     assert error.caret == "device.driver =! 'x'\n              ^"
@@ -333,27 +337,161 @@ def test_all_needs_a_verdict_on_every_device(device_index: DeviceIndex) -> None:
     assert found.reason is Reason.SELECTOR_FAILED
 
 
-# --- what is not supported yet
+# --- capacity, counters, derived attributes, admin access
+
+SHARED = msgspec.structs.replace(a_device("s", capacity={"memory": "8"}), allow_multiple_allocations=True)
+
+
+def asking(**amounts: str) -> CapacityRequirements:
+    return CapacityRequirements(requests=amounts)
+
+
+def shared_by(*holders: str, memory: int) -> InUse:
+    use = Use(holders, is_whole=False, is_shared=True, consumed={"memory": memory * 10**9})
+    return InUse({DeviceKey(RACK7, "s"): use})
+
+
+def a_partition(name: str, slices: str, counter_set: str = "gpu-0", **fields: Any) -> Device:
+    drawn = DeviceCounterConsumption(counter_set=counter_set, counters={"slices": Counter(value=slices)}, **fields)
+    return msgspec.structs.replace(a_device(name), consumes_counters=[drawn])
+
+
+def a_partitioned_pool(*devices: Device, slices: str = "4") -> Pool:
+    counters = CounterSet(name="gpu-0", counters={"slices": Counter(value=slices)})
+    return a_pool(
+        a_slice(devices, name="devices", slice_count=2),
+        a_slice([], name="counters", slice_count=2, shared_counters=[counters]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "requests", "reason", "message"),
+    [
+        pytest.param(
+            a_snapshot(a_pool(a_slice([SHARED, a_device("plain")]))),
+            [a_request(capacity=asking(memory="9"))],
+            Reason.NO_MATCHING_DEVICE,
+            "request gpu: 0 of 2 devices of class gpu.example.com can be used: "
+            "2 without the capacity (8 of memory instead of 9, no capacity memory)",
+            id="no device has so much",
+        ),
+        pytest.param(
+            a_snapshot(a_pool(a_slice([SHARED])), in_use=shared_by("east/a/x", "west/a/y", memory=6)),
+            [a_request(capacity=asking(memory="3"))],
+            Reason.DEVICES_IN_USE,
+            "request gpu: 0 of 1 device of class gpu.example.com can be used: "
+            "1 with too little capacity left (shared by east/a/x, west/a/y)",
+            id="too little is left",
+        ),
+        pytest.param(
+            a_snapshot(a_pool(a_slice([SHARED])), in_use=shared_by("east/a/x", memory=4)),
+            [a_request("a", capacity=asking(memory="3")), a_request("b", capacity=asking(memory="3"))],
+            Reason.DEVICES_IN_USE,
+            "what the requests can use does not fit together: "
+            "request a: 1 of 1 device of class gpu.example.com can be used; "
+            "request b: 1 of 1 device of class gpu.example.com can be used",
+            id="what is left is enough for each request, not for both",
+        ),
+        pytest.param(
+            a_snapshot(
+                a_partitioned_pool(a_partition("big", "4"), a_partition("small", "2")),
+                in_use=InUse({DeviceKey(RACK7, "small"): Use(("east/a/x",))}),
+            ),
+            [a_request()],
+            Reason.DEVICES_IN_USE,
+            "request gpu: 0 of 2 devices of class gpu.example.com can be used: "
+            "1 whose counters others have drawn (slices of gpu-0 of pool rack7), 1 in use (held by east/a/x)",
+            id="others have drawn the counters",
+        ),
+        pytest.param(
+            a_snapshot(a_partitioned_pool(a_partition("huge", "5"))),
+            [a_request()],
+            Reason.NO_MATCHING_DEVICE,
+            "request gpu: 0 of 1 device of class gpu.example.com can be used: "
+            "1 that draw more than their pool's counters have (slices of gpu-0)",
+            id="more than the counters ever have",
+        ),
+        pytest.param(
+            a_snapshot(a_partitioned_pool(a_partition("a", "3"), a_partition("b", "3"))),
+            [a_request(count=2)],
+            Reason.NO_MATCHING_DEVICE,
+            "what the requests can use does not fit together: "
+            "request gpu needs 2: 2 of 2 devices of class gpu.example.com can be used",
+            id="either partition, not both",
+        ),
+        pytest.param(
+            a_snapshot(
+                a_partitioned_pool(
+                    a_partition("a", "1", compatibility_groups=["mig"]),
+                    a_partition("b", "1", compatibility_groups=["vgpu"]),
+                ),
+                in_use=InUse({DeviceKey(RACK7, "a"): Use(("east/a/x",))}),
+            ),
+            [a_request()],
+            Reason.DEVICES_IN_USE,
+            "request gpu: 0 of 2 devices of class gpu.example.com can be used: "
+            "1 whose counters others have drawn (compatibility groups in gpu-0 of pool rack7), "
+            "1 in use (held by east/a/x)",
+            id="it does not go together with what is held",
+        ),
+        pytest.param(
+            a_snapshot(a_partitioned_pool(a_partition("a", "1", counter_set="gpu-9"))),
+            [a_request()],
+            Reason.POOL_INVALID,
+            "request gpu: 0 of 1 device of class gpu.example.com can be used: 1 in an invalid pool "
+            "(rack7: device a draws from counter set gpu-9, which is not there)",
+            id="counters that are not there",
+        ),
+    ],
+)
+def test_reasons_of_partitions_and_shares(
+    device_index: DeviceIndex, snapshot: Snapshot, requests: list[DeviceRequest], reason: Reason, message: str
+) -> None:
+    found = refused(allocate_claim(a_claim(*requests), snapshot, device_index))
+    assert (found.reason, found.message) == (reason, message)
+    if reason is Reason.DEVICES_IN_USE:
+        assert found.waits_on.pools == (RACK7,)
+
+
+def test_a_derived_attribute_that_cannot_be_computed_rules_out_its_device_only(device_index: DeviceIndex) -> None:
+    derived = DeviceDerivedAttribute(name="a.com/numa", expression=f'device.attributes["{DRIVER}"].numa')
+    claim = a_claim(a_request(count=2, derived_attributes=[derived]), constraints=[a_match("a.com/numa")])
+    fleet = [a_device("x"), a_device("y", numa=1), a_device("z", numa=1)]
+    found = allocate_claim(claim, a_snapshot(a_pool(a_slice(fleet))), device_index)
+    assert not isinstance(found, NoFit)
+    assert [each.device for each in found.devices.results] == ["y", "z"]
+    none = refused(allocate_claim(claim, a_snapshot(a_pool(a_slice(fleet[:2]))), device_index))
+    assert "1 for which a derived attribute cannot be computed (a.com/numa: no such key: numa)" in none.message
+
+
+def test_a_derived_attribute_that_does_not_compile(device_index: DeviceIndex) -> None:
+    derived = DeviceDerivedAttribute(name="a.com/numa", expression="1.5")
+    claim = a_claim(a_request(derived_attributes=[derived]), constraints=[a_match("a.com/numa")])
+    found = refused(allocate_claim(claim, a_snapshot(a_pool()), device_index))
+    assert found.reason is Reason.INVALID_SELECTOR
+    assert found.message.startswith("spec.devices.requests[0].exactly.derivedAttributes[0].expression does not compile")
+
+
+def test_admin_access_needs_the_namespaces_consent(device_index: DeviceIndex) -> None:
+    claim = a_claim(a_request(admin_access=True))
+    found = refused(allocate_claim(claim, a_snapshot(a_pool()), device_index))
+    assert found.reason is Reason.ADMIN_ACCESS_NOT_ALLOWED
+    assert found.message == (
+        "request gpu asks for admin access, for which the namespace default must be labelled "
+        'resource.kubernetes.io/admin-access: "true"'
+    )
+
+
+# --- what is not supported
 
 
 @pytest.mark.parametrize(
     ("claim", "path"),
     [
-        pytest.param(a_claim(a_request(admin_access=True)), "requests[0].exactly.adminAccess", id="admin access"),
-        pytest.param(
-            a_claim(a_request("a"), a_request(capacity=CapacityRequirements(requests={"memory": "1Gi"}))),
-            "requests[1].exactly.capacity",
-            id="capacity",
-        ),
         pytest.param(
             a_claim(a_choice("a", a_sub_request("b", allocation_mode="Most"))),
             "requests[0].firstAvailable[0].allocationMode",
             id="an allocation mode of the future",
-        ),
-        pytest.param(
-            a_claim(a_request(derived_attributes=[DeviceDerivedAttribute(name="a.example.com/b", expression="1")])),
-            "requests[0].exactly.derivedAttributes",
-            id="derived attributes",
         ),
         pytest.param(a_claim(DeviceRequest(name="a")), "requests[0]", id="a request of the future"),
         pytest.param(
@@ -380,20 +518,6 @@ def test_admin_access_that_is_not_asked_for_is_no_obstacle(device_index: DeviceI
 @pytest.mark.parametrize(
     ("device", "spec", "detail"),
     [
-        pytest.param(
-            {"consumes_counters": [DeviceCounterConsumption(counter_set="a", counters={"b": Counter(value="1")})]},
-            {},
-            "spec.devices[0].consumesCounters",
-            id="counters",
-        ),
-        pytest.param({"allow_multiple_allocations": True}, {}, "spec.devices[0].allowMultipleAllocations", id="shares"),
-        pytest.param(
-            {"node_allocatable_resources": {"cpu": NodeAllocatableResource()}},
-            {},
-            "spec.devices[0].nodeAllocatableResources",
-            id="native resources",
-        ),
-        pytest.param({}, {"skip_node_operations": ["*"]}, "spec.skipNodeOperations", id="skipped node operations"),
         pytest.param(
             {},
             {"node_name": "n1"},
@@ -432,3 +556,64 @@ def test_a_search_without_end_is_cut_off_after_the_same_number_of_steps(device_i
     assert found.reason is Reason.SEARCH_BUDGET_EXCEEDED
     assert found.message.startswith("the search ended after 3000 steps without an answer; ")
     assert found == allocate_claim(claim, a_snapshot(pool), device_index, step_budget=3_000)
+
+
+LOOP = "[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]"
+HOSTILE = [
+    pytest.param(
+        a_claim(a_request("x", f"{LOOP}.all(a, {LOOP}.all(b, {LOOP}.all(c, a + b + c > 0))) && false")),
+        id="a nested comprehension",
+    ),
+    pytest.param(
+        a_claim(
+            *(a_request(f"r{n}", f'device.attributes["{DRIVER}"].index != {n}') for n in range(32)),
+            constraints=[
+                *(a_distinct(f"{DRIVER}/index", f"r{n}", f"r{31 - n}") for n in range(31)),
+                a_match(f"{DRIVER}/nothing"),
+            ],
+        ),
+        id="32 requests with 32 constraints",
+    ),
+    pytest.param(
+        a_claim(a_request(count=32), constraints=[a_distinct(f"{DRIVER}/tags"), a_match(f"{DRIVER}/model")]),
+        id="near-equal devices",
+    ),
+    pytest.param(
+        a_claim(
+            *(
+                a_choice(
+                    f"r{n}",
+                    *(a_sub_request(f"s{m}", f'device.attributes["{DRIVER}"].index == {n * 8 + m}') for m in range(8)),
+                )
+                for n in range(32)
+            )
+        ),
+        id="256 selectors",
+    ),
+]
+
+
+@pytest.mark.parametrize("claim", HOSTILE)
+def test_a_hostile_claim_is_cut_off_and_the_same_way_each_time(engine: SelectorEngine, claim: ResourceClaim) -> None:
+    """However much an index remembers. The work is what counts: seconds would depend on the machine."""
+    slices = [
+        a_slice(
+            [a_device(f"d{n}", index=n, model="a", tags=[n % 7, 7 + n % 11]) for n in range(start, start + 128)],
+            name=f"s{start}",
+            slice_count=8,
+        )
+        for start in range(0, 1024, 128)
+    ]
+    index, budget = DeviceIndex(engine), 25_000
+    evaluations = CountingEngine(engine)
+    first = allocate_claim(claim, a_snapshot(a_pool(*slices)), DeviceIndex(evaluations), step_budget=budget)
+    assert len(evaluations.asked) <= 2 * budget // 4
+    for _ in range(2):
+        assert allocate_claim(claim, a_snapshot(a_pool(*slices)), index, step_budget=budget) == first
+
+
+def test_selectors_that_are_too_long_together_are_not_compiled(device_index: DeviceIndex) -> None:
+    requests = [a_request(f"r{n}", " || ".join(f"device.driver == '{n}-{m}'" for m in range(300))) for n in range(32)]
+    found = refused(allocate_claim(a_claim(*requests), a_snapshot(a_pool()), device_index, step_budget=25_000))
+    assert found.reason is Reason.SEARCH_BUDGET_EXCEEDED
+    assert "too long to be compiled" in found.message

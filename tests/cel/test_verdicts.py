@@ -129,6 +129,10 @@ class _CountingEngine:
         self.compiled.append(expression)
         return self._engine.compile(expression)
 
+    def compile_attribute(self, expression: str) -> object:
+        self.compiled.append(expression)
+        return self._engine.compile_attribute(expression)
+
 
 def test_an_expression_is_compiled_once_even_if_it_is_wrong(cel_expr: CelExprEngine) -> None:
     counting = _CountingEngine(cel_expr)
@@ -137,7 +141,8 @@ def test_an_expression_is_compiled_once_even_if_it_is_wrong(cel_expr: CelExprEng
     for _ in range(2):
         with pytest.raises(SelectorCompileError, match="must evaluate to bool"):
             engine.compile("1")
-    assert counting.compiled == ["true", "1"]
+    assert engine.compile_attribute("1") is engine.compile_attribute("1")
+    assert counting.compiled == ["true", "1", "1"]
 
 
 def test_the_default_engine_is_cel_expr_python_behind_the_cache() -> None:

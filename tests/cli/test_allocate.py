@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from broker.cli.main import main
-from schemas.resource import DeviceTaintRule, Node, ObjectMeta, Resource
+from schemas.resource import CapacityRequirements, DeviceTaintRule, Namespace, Node, ObjectMeta, Resource
 from schemas.resource.decode import to_builtins
 from tests.builders import (
     a_claim,
@@ -204,7 +204,7 @@ def test_tables_say_who_got_what_and_what_ruled_the_devices_out(
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "default/first gpu: gpu.example.com/rack7/gpu-0" in lines
     assert any(line.startswith("default/second - DevicesInUse: request gpu: 0 of 1 device") for line in lines)
-    assert any("UnsupportedFeature: spec.devices.requests[0].exactly.adminAccess" in line for line in lines)
+    assert any("AdminAccessNotAllowed: request gpu asks for admin access" in line for line in lines)
     assert "default/second gpu gpu.example.com 1 0 1 1 in use (local/default/first)" in lines
 
 
@@ -331,6 +331,34 @@ def test_together_allocates_none_where_not_all_fit(allocate: Allocate) -> None:
     assert (run.exit_code, run.devices) == (1, [[], []])
     assert run.reasons == ["DevicesInUse", "DevicesInUse"]
     assert all(each["message"] for each in run.results)
+
+
+def test_earlier_claims_hold_their_shares(allocate: Allocate) -> None:
+    device = msgspec.structs.replace(a_device("s", capacity={"memory": "8"}), allow_multiple_allocations=True)
+    claims = [
+        a_claim(a_request(capacity=CapacityRequirements(requests={"memory": "3"})), name=name)
+        for name in ("a", "b", "c")
+    ]
+
+    run = allocate(a_class(), a_slice([device]), *claims)
+    again = allocate(a_class(), a_slice([device]), *claims)
+
+    assert (run.devices, run.reasons) == ([["s"], ["s"], []], ["", "", "DevicesInUse"])
+    shares = [each["allocation"]["devices"]["results"][0] for each in run.results[:2]]
+    assert [each["consumedCapacity"] for each in shares] == [{"memory": "3"}] * 2
+    assert shares[0]["shareID"] != shares[1]["shareID"]
+    assert again.results == run.results
+
+
+@pytest.mark.parametrize("is_allowed", [True, False])
+def test_admin_access_takes_what_is_held_where_the_namespace_allows_it(allocate: Allocate, is_allowed: bool) -> None:
+    labels = {"resource.kubernetes.io/admin-access": "true"} if is_allowed else {}
+    namespace = Namespace(metadata=ObjectMeta(name="default", labels=labels))
+
+    run = allocate(a_class(), a_slice(), namespace, a_claim(), a_claim(a_request(admin_access=True), name="admin"))
+
+    assert run.reasons == ["", "" if is_allowed else "AdminAccessNotAllowed"]
+    assert run.devices == [["gpu-0"], ["gpu-0"] if is_allowed else []]
 
 
 def test_together_needs_one_node_for_all(allocate: Allocate) -> None:

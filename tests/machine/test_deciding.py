@@ -381,6 +381,7 @@ class _Failing:
     """A selector that raises, as none may."""
 
     expression = BAD_LUCK
+    cost = 1
 
     def evaluate(self, device: BoundDevice) -> Verdict:
         raise RuntimeError("out of luck")

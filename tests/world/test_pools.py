@@ -1,10 +1,11 @@
 """Pools from slices: which generation counts, when a pool may be used, and what is said when not."""
 
 import pytest
+from msgspec.structs import replace
 
 from broker.world.keys import PoolKey
 from broker.world.pools import assemble_pool, in_allocation_order
-from schemas.resource import ResourceSlice
+from schemas.resource import Counter, CounterSet, Device, DeviceCounterConsumption, ResourceSlice
 from tests.builders import a_device, a_pool, a_slice
 
 KEY = PoolKey("fabric/f", "gpu.example.com", "rack7")
@@ -91,3 +92,51 @@ def test_pools_are_tried_by_driver_and_name_whatever_their_scope() -> None:
         "fabric/f/a.example.com/b",
         "cluster/a/b.example.com/a",
     ]
+
+
+def _counters(name: str = "gpu-0", **amounts: str) -> CounterSet:
+    return CounterSet(name=name, counters={key: Counter(value=value) for key, value in amounts.items()})
+
+
+def _drawing(counter_set: str = "gpu-0", **amounts: str) -> Device:
+    drawn = DeviceCounterConsumption(
+        counter_set=counter_set, counters={key: Counter(value=value) for key, value in amounts.items()}
+    )
+    return replace(a_device(), consumes_counters=[drawn])
+
+
+@pytest.mark.parametrize(
+    ("device", "sets", "problem"),
+    [
+        pytest.param(_drawing(a="1"), [_counters(a="2")], None, id="a counter that is there"),
+        pytest.param(_drawing(a="3"), [_counters(a="2")], None, id="too little of it is the device's problem"),
+        pytest.param(
+            _drawing(a="1"), [], "device gpu-0 draws from counter set gpu-0, which is not there", id="no such set"
+        ),
+        pytest.param(
+            _drawing(b="1"),
+            [_counters(a="2")],
+            "device gpu-0 draws from counter b of counter set gpu-0, which is not there",
+            id="no such counter",
+        ),
+        pytest.param(
+            a_device(), [_counters(a="1"), _counters(a="1")], "more than one counter set is named gpu-0", id="twice"
+        ),
+        pytest.param(_drawing(a="x"), [_counters(a="1")], "device gpu-0 draws 'x' from counter a", id="no quantity"),
+        pytest.param(a_device(), [_counters(a="-1")], "counter a of counter set gpu-0 is '-1'", id="below zero"),
+    ],
+)
+def test_counters_that_contradict_each_other_spoil_the_pool(
+    device: Device, sets: list[CounterSet], problem: str | None
+) -> None:
+    slices = [a_slice([device], name="devices", slice_count=1 + len(sets))]
+    slices += [
+        a_slice([], name=f"counters-{index}", slice_count=1 + len(sets), shared_counters=[each])
+        for index, each in enumerate(sets)
+    ]
+    assert assemble_pool(KEY, slices).problem == problem
+
+
+def test_a_slice_has_either_devices_or_counters() -> None:
+    pool = assemble_pool(KEY, [a_slice(name="s", shared_counters=[_counters(a="1")])])
+    assert pool.problem == "slice s has both counters and devices"

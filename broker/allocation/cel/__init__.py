@@ -18,7 +18,7 @@ from broker.allocation.cel.engine import (
     describe_compile_error,
     describe_failure,
 )
-from broker.allocation.cel.fields import WHOLE_DEVICE, FieldPath, fields_read, project
+from broker.allocation.cel.fields import WHOLE_DEVICE, FieldPath, fields_read, project, texts_required
 
 __all__ = [
     "WHOLE_DEVICE",
@@ -38,4 +38,5 @@ __all__ = [
     "describe_failure",
     "fields_read",
     "project",
+    "texts_required",
 ]

@@ -14,6 +14,7 @@ of versions compared with lists of strings, duplicate keys in a map literal.
 """
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -33,13 +34,29 @@ from google.protobuf import (
 from google.protobuf.message import DecodeError, EncodeError
 
 from broker.allocation.cel import library
-from broker.allocation.cel.checks import check_cost, check_expression, raise_first
-from broker.allocation.cel.engine import BoundDevice, SelectorCompileError, SelectorFailure, Verdict, check_length
+from broker.allocation.cel.checks import (
+    ATTRIBUTE_RESULTS,
+    SELECTOR_RESULTS,
+    check_cost,
+    check_expression,
+    raise_first,
+)
+from broker.allocation.cel.cost import worst_case_cost
+from broker.allocation.cel.engine import (
+    AttributeValue,
+    BoundDevice,
+    SelectorCompileError,
+    SelectorFailure,
+    Verdict,
+    attribute_value,
+    check_length,
+)
 from broker.allocation.cel.library import COMPARABLE_TYPES, FUNCTIONS, OPAQUE_TYPES, from_opaque_text, opaque_text
 from broker.allocation.cel.rewrite import OPAQUE_FIELD, evaluable, python_name
 from broker.allocation.cel.syntax import Identifier, Node, Parsed, Select, Type, read, walk, write
 from broker.allocation.cel.values import DeviceValues, device_values
 from schemas.resource import Device
+from schemas.semver import Semver
 
 _PACKAGE = "kubernetes"
 _LIBRARIES = {"sets": "latest", "lists": "latest", "strings": "2", "optional": "latest", "bindings": "latest"}
@@ -61,16 +78,24 @@ class CelExprEngine:
         self.compile("true")  # environments are built at their first use; what is wrong with them should show here
 
     def compile(self, expression: str) -> "CelExprSelector":
+        program, cost = self._compile(expression, SELECTOR_RESULTS)
+        return CelExprSelector(expression, program, cost)
+
+    def compile_attribute(self, expression: str) -> "CelExprAttribute":
+        program, cost = self._compile(expression, ATTRIBUTE_RESULTS)
+        return CelExprAttribute(program, cost)
+
+    def _compile(self, expression: str, results: Sequence[Type]) -> tuple[Any, int]:
         check_length(expression)
         checked = self.parse(expression)
-        raise_first(expression, checked, check_expression(checked, self._error_of_constant))
+        raise_first(expression, checked, check_expression(checked, self._error_of_constant, results))
         raise_first(expression, checked, check_cost(checked))
         try:
             program = self._evaluating.deserialize(write(evaluable(checked)))
         except (RuntimeError, EncodeError) as error:
             # What was just parsed can only be too deep for the messages that carry it.
             raise SelectorCompileError(_TOO_DEEP) from error
-        return CelExprSelector(expression, program)
+        return program, worst_case_cost(checked)
 
     def parse(self, expression: str) -> Parsed:
         """The tree as it was written, with the types that the checker found.
@@ -129,8 +154,9 @@ class CelExprDevice(msgspec.Struct, frozen=True):
 class CelExprSelector:
     """A program of the evaluating environment."""
 
-    def __init__(self, expression: str, program: Any) -> None:
+    def __init__(self, expression: str, program: Any, cost: int) -> None:
         self.expression = expression
+        self.cost = cost
         self._program = program
 
     def evaluate(self, device: BoundDevice) -> Verdict:
@@ -148,6 +174,39 @@ class CelExprSelector:
         except (RuntimeError, TypeError, ValueError, SystemError) as error:
             # Among them the limit of comprehension steps; an optional as result cannot be converted either.
             return SelectorFailure(_readable(str(error)))
+
+
+class CelExprAttribute:
+    """A program of the evaluating environment that computes an attribute."""
+
+    def __init__(self, program: Any, cost: int) -> None:
+        self.cost = cost
+        self._program = program
+
+    def evaluate(self, device: BoundDevice) -> AttributeValue | SelectorFailure:
+        if isinstance(device, SelectorFailure):
+            return device
+        assert isinstance(device, CelExprDevice), "bound by another engine"
+        try:
+            return _attribute_of(self._program.eval(device.activation))
+        except (RuntimeError, TypeError, ValueError, SystemError) as error:
+            return SelectorFailure(_readable(str(error)))
+
+
+def _attribute_of(result: Any) -> AttributeValue | SelectorFailure:
+    kind = result.type()
+    if kind == cel.Type.ERROR:
+        return SelectorFailure(_message(result))
+    if _type_name(kind) == "list":
+        elements = [_attribute_of(each) for each in result.value()]
+        failure = next((each for each in elements if isinstance(each, SelectorFailure)), None)
+        return failure if failure is not None else attribute_value(elements)
+    if kind in (cel.Type.BOOL, cel.Type.INT, cel.Type.STRING):
+        return attribute_value(result.value())
+    value = _decoded(result.value())
+    if isinstance(value, Semver):
+        return value
+    return SelectorFailure(f"the result is of type {_type_name(kind)}, which no attribute can have")
 
 
 def _compile_error(expression: str, text: str) -> SelectorCompileError:

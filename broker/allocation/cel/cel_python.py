@@ -21,7 +21,15 @@ from celpy.evaluation import Activation, CELEvalError, Evaluator
 from lark import Token, Tree
 
 from broker.allocation.cel import library
-from broker.allocation.cel.engine import BoundDevice, SelectorCompileError, SelectorFailure, Verdict, check_length
+from broker.allocation.cel.engine import (
+    AttributeValue,
+    BoundDevice,
+    SelectorCompileError,
+    SelectorFailure,
+    Verdict,
+    attribute_value,
+    check_length,
+)
 from broker.allocation.cel.library import FUNCTIONS, cel_equal, compiled_pattern
 from broker.allocation.cel.network import CIDR, IP
 from broker.allocation.cel.values import device_values
@@ -31,6 +39,7 @@ from schemas.semver import Semver
 
 _MACROS = {"all", "exists", "exists_one", "filter", "map"}
 _MAX_MACRO_DEPTH = 2
+_ASSUMED_COST = 1_000  # nothing is known of costs here
 _DEVICE_FIELDS = {"driver", "allowMultipleAllocations", "attributes", "capacity"}
 _DOMAIN_MAPS = {"attributes", "capacity"}
 _NO_BOOLEANS = {"addition", "multiplication", "list_lit"}
@@ -46,6 +55,12 @@ class CelPythonEngine:
         self._environment = celpy.Environment(runner_class=celpy.InterpretedRunner)
 
     def compile(self, expression: str) -> "CelPythonSelector":
+        return CelPythonSelector(expression, self._compile(expression, is_selector=True))
+
+    def compile_attribute(self, expression: str) -> "CelPythonAttribute":
+        return CelPythonAttribute(self._compile(expression, is_selector=False))
+
+    def _compile(self, expression: str, is_selector: bool) -> Any:
         check_length(expression)
         try:
             tree = self._environment.compile(expression)
@@ -58,8 +73,8 @@ class CelPythonEngine:
             raise SelectorCompileError.at(expression, offset, message) from error
         except RecursionError as error:
             raise SelectorCompileError("the expression is nested too deeply") from error
-        _Inspection(expression).check(tree)
-        return CelPythonSelector(expression, tree)
+        _Inspection(expression).check(tree, is_selector)
+        return tree
 
     def bind(self, driver: str, device: Device) -> "CelPythonDevice | SelectorFailure":
         values = device_values(driver, device, _to_cel)
@@ -86,23 +101,48 @@ class CelPythonDevice(msgspec.Struct, frozen=True):
 class CelPythonSelector:
     """A tree of cel-python's parser."""
 
+    cost = _ASSUMED_COST
+
     def __init__(self, expression: str, tree: Any) -> None:
         self.expression = expression
         self._tree = tree
 
     def evaluate(self, device: BoundDevice) -> Verdict:
-        if isinstance(device, SelectorFailure):
-            return device
-        assert isinstance(device, CelPythonDevice), "bound by another engine"
-        activation = Activation(vars={"device": device.value}, functions=_FUNCTIONS)
-        try:
-            value = _KubernetesEvaluator(self._tree, activation).evaluate()
-        except (CELEvalError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
-            cause = error.__cause__ if isinstance(error, CELEvalError) and error.__cause__ else error
-            return SelectorFailure(str(cause.args[0]) if cause.args else str(cause))
+        value = _evaluate(self._tree, device)
         if isinstance(value, celtypes.BoolType):
             return bool(value)
+        if isinstance(value, SelectorFailure):
+            return value
         return SelectorFailure(f"the result is of type {type(value).__name__}, not bool")
+
+
+class CelPythonAttribute:
+    """A tree of cel-python's parser that computes an attribute."""
+
+    cost = _ASSUMED_COST
+
+    def __init__(self, tree: Any) -> None:
+        self._tree = tree
+
+    def evaluate(self, device: BoundDevice) -> AttributeValue | SelectorFailure:
+        value = _evaluate(self._tree, device)
+        return value if isinstance(value, SelectorFailure) else attribute_value(_from_cel(value))
+
+
+def _evaluate(tree: Any, device: BoundDevice) -> Any:
+    """The value of an expression, or a SelectorFailure."""
+    if isinstance(device, SelectorFailure):
+        return device
+    assert isinstance(device, CelPythonDevice), "bound by another engine"
+    activation = Activation(vars={"device": device.value}, functions=_FUNCTIONS)
+    try:
+        value = _KubernetesEvaluator(tree, activation).evaluate()
+        if isinstance(value, CELEvalError):
+            raise value
+    except (CELEvalError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
+        cause = error.__cause__ if isinstance(error, CELEvalError) and error.__cause__ else error
+        return SelectorFailure(str(cause.args[0]) if cause.args else str(cause))
+    return value
 
 
 class _DomainMap(celtypes.MapType):  # type: ignore[misc]  # the package is not typed
@@ -146,9 +186,11 @@ class _Inspection:
     def __init__(self, expression: str) -> None:
         self._expression = expression
 
-    def check(self, tree: Any) -> None:
+    def check(self, tree: Any, is_selector: bool) -> None:
         root = _inner(tree)
-        if root.data in _NO_BOOLEANS or (root.data == "literal" and root.children[0].type != "BOOL_LIT"):
+        if not is_selector:
+            pass  # any type will do until a device shows which it is
+        elif root.data in _NO_BOOLEANS or (root.data == "literal" and root.children[0].type != "BOOL_LIT"):
             raise SelectorCompileError("must evaluate to bool")
         self._visit(tree, frozenset(), 0)
 

@@ -5,7 +5,7 @@ timestamps, patterns, format strings), what its planner folds or compiles ahead,
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from broker.allocation.cel.cost import worst_case_cost
 from broker.allocation.cel.engine import MAX_COST, SelectorCompileError
@@ -24,7 +24,9 @@ from broker.allocation.cel.syntax import (
     literal_text,
 )
 
-_RESULTS = (Type("bool"), Type("wrapper", (Type("bool"),)), DYN)
+SELECTOR_RESULTS = (Type("bool"), Type("wrapper", (Type("bool"),)), DYN)
+_SCALARS = (Type("bool"), Type("int"), Type("string"), Type("kubernetes.Semver"), DYN)
+ATTRIBUTE_RESULTS = (*_SCALARS, *(Type("list", (each,)) for each in _SCALARS))
 _CONVERSIONS = {"bool", "bytes", "double", "duration", "dyn", "int", "string", "timestamp", "type", "uint"}
 _CLAUSE = re.compile(r"%(?:(?P<percent>%)|(?P<precision>\.[0-9]*)?(?P<letter>.)?)", re.DOTALL)
 _ANY_TEXT = [
@@ -56,12 +58,15 @@ _PRIVATE_NAMES = "kubernetes."
 Problem = tuple[Node, str]
 
 
-def check_expression(parsed: Parsed, error_of_constant: Callable[[Node], str | None]) -> Iterator[Problem]:
+def check_expression(
+    parsed: Parsed, error_of_constant: Callable[[Node], str | None], results: Sequence[Type] = SELECTOR_RESULTS
+) -> Iterator[Problem]:
     """The problems of a checked expression, each with the node to blame.
 
     error_of_constant: evaluates a node without variables and says what is wrong with it, if anything.
+    results: the types that it may evaluate to.
     """
-    yield from _result_problems(parsed)
+    yield from _result_problems(parsed, results)
     for node, in_format in _with_format_context(parsed.root, False):
         match node:
             case Identifier(name="kubernetes") if node.id not in parsed.types:
@@ -86,12 +91,17 @@ def check_cost(parsed: Parsed) -> Iterator[Problem]:
         )
 
 
-def _result_problems(parsed: Parsed) -> Iterator[Problem]:
+def _result_problems(parsed: Parsed, results: Sequence[Type]) -> Iterator[Problem]:
     result = parsed.type_of(parsed.root)
     if isinstance(parsed.root, Call) and parsed.root.function in ("validate", "named"):
         result = Type("optional_type", (DYN,))  # declared as dyn, as an optional cannot be declared
-    if result not in _RESULTS:
-        yield parsed.root, f"must evaluate to bool or the unknown type, not {result}"
+    if result not in results:
+        wanted = (
+            "bool or the unknown type"
+            if results is SELECTOR_RESULTS
+            else "string, int, bool, semver or a list of one of these"
+        )
+        yield parsed.root, f"must evaluate to {wanted}, not {result}"
 
 
 def _with_format_context(node: Node, in_format: bool) -> Iterator[tuple[Node, bool]]:

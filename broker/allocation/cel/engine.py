@@ -4,12 +4,14 @@ The engines themselves are in `cel_expr` (the real one) and `cel_python` (the fa
 Source: k8s.io/dynamic-resource-allocation/cel, which kube-scheduler and the API server share.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 
 from schemas.resource import Device
+from schemas.semver import Semver
 
 MAX_EXPRESSION_BYTES = 10 * 1024  # CELSelectorExpressionMaxLength
 MAX_COST = 1_000_000  # CELSelectorExpressionMaxCost
@@ -64,6 +66,9 @@ class SelectorFailure(msgspec.Struct, frozen=True):
 
 Verdict = bool | SelectorFailure
 
+Scalar = bool | int | str | Semver
+AttributeValue = Scalar | list[bool] | list[int] | list[str] | list[Semver]  # of a derived attribute (KEP-6080)
+
 
 class SelectorPlace(msgspec.Struct, frozen=True):
     """Where a selector stands.
@@ -84,6 +89,18 @@ def describe_compile_error(place: SelectorPlace, error: SelectorCompileError) ->
     return f"{place}.cel.expression does not compile: {error}"
 
 
+def attribute_value(value: object) -> AttributeValue | SelectorFailure:
+    """What an engine computed as the value of a derived attribute; upstream takes the same types."""
+    if isinstance(value, bool | int | str | Semver):
+        return value
+    if isinstance(value, list):
+        kinds = {type(each) for each in value}
+        if kinds <= {bool} or kinds <= {int} or kinds <= {str} or kinds <= {Semver}:
+            return value
+        return SelectorFailure(f"the result is a list of {', '.join(sorted(kind.__name__ for kind in kinds))}")
+    return SelectorFailure(f"the result is of type {type(value).__name__}, which no attribute can have")
+
+
 def describe_failure(place: SelectorPlace, device: object, failure: SelectorFailure) -> str:
     """The sentence for a selector that failed on a device, which is named as its `str()` names it."""
     return (
@@ -97,12 +114,29 @@ class BoundDevice(Protocol):
 
 
 class Selector(Protocol):
-    """A compiled expression."""
+    """A compiled expression.
+
+    cost: what one evaluation costs at worst, in Kubernetes' units.
+    """
 
     @property
     def expression(self) -> str: ...
 
+    @property
+    def cost(self) -> int: ...
+
     def evaluate(self, device: BoundDevice) -> Verdict:
+        """Never raises for what a device contains, and ends within the engine's limits."""
+        ...
+
+
+class DerivedAttribute(Protocol):
+    """A compiled expression whose value is an attribute; `cost` as for selectors."""
+
+    @property
+    def cost(self) -> int: ...
+
+    def evaluate(self, device: BoundDevice) -> AttributeValue | SelectorFailure:
         """Never raises for what a device contains, and ends within the engine's limits."""
         ...
 
@@ -115,6 +149,13 @@ class SelectorEngine(Protocol):
 
     def compile(self, expression: str) -> Selector:
         """Check an expression and make it ready.
+
+        Raises: SelectorCompileError.
+        """
+        ...
+
+    def compile_attribute(self, expression: str) -> DerivedAttribute:
+        """Check the expression of a derived attribute and make it ready. Source: KEP-6080.
 
         Raises: SelectorCompileError.
         """
@@ -137,27 +178,33 @@ class CachingEngine:
     def __init__(self, engine: SelectorEngine, max_expressions: int = _KEPT_EXPRESSIONS) -> None:
         self.name = engine.name
         self.bind = engine.bind
-        self._compile = lru_cache(maxsize=max_expressions)(_outcome_of(engine))
+        self._compile = lru_cache(maxsize=max_expressions)(_outcome_of(engine.compile))
+        self._compile_attribute = lru_cache(maxsize=max_expressions)(_outcome_of(engine.compile_attribute))
 
     def compile(self, expression: str) -> Selector:
-        outcome = self._compile(expression)
-        if isinstance(outcome, SelectorCompileError):
-            raise outcome.with_traceback(None)
-        return outcome
+        return _value_of(self._compile(expression))
+
+    def compile_attribute(self, expression: str) -> DerivedAttribute:
+        return _value_of(self._compile_attribute(expression))
 
 
-class _Compile(Protocol):
-    def __call__(self, expression: str) -> Selector | SelectorCompileError: ...
+Compiled = TypeVar("Compiled")
 
 
-def _outcome_of(engine: SelectorEngine) -> _Compile:
-    def compile_(expression: str) -> Selector | SelectorCompileError:
+def _outcome_of(compile_: Callable[[str], Compiled]) -> Callable[[str], Compiled | SelectorCompileError]:
+    def outcome(expression: str) -> Compiled | SelectorCompileError:
         try:
-            return engine.compile(expression)
+            return compile_(expression)
         except SelectorCompileError as error:
             return error
 
-    return compile_
+    return outcome
+
+
+def _value_of(outcome: Compiled | SelectorCompileError) -> Compiled:
+    if isinstance(outcome, SelectorCompileError):
+        raise outcome.with_traceback(None)
+    return outcome
 
 
 @lru_cache(maxsize=1)

@@ -4,7 +4,7 @@ An abstract interpretation: every value is either a known place of the device or
 into anything but a further selection, all of it counts as read; what is not sure to be harmless widens the answer.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import msgspec
@@ -13,11 +13,13 @@ from broker.allocation.cel.syntax import (
     Call,
     Comprehension,
     Identifier,
+    ListLiteral,
     Node,
     Parsed,
     Select,
     children,
     literal_text,
+    walk,
 )
 from broker.allocation.cel.values import DeviceValues
 
@@ -49,6 +51,66 @@ def fields_read(expression: str) -> frozenset[FieldPath]:
     return frozenset(
         FieldPath(place) for place in places if not any(place[:length] in places for length in range(len(place)))
     )
+
+
+def texts_required(expression: str) -> dict[FieldPath, frozenset[str]]:
+    """Attributes that must have one of some texts for the expression to be true; empty if there is no parser.
+
+    Where the attribute is another text, the expression is false, whatever else there is. Where it is absent or no text
+    nothing is said: the expression has to be evaluated.
+
+    Raises: SelectorCompileError, for syntax.
+    """
+    parsed = parse(expression)
+    found: dict[FieldPath, frozenset[str]] = {}
+    for condition in _conditions(parsed.root) if parsed is not None else ():
+        if any(isinstance(each, Comprehension) for each in walk(condition)):
+            break  # it may take more steps than an evaluation has; then what is behind it does not matter
+        required = _text_required(condition)
+        if required is not None:
+            place, texts = required
+            found[place] = found.get(place, texts) & texts
+    return found
+
+
+def _conditions(node: Node) -> Iterator[Node]:
+    """All that must be true for the node to be true, in order."""
+    if isinstance(node, Call) and node.function == "_&&_":
+        for each in node.arguments:
+            yield from _conditions(each)
+    else:
+        yield node
+
+
+def _text_required(node: Node) -> tuple[FieldPath, frozenset[str]] | None:
+    """Of `attribute == "text"` and `attribute in ["text", ...]`."""
+    if not isinstance(node, Call) or len(node.arguments) != 2:
+        return None
+    left, right = node.arguments
+    if node.function == "_==_":
+        if literal_text(left) is not None:
+            left, right = right, left
+        texts = [literal_text(right)]
+    elif node.function == "@in" and isinstance(right, ListLiteral) and not right.optional_indices:
+        texts = list(map(literal_text, right.elements))
+    else:
+        return None
+    place = _attribute_place(left)
+    if place is None or None in texts:
+        return None
+    return FieldPath(place), frozenset(text for text in texts if text is not None)
+
+
+def _attribute_place(node: Node) -> Place | None:
+    """Of `device.attributes["domain"].name`, in any spelling but optional ones."""
+    names: list[str] = []
+    while (selected := selection(node)) is not None:
+        if (isinstance(node, Call) and node.function != "_[_]") or (isinstance(node, Select) and node.test_only):
+            return None
+        node, name = selected
+        names.insert(0, name)
+    is_attribute = isinstance(node, Identifier) and node.name == "device" and len(names) == 3
+    return tuple(names) if is_attribute and names[0] == "attributes" else None
 
 
 def parse(expression: str) -> Parsed | None:

@@ -1,0 +1,359 @@
+"""What selectors say about devices: asked once for each combination of what they read, and kept.
+
+Verdicts are kept by expression and combination, so that a new or changed slice is rarely worth a question; and what a
+chain of selectors says about a pool is kept as a mask, of which a changed slice costs only its own part.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from broker.allocation.cel.engine import (
+    DerivedAttribute,
+    Selector,
+    SelectorCompileError,
+    SelectorEngine,
+    SelectorFailure,
+    Verdict,
+)
+from broker.allocation.cel.fields import FieldPath, fields_read, texts_required
+from broker.allocation.columns import Cell, bits
+from broker.allocation.constraints import Values, derived_values
+from broker.allocation.devices import IndexedDevice, IndexedPool, Layout, SliceBlock
+
+Chain = tuple[str, ...]  # the expressions of the class, then of the request; each asked where all before are true
+
+# Expressions come from tenants, so what is kept of them is bounded; beyond that the oldest half is forgotten.
+_COMBINATIONS_KEPT = 500_000
+_MASKS_KEPT = 500_000
+_DEVICES_KEPT = 50_000
+_DERIVED_KEPT = 500_000
+
+
+@dataclass(frozen=True, slots=True)
+class FailedSelector:
+    """A selector of a chain that could not be evaluated on a device."""
+
+    position: int
+    failure: SelectorFailure
+
+
+class Matches(NamedTuple):
+    """What a chain says about a pool, over the layout that it had then.
+
+    possible: the devices on which no selector is false.
+    failing: those of them on which a selector failed; the selectors behind it were not asked.
+    """
+
+    layout: Layout
+    possible: int
+    failing: int
+
+
+class Combinations(NamedTuple):
+    """What the last selector of a chain would be asked about in a pool: numbers of combinations of what it reads."""
+
+    layout: Layout
+    numbers: frozenset[int]
+
+
+class _Matched:
+    """What one chain says, pool by pool."""
+
+    __slots__ = (
+        "before",
+        "combinations_by_pool",
+        "failures",
+        "fields",
+        "matches_by_pool",
+        "numbers",
+        "numbers_by_block",
+        "position",
+        "required",
+        "selector",
+        "verdicts",
+    )
+
+    def __init__(self, chain: Chain, selector: Selector, before: "_Matched | None") -> None:
+        self.before = before  # the chain without its last selector; None if that is empty
+        self.position = len(chain) - 1
+        self.selector = selector
+        self.fields: list[FieldPath] = sorted(fields_read(chain[-1]))
+        self.required = texts_required(chain[-1])
+        self.numbers: dict[tuple[Cell, ...], int] = {}  # of the combinations that occur, from 0
+        self.verdicts: dict[int, Verdict] = {}  # of those that were asked about, by number
+        self.numbers_by_block: dict[SliceBlock, frozenset[int]] = {}
+        self.combinations_by_pool: dict[IndexedPool, Combinations] = {}
+        self.matches_by_pool: dict[IndexedPool, Matches] = {}
+        self.failures: dict[SliceBlock, dict[int, FailedSelector]] = {}  # by index in the block
+
+    def forget_blocks(self, blocks: Sequence[SliceBlock]) -> None:
+        """They are not in their pool any more."""
+        for block in blocks:
+            self.failures.pop(block, None)
+            self.numbers_by_block.pop(block, None)
+
+
+class Matching:
+    """Selectors and what they said. See DeviceIndex."""
+
+    def __init__(self, engine: SelectorEngine) -> None:
+        self._engine = engine
+        self._matched: dict[Chain, _Matched] = {}  # the least recently used first
+        self._masks_kept = 0
+        self._devices: dict[tuple[SliceBlock, int], IndexedDevice] = {}
+        self._derived_kept = 0
+
+    def compile(self, expression: str) -> Selector | SelectorCompileError:
+        """The compiled selector, or why it does not compile."""
+        try:
+            return self._engine.compile(expression)
+        except SelectorCompileError as error:
+            return error
+
+    def compile_attribute(self, expression: str) -> DerivedAttribute | SelectorCompileError:
+        """The compiled expression of a derived attribute, or why it does not compile."""
+        try:
+            return self._engine.compile_attribute(expression)
+        except SelectorCompileError as error:
+            return error
+
+    def cost_of_attribute(self, expression: str) -> int:
+        """What it costs at worst to compute a derived attribute, in Kubernetes' units."""
+        compiled = self.compile_attribute(expression)
+        assert not isinstance(compiled, SelectorCompileError), f"{expression!r} was not compiled before its use"
+        return compiled.cost
+
+    def derive(self, device: IndexedDevice, expression: str) -> Values | SelectorFailure | None:
+        """The values of a derived attribute whose expression compiles; None: an empty list."""
+        if device.derived is None:
+            device.derived = {}
+        if expression not in device.derived:
+            compiled = self.compile_attribute(expression)
+            assert not isinstance(compiled, SelectorCompileError), f"{expression!r} was not compiled before its use"
+            self._derived_kept += 1
+            found = compiled.evaluate(device.bound(self._engine))
+            device.derived[expression] = found if isinstance(found, SelectorFailure) else derived_values(found)
+        return device.derived[expression]
+
+    # --- devices
+
+    def device(self, block: SliceBlock, index: int) -> IndexedDevice:
+        """The device as a search wants it; the same one until `tidy`."""
+        found = self._devices.get((block, index))
+        if found is None:
+            found = self._devices[block, index] = IndexedDevice(block, index)
+        return found
+
+    def tidy(self) -> None:
+        """Forget what is beyond the bounds; called when no allocation is under way."""
+        if len(self._devices) > _DEVICES_KEPT or self._derived_kept > _DERIVED_KEPT:
+            self._devices.clear()
+            self._derived_kept = 0
+        if self._masks_kept > _MASKS_KEPT:
+            self._forget_half()
+
+    def tidy_combinations(self) -> None:
+        """The same for what takes longer to find out."""
+        if sum(len(each.numbers) for each in self._matched.values()) > _COMBINATIONS_KEPT:
+            self._forget_half()
+
+    def _forget_half(self) -> None:
+        for chain in list(self._matched)[: (len(self._matched) + 1) // 2]:
+            self._masks_kept -= len(self._matched.pop(chain).matches_by_pool)
+
+    def forget_pool(self, pool: IndexedPool) -> None:
+        """The pool is gone."""
+        for matched in self._matched.values():
+            matched.combinations_by_pool.pop(pool, None)
+            if matched.matches_by_pool.pop(pool, None) is not None:
+                self._masks_kept -= 1
+        self.forget_blocks(pool.layout.blocks)
+
+    def forget_blocks(self, blocks: Sequence[SliceBlock]) -> None:
+        """They are about to be retired."""
+        for matched in self._matched.values():
+            matched.forget_blocks(blocks)
+        for block in blocks:
+            for index in range(len(block.devices)):
+                self._devices.pop((block, index), None)
+
+    # --- selectors
+
+    def is_current(self, chain: Chain, matched: _Matched) -> bool:
+        """What is kept for the chain was not forgotten in the meantime."""
+        return self._matched.get(chain) is matched
+
+    def cost(self, chain: Chain) -> int:
+        """What one evaluation of the chain's last selector costs at worst, in Kubernetes' units."""
+        return self.of(chain).selector.cost
+
+    def combinations(self, pool: IndexedPool, chain: Chain) -> frozenset[int]:
+        """What the last selector of the chain has to be asked about in a pool; it is not asked here."""
+        matched = self.of(chain)
+        known = matched.combinations_by_pool.get(pool)
+        if known is not None and known.layout is pool.layout:
+            return known.numbers
+        before = self._before(pool, matched)
+        for block, mask in pool.layout.split(before.possible & ~before.failing):
+            if block not in matched.numbers_by_block:
+                found = self._alike(block, mask & ~block.columns.unreadable, matched)
+                matched.numbers_by_block[block] = frozenset(number for number, _ in found)
+        parts = [matched.numbers_by_block[each] for each in pool.layout.blocks if each in matched.numbers_by_block]
+        numbers: frozenset[int] = frozenset().union(*parts)
+        matched.combinations_by_pool[pool] = Combinations(pool.layout, numbers)
+        return numbers
+
+    def match(self, pool: IndexedPool, chain: Chain) -> Matches:
+        """Ask a chain, whose expressions compile, about the devices of a pool."""
+        return self._match(pool, self.of(chain)) if chain else Matches(pool.layout, pool.layout.everything, 0)
+
+    def failures(self, block: SliceBlock, chain: Chain) -> Mapping[int, FailedSelector]:
+        """On which devices of the block, by index, a selector of the chain failed."""
+        if not chain:
+            return {}
+        matched = self.of(chain)
+        self._match(block.pool, matched)
+        return matched.failures.get(block, {})
+
+    def of(self, chain: Chain) -> _Matched:
+        """What is kept for a chain that is not empty."""
+        found = self._matched.pop(chain, None)
+        if found is None:
+            selector = self.compile(chain[-1])
+            assert not isinstance(selector, SelectorCompileError), f"selector {chain[-1]!r} was not compiled before"
+            found = _Matched(chain, selector, self.of(chain[:-1]) if len(chain) > 1 else None)
+        self._matched[chain] = found
+        return found
+
+    def _before(self, pool: IndexedPool, matched: _Matched) -> Matches:
+        layout = pool.layout
+        return self._match(pool, matched.before) if matched.before else Matches(layout, layout.everything, 0)
+
+    def _match(self, pool: IndexedPool, matched: _Matched) -> Matches:
+        known = matched.matches_by_pool.get(pool)
+        layout = pool.layout
+        if known is not None and known.layout is layout:
+            return known
+        before = self._before(pool, matched)
+        masks = dict.fromkeys(layout.blocks, 0)
+        masks.update(layout.split(before.possible))
+        kept: dict[SliceBlock, int] = {}
+        if known is not None:
+            of_known = dict(known.layout.split(known.possible))
+            kept = {block: of_known.get(block, 0) for block in known.layout.blocks if block in masks}
+        else:
+            self._masks_kept += 1
+        failing = 0
+        for block, asked in masks.items():
+            masks[block] = kept[block] if block in kept else self._ask(block, asked, matched)
+            if matched.failures and (failures := matched.failures.get(block)):
+                failing |= _mask_of(failures) << block.offset
+        found = Matches(layout, layout.joined(list(masks.values())), failing)
+        matched.matches_by_pool[pool] = found
+        return found
+
+    def _ask(self, block: SliceBlock, asked: int, matched: _Matched) -> int:
+        """The devices of the block on which the last selector of the chain is not false either."""
+        failures: dict[int, FailedSelector] = {}
+        before = matched.before.failures.get(block) if matched.before else None
+        if before:
+            # They stay possible; the search must stop when it gets to one.
+            failures.update(before)
+            asked &= ~_mask_of(before)
+        for index in bits(asked & block.columns.unreadable):
+            verdict = matched.selector.evaluate(self.device(block, index).bound(self._engine))
+            assert isinstance(verdict, SelectorFailure), "a device that cannot be read was evaluated"
+            failures[index] = FailedSelector(matched.position, verdict)
+        found = 0
+        for number, mask in self._alike(block, asked & ~block.columns.unreadable, matched):
+            verdict = self._verdict(block, mask, number, matched)
+            if verdict is True:
+                found |= mask
+            elif isinstance(verdict, SelectorFailure):
+                failures.update(dict.fromkeys(bits(mask), FailedSelector(matched.position, verdict)))
+        if failures:
+            matched.failures[block] = failures
+        return found | _mask_of(failures)
+
+    def _alike(self, block: SliceBlock, asked: int, matched: _Matched) -> list[tuple[int, int]]:
+        """The devices by what the last selector of the chain reads of them: number and mask of each combination.
+
+        Those are left out on which it is false whatever else they have (`texts_required`).
+        """
+        for field, texts in matched.required.items():
+            asked &= block.columns.of_field(field).without_other_texts(texts)
+        if not asked:
+            return []
+        columns = [block.columns.of_field(field) for field in matched.fields]
+        parts = [asked]
+        for column in columns:
+            if len(column.cells) > 1:
+                parts = [part for mask in parts for part in column.split(mask)]
+        numbers = matched.numbers
+        found = []
+        for mask in parts:
+            index = (mask & -mask).bit_length() - 1
+            cells = tuple([column.cells[column.codes[index]] for column in columns])
+            found.append((numbers.setdefault(cells, len(numbers)), mask))
+        return found
+
+    def _verdict(self, block: SliceBlock, mask: int, number: int, matched: _Matched) -> Verdict:
+        verdict = matched.verdicts.get(number)
+        if verdict is None:
+            device = block.columns.reduced(block.devices[(mask & -mask).bit_length() - 1], matched.fields)
+            bound = self._engine.bind(block.slice.spec.driver, device)
+            verdict = matched.verdicts[number] = matched.selector.evaluate(bound)
+        return verdict
+
+
+def _mask_of(indices: Collection[int]) -> int:
+    return sum(1 << index for index in indices)
+
+
+class Questions:
+    """How many combinations the last selector of a chain has to be asked about in all pools of a fleet.
+
+    It is what a claim is charged for, whether or not the answers are known already.
+    """
+
+    def __init__(self, chain: Chain, matching: Matching) -> None:
+        self.read = -1  # up to where the log of changed layouts was read
+        self._chain = chain
+        self._matching = matching
+        self._matched = matching.of(chain)  # whose numbers these are
+        self._by_pool: dict[IndexedPool, frozenset[int]] = {}
+        self._pools_by_number: Counter[int] = Counter()
+        self._uncounted: dict[IndexedPool, None] = {}
+
+    @property
+    def is_valid(self) -> bool:
+        """The combinations still have the same numbers."""
+        return self._matching.is_current(self._chain, self._matched)
+
+    @property
+    def pools(self) -> Collection[IndexedPool]:
+        """Those that something has to be asked about in."""
+        return self._by_pool.keys()
+
+    def change(self, pool: IndexedPool, is_there: bool) -> None:
+        """The pool's slices are not what they were."""
+        for number in self._by_pool.pop(pool, ()):
+            self._pools_by_number[number] -= 1
+            if not self._pools_by_number[number]:
+                del self._pools_by_number[number]
+        if is_there:
+            self._uncounted[pool] = None
+        else:
+            self._uncounted.pop(pool, None)
+
+    def count(self, enough: int) -> int:
+        """How many they are; it is not counted further than up to more than `enough`."""
+        while self._uncounted and len(self._pools_by_number) <= enough:
+            pool, _ = self._uncounted.popitem()
+            found = self._matching.combinations(pool, self._chain)
+            if found:
+                self._by_pool[pool] = found
+                self._pools_by_number.update(found)
+        return len(self._pools_by_number)

@@ -1,0 +1,387 @@
+"""What is there for those who ask for the same: the free devices that match, kept from one claim to the next.
+
+A Supply follows the pools of one fleet. Whenever it is asked it catches up with the pools that have changed since, so
+a claim costs as much as has changed, not as much as there is. Nothing here depends on the order in which changes came:
+a supply that was just made gives the same answers.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import product
+from typing import NamedTuple, Protocol
+
+from broker.allocation.capacity import CapacityAsk
+from broker.allocation.columns import Cell, Column, Value, bits, joint_column, values_of_cell
+from broker.allocation.devices import IndexedPool, Layout, Place, SliceBlock, Standing
+from broker.allocation.matching import Chain, Matching
+from broker.allocation.nodes import EVERYWHERE, NodeGroup
+from broker.allocation.reasons import Cause
+from broker.allocation.room import Room, never, undrawable
+from broker.allocation.taints import untolerated
+from broker.world.changes import Changes
+from broker.world.usage import InUse
+from schemas.resource import DeviceToleration
+
+Attributes = tuple[str, ...]  # fully qualified names
+ValueKey = Value | tuple[Value, ...]  # one value of one attribute, or one of each of several
+
+
+class Terms(NamedTuple):
+    """All that decides which devices are in a supply.
+
+    ignored: causes to look away from, to find out whether they are what stands in the way. With IN_USE all that holders
+        have is ignored.
+    """
+
+    chain: Chain
+    tolerations: tuple[DeviceToleration, ...] = ()
+    capacity: CapacityAsk = ()
+    admin_access: bool = False
+    ignored: frozenset[Cause] = frozenset()
+
+    def allow(self, standing: Standing) -> bool:
+        """Wherever the node is, such a device may be used."""
+        if standing.unsupported is not None and Cause.UNSUPPORTED not in self.ignored:
+            return False
+        return (
+            not standing.taints or Cause.TAINT in self.ignored or untolerated(standing.taints, self.tolerations) is None
+        )
+
+
+class Change(NamedTuple):
+    """Of a pool.
+
+    devices: those that others have now, or nobody; None: all may be.
+    """
+
+    pool: IndexedPool
+    devices: int | None
+
+
+class HasPools(Protocol):
+    """A fleet, as far as its supplies need it.
+
+    order: changes whenever the positions do.
+    """
+
+    @property
+    def position(self) -> Mapping[IndexedPool, int]: ...
+
+    @property
+    def pools(self) -> Sequence[IndexedPool]: ...
+
+    @property
+    def order(self) -> int: ...
+
+
+def column_for(block: SliceBlock, attributes: Attributes) -> Column:
+    """The attributes of a block's devices; a cell is a tuple where there are several."""
+    columns = [block.columns.attribute(each) for each in attributes]
+    return columns[0] if len(columns) == 1 else joint_column(columns)
+
+
+def keys_of(cell: Cell, attributes: Attributes) -> Iterable[ValueKey]:
+    """The values of a cell of `column_for`; none where an attribute is missing."""
+    if len(attributes) == 1:
+        return values_of_cell(cell)
+    assert isinstance(cell, tuple)
+    return product(*map(values_of_cell, cell))
+
+
+class Tally:
+    """How many devices there are of each value of some attributes."""
+
+    __slots__ = ("_columns", "attributes", "counts", "values_by_count")
+
+    def __init__(self, attributes: Attributes) -> None:
+        self.attributes = attributes
+        self.counts: dict[ValueKey, int] = {}  # in no particular order
+        self.values_by_count: dict[int, int] = {}  # how many values have this many devices
+        self._columns: dict[SliceBlock, Column] = {}  # of all blocks that were counted, even when they are retired
+
+    @property
+    def most(self) -> int:
+        """The most devices that one value has."""
+        return max(self.values_by_count, default=0)
+
+    def add(self, block: SliceBlock, mask: int, sign: int) -> None:
+        """Devices of the block came (sign 1) or went (-1)."""
+        column = self._columns.get(block)
+        if column is None:
+            column = self._columns[block] = column_for(block, self.attributes)
+        count = mask.bit_count()
+        by_code: Iterable[tuple[int, int]]
+        if count == len(column.codes):
+            by_code = Counter(column.codes).items()
+        elif count <= 2 * len(column.cells):
+            by_code = Counter(column.codes[index] for index in bits(mask)).items()
+        else:
+            by_code = ((code, (mask & column.mask(code)).bit_count()) for code in range(len(column.cells)))
+        for code, number in by_code:
+            if number:
+                for key in keys_of(column.cells[code], self.attributes):
+                    self._change(key, sign * number)
+
+    def forget(self, blocks: Iterable[SliceBlock]) -> None:
+        """These will not be counted again."""
+        for block in blocks:
+            self._columns.pop(block, None)
+
+    def _change(self, key: ValueKey, by: int) -> None:
+        before = self.counts.get(key, 0)
+        after = before + by
+        by_count = self.values_by_count
+        if before:
+            if by_count[before] == 1:
+                del by_count[before]
+            else:
+                by_count[before] -= 1
+        if after:
+            self.counts[key] = after
+            by_count[after] = by_count.get(after, 0) + 1
+        else:
+            del self.counts[key]
+
+
+class _Live(NamedTuple):
+    layout: Layout
+    mask: int
+
+
+_NOTHING = _Live(Layout(()), 0)
+
+
+class Part:
+    """The devices of a supply that can be used in one place.
+
+    live: the mask of each pool that has any.
+    count: how many they are.
+    matched: how many there would be if nobody held one and no taint kept anybody off.
+    """
+
+    __slots__ = ("_matched_by_pool", "_order", "_positions", "count", "live", "matched", "tallies")
+
+    def __init__(self) -> None:
+        self.live: dict[IndexedPool, _Live] = {}
+        self.count = 0
+        self.matched = 0
+        self._matched_by_pool: dict[IndexedPool, int] = {}
+        self.tallies: dict[Attributes, Tally] = {}
+        self._positions = 0  # bit i: the fleet's pool at position i has live devices
+        self._order = -1  # of the fleet, when _positions was made
+
+    def put(self, pool: IndexedPool, live: int, matched: int, fleet: HasPools) -> None:
+        """The pool has these devices now."""
+        self.matched += matched - self._matched_by_pool.get(pool, 0)
+        if matched:
+            self._matched_by_pool[pool] = matched
+        else:
+            self._matched_by_pool.pop(pool, None)
+        before = self.live.get(pool, _NOTHING)
+        if before.mask == live and (before.layout is pool.layout or not live):
+            return
+        self.count += live.bit_count() - before.mask.bit_count()
+        for tally in self.tallies.values():
+            _count_changes(tally, before, pool.layout, live)
+        if live:
+            self.live[pool] = _Live(pool.layout, live)
+        else:
+            del self.live[pool]
+        if self._order == fleet.order and bool(live) != bool(before.mask):
+            self._positions ^= 1 << fleet.position[pool]
+
+    def drop(self, pool: IndexedPool) -> None:
+        """The pool is not in the fleet any more."""
+        self.matched -= self._matched_by_pool.pop(pool, 0)
+        before = self.live.pop(pool, _NOTHING)
+        self.count -= before.mask.bit_count()
+        for tally in self.tallies.values():
+            _count_changes(tally, before, _NOTHING.layout, 0)
+
+    def positions(self, fleet: HasPools) -> int:
+        """Bit i is set where the fleet's pool at position i has live devices."""
+        if self._order != fleet.order:
+            digits = bytearray(b"0" * len(fleet.pools))
+            for pool in self.live:
+                digits[-1 - fleet.position[pool]] = 49  # "1"
+            self._positions = int(digits or b"0", 2)
+            self._order = fleet.order
+        return self._positions
+
+    def tally(self, attributes: Attributes) -> Tally:
+        """The devices by value; made when it is first asked for."""
+        found = self.tallies.get(attributes)
+        if found is None:
+            found = self.tallies[attributes] = Tally(attributes)
+            for live in self.live.values():
+                for block, mask in live.layout.split(live.mask):
+                    found.add(block, mask, 1)
+        return found
+
+
+def _count_changes(tally: Tally, before: _Live, layout: Layout, live: int) -> None:
+    if before.layout is layout:
+        for block, mask in layout.split(before.mask & ~live):
+            tally.add(block, mask, -1)
+        for block, mask in layout.split(live & ~before.mask):
+            tally.add(block, mask, 1)
+        return
+    old, new = dict(before.layout.split(before.mask)), dict(layout.split(live))
+    for block, mask in old.items():
+        if gone := mask & ~new.get(block, 0):
+            tally.add(block, gone, -1)
+    for block, mask in new.items():
+        if come := mask & ~old.get(block, 0):
+            tally.add(block, come, 1)
+    kept = set(layout.blocks)
+    tally.forget(block for block in before.layout.blocks if block not in kept)
+
+
+class _Crowded(NamedTuple):
+    """The devices of a pool that a request does not fit into.
+
+    never: even if all others were free.
+    crowded: as holders leave them now.
+    is_overdrawn: when it was worked out, a counter of the pool was below zero.
+    """
+
+    layout: Layout
+    never: int
+    crowded: int
+    is_overdrawn: bool
+
+
+class Supply:
+    """The devices of a fleet that meet some terms, by the place where they can be used.
+
+    failing: of the pools where a selector failed on some devices, held or not, those devices.
+    """
+
+    def __init__(self, terms: Terms, fleet: HasPools, matching: Matching, room: Room, changes: Changes[Change]) -> None:
+        self.terms = terms
+        self.fleet = fleet
+        self.parts: dict[Place, Part] = {}
+        self.failing: dict[IndexedPool, int] = {}
+        self._matching = matching
+        self._room = room
+        self._changes = changes
+        self._read = -1  # up to where
+        self._places_by_pool: dict[IndexedPool, Collection[Place]] = {}
+        self._crowded: dict[IndexedPool, _Crowded] = {}
+
+    @property
+    def size(self) -> int:
+        """How many pools it keeps something of."""
+        return len(self._places_by_pool)
+
+    def catch_up(self, in_use: InUse) -> None:
+        """Take in what has changed since the last time."""
+        end = self._changes.end
+        if self._read == end:
+            return
+        changes = self._changes.since(self._read)
+        self._read = end
+        changed: dict[IndexedPool, int | None] = {}
+        if changes is None:
+            changed = dict.fromkeys([*self.fleet.pools, *self._places_by_pool])
+        for pool, devices in changes or ():
+            before = changed.get(pool, 0)
+            changed[pool] = None if before is None or devices is None else before | devices
+        for pool, of_pool in changed.items():
+            if pool in self.fleet.position:
+                self._put(pool, of_pool, in_use)
+            elif pool in self._places_by_pool:
+                self._drop(pool)
+
+    def _put(self, pool: IndexedPool, changed: int | None, in_use: InUse) -> None:
+        terms = self.terms
+        matches = self._matching.match(pool, terms.chain)
+        is_barred = pool.pool.problem is not None and problem_of(pool) not in terms.ignored
+        found: dict[Place, tuple[int, int]] = {}
+        if not is_barred and matches.possible:
+            capable = matches.possible & self._room.capable(pool, terms.capacity)
+            open_ = capable & ~self._closed(pool, capable, changed, in_use)
+            for standing, mask in pool.standings:
+                if capable & mask:
+                    live, matched = found.get(standing.place, (0, 0))
+                    usable = open_ & mask if terms.allow(standing) else 0
+                    found[standing.place] = (live | usable, matched + (capable & mask).bit_count())
+        for place in self._places_by_pool.get(pool, ()):
+            if place not in found:
+                self.parts[place].put(pool, 0, 0, self.fleet)
+        for place, (live, matched) in found.items():
+            part = self.parts.get(place)
+            if part is None:
+                part = self.parts[place] = Part()
+            part.put(pool, live, matched, self.fleet)
+        if found:
+            self._places_by_pool[pool] = tuple(found)
+        else:
+            self._places_by_pool.pop(pool, None)
+        if matches.failing and not is_barred:
+            self.failing[pool] = matches.failing
+        elif self.failing:
+            self.failing.pop(pool, None)
+
+    def _closed(self, pool: IndexedPool, possible: int, changed: int | None, in_use: InUse) -> int:
+        """Those of the possible devices that holders leave nothing of, or too little."""
+        ignores_holders = Cause.IN_USE in self.terms.ignored
+        taken = 0 if ignores_holders or self.terms.admin_access else pool.taken
+        crowdable = possible & (pool.shared | pool.drawing)
+        if not crowdable:
+            return taken
+        known = self._crowded.get(pool)
+        if known is None or known.layout is not pool.layout or changed is None:
+            known = _Crowded(pool.layout, never(pool) & possible, 0, is_overdrawn=False)
+            changed = pool.layout.everything
+        if ignores_holders:
+            self._crowded[pool] = known
+            return known.never
+        is_overdrawn = bool(pool.drawing) and pool.supply.counters(in_use).is_overdrawn
+        affected = changed | (pool.drawing if is_overdrawn != known.is_overdrawn else pool.drawing_beside(changed))
+        affected &= crowdable
+        crowded = known.crowded & ~affected
+        crowded |= self._room.full(pool, self.terms.capacity, affected, in_use)
+        crowded |= undrawable(pool, affected, in_use)
+        self._crowded[pool] = known._replace(crowded=crowded, is_overdrawn=is_overdrawn)
+        return taken | known.never | crowded
+
+    def _drop(self, pool: IndexedPool) -> None:
+        for place in self._places_by_pool.pop(pool):
+            self.parts[place].drop(pool)
+        self.failing.pop(pool, None)
+        self._crowded.pop(pool, None)
+
+    def parts_for(self, group: NodeGroup) -> list[Part]:
+        """Those that the nodes of the group reach."""
+        if group.reaches is None:
+            places: Iterable[Place] = self.parts
+        elif len(self.parts) == 1 and _ON_ALL_NODES in self.parts:
+            places = (_ON_ALL_NODES,)
+        else:
+            places = (Place(reach, binds) for reach in (EVERYWHERE, *group.reaches) for binds in (False, True))
+        can_bind = bool(group.node.name) or Cause.NODE in self.terms.ignored
+        return [self.parts[each] for each in places if each in self.parts and (can_bind or not each.binds)]
+
+    def matched_for(self, group: NodeGroup) -> int:
+        """How many devices the nodes of the group reach that match, held or not."""
+        if group.reaches is None:
+            return sum(part.matched for part in self.parts.values())
+        places = (Place(reach, binds) for reach in (EVERYWHERE, *group.reaches) for binds in (False, True))
+        return sum(self.parts[each].matched for each in places if each in self.parts)
+
+
+_ON_ALL_NODES = Place(EVERYWHERE, False)
+
+
+def problem_of(pool: IndexedPool) -> Cause:
+    """What rules out the devices of a pool that has a problem."""
+    return Cause.POOL_INVALID if pool.pool.is_complete else Cause.POOL_INCOMPLETE
+
+
+def pools_at(positions: int, pools: Sequence[IndexedPool]) -> Iterator[IndexedPool]:
+    """The pools at the positions whose bits are set, in order."""
+    while positions:
+        low = positions & -positions
+        yield pools[low.bit_length() - 1]
+        positions ^= low
