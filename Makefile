@@ -4,13 +4,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help demo test lint bench soak lock clean
+.PHONY: help demo test lint bench oracle soak lock clean
 
 help:
 	@echo "make demo   two clusters share one fabric, on an embedded nats-server"
 	@echo "make test   lint, then all tests"
 	@echo "make lint   ruff, mypy --strict, import layers"
 	@echo "make bench  the figures of docs/benchmarks.md"
+	@echo "make oracle build/oracle: upstream's allocator and CEL compiler, to compare with"
 	@echo "make soak   the long simulation (about 15 minutes)"
 	@echo "make lock   renew requirements.lock from pyproject.toml"
 
@@ -25,7 +26,7 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)
 	@$(BIN)/dragoman demo
 
-test: lint
+test: lint oracle
 	$(BIN)/python -m pytest
 
 lint: $(READY)
@@ -37,6 +38,11 @@ lint: $(READY)
 bench: $(READY)
 	@$(BIN)/python -m tests.bench
 
+oracle: build/oracle
+
+build/oracle: $(wildcard tests/oracle/*.go) tests/oracle/go.mod tests/oracle/go.sum | $(READY)
+	@$(BIN)/python -m tests.oracle.build
+
 soak: $(READY)
 	$(BIN)/python -m tests.simulation --seeds 20000 --first-seed 1000
 
@@ -45,4 +51,4 @@ lock: $(READY)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra local --group test --group lint pyproject.toml --output-file requirements.lock
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis

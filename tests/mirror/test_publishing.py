@@ -210,6 +210,17 @@ def test_a_subject_whose_messages_expired_is_published_to_from_the_start() -> No
     assert again.expected_sequence == 0
 
 
+def test_a_refused_message_that_may_still_land_is_taken_back_where_its_claim_went() -> None:
+    driven = Driven().started()
+    driven.tell(seen(a_manifest(), 100))
+    driven.tell(gone(a_manifest(), 101))
+    (tombstone,) = driven.tell(refused(driven, None, 0))
+    assert isinstance(tombstone, Publish)
+    driven.store(tombstone)
+    assert driven.said().is_tombstone
+    assert driven.mirror.tracked == {}
+
+
 def test_takes_over_the_decision_that_an_agent_before_has_settled() -> None:
     driven = Driven().started(seen(a_manifest(), 100))
     driven.tell(decides(an_allocate(100), 50))
@@ -293,6 +304,9 @@ def test_asked_for_everything_it_publishes_all_and_then_a_sync() -> None:
     driven.tell(Asked([]))
     assert {each.name for each in driven.all(Publish)} == {TRAIN, SLICE}
     assert driven.tell(Asked([])) == []  # an ask is repeated until it is answered
+    for publish in driven.all(Publish):
+        driven.store(publish)
+    assert driven.tell(Asked([])) == []  # the sync is still to come
     driven.store_all()
     assert driven.syncs == [sorted([TRAIN, SLICE])] * 2
     driven.tell(Asked([]))

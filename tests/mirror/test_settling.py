@@ -236,14 +236,13 @@ def test_settles_one_decision_at_a_time_and_ignores_what_is_settled() -> None:
 
 
 def test_a_later_decision_takes_the_place_of_one_that_is_under_way() -> None:
-    driven = a_started(allocated(protected()))
-    driven.tell(decides(a_release(), 60))
-    first = driven.take(ClearAllocation)
-    driven.tell(decides(an_allocate(100), 70))
-    driven.tell(failed(first, "conflict"))
-    assert driven.all(ReadClaim) == []  # that one is not ours to settle any more
-    driven.store_all()
-    assert driven.said().decision.ledger_sequence == 70
+    driven = a_started()
+    driven.tell(decides(an_allocate(100), 50))
+    first = driven.take(WriteAllocation)
+    assert driven.tell(decides(an_allocate(105), 70)) == []  # decided on what our watch has not brought yet
+    assert driven.tell(failed(first, "conflict")) == []  # that one is not ours to settle any more
+    driven.tell(seen(protected(labels={"a": "1"}), 105))
+    assert driven.only(WriteAllocation).ledger_sequence == 70
 
 
 # --- a Release

@@ -1,0 +1,5 @@
+"""Tests against upstream's own code."""
+
+from tests.oracle.fixture import oracle
+
+__all__ = ["oracle"]
