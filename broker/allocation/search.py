@@ -9,6 +9,7 @@ Three things keep it from trying the same over and over. Devices that are alike 
 point: else n devices that are one too few cost n! tries. Of two requests in a row that ask for the same, the second
 takes no device before the first one's: the other way round is the same solution later. And where a request begins with
 the same devices taken as before, by whichever requests, and the same left of constraints, it fails as it did before.
+Besides, it does not go on where a later request has lost a device that it cannot do without.
 """
 
 from collections.abc import Hashable, Iterator
@@ -76,6 +77,7 @@ class Search:
         self._kinds: Kinds | None = None
         self._constraints_after = self._find_constraints_after()
         self._repeats = [self._does_repeat(index) for index in range(len(problem.requests))]
+        self._needing_all = self._find_needing_all()
         self._first_positions = [0] * len(problem.requests)  # of each request's first device among its candidates
 
     def run(self) -> list[Chosen] | None:
@@ -98,9 +100,18 @@ class Search:
                 return [Chosen(alternative, device) for alternative, device in self._taken.chosen()]
             else:
                 state = self._state(after.request) if after.alternative is None else None
-                if state is None or state not in dead:
+                if state is None or (state not in dead and self._spares_what_is_needed(after.request)):
                     choices.append((self._choose(after), state))
         return None
+
+    def _spares_what_is_needed(self, request: int) -> bool:
+        """Whoever needs all of its candidates, from this request on, can still have each of them."""
+        for alternative in self._needing_all[request]:
+            for device in self._candidates[alternative].devices:
+                self._budget.spend(1 if device.is_plain else _STEPS_FOR_SUPPLIES)
+                if not self._taken.can_take(alternative, device):
+                    return False
+        return True
 
     def _state(self, request: int) -> Hashable:
         """All that the rest of the search depends on where this request begins."""
@@ -219,6 +230,18 @@ class Search:
         for request in reversed(self._requests):
             after = {**{each: None for one in request.alternatives for each in self._constraints[one]}, **after}
             found.append(list(after))
+        return found[::-1]
+
+    def _find_needing_all(self) -> list[list[Alternative]]:
+        """For each request, which alternatives that are certain from it on need all of their candidates."""
+        found: list[list[Alternative]] = []
+        needing: list[Alternative] = []
+        for request in reversed(self._requests):
+            only = request.alternatives[0]
+            candidates = self._candidates[only]
+            if len(request.alternatives) == 1 and candidates.count == len(candidates.devices):
+                needing = [only, *needing]
+            found.append(needing)
         return found[::-1]
 
     def _count_least(self) -> list[int]:

@@ -41,24 +41,11 @@ class Taken:
 
     def take(self, alternative: Alternative, device: IndexedDevice) -> bool:
         """Take the device if there is enough for it; if not, nothing has changed."""
-        is_shared = bool(device.device.allow_multiple_allocations)
-        consumption: Consumption | None = None
-        if is_shared:
-            found = device.consumption(alternative.capacity)
-            if isinstance(found, str) or not self._has_capacity(device, found):
-                return False
-            consumption = found
-        else:
-            claims = self._claims.get(device)
-            if claims and (not alternative.admin_access or alternative.claim_index in claims):
-                return False
-        draws: tuple[Draw, ...] = ()
-        groups: tuple[Groups, ...] = ()
-        if device.device.consumes_counters and not (is_shared and self._is_shared_already(device)):
-            draws = self._supplies.draws(device.key)
-            if not self._may_draw(device.key.pool, draws):
-                return False
-            groups = self._draw(device.key.pool, draws)
+        needs = self._needs(alternative, device)
+        if needs is None:
+            return False
+        consumption, draws = needs
+        groups = self._draw(device.key.pool, draws)
         self._steps.append(_Step(alternative, device, consumption, draws, groups))
         if consumption is None:
             self._claims.setdefault(device, []).append(alternative.claim_index)
@@ -68,6 +55,30 @@ class Taken:
                 consumed[name] = consumed.get(name, 0) + amount.nanos
             self._shares[device] = self._shares.get(device, 0) + 1
         return True
+
+    def can_take(self, alternative: Alternative, device: IndexedDevice) -> bool:
+        """There is enough for it. What is not there now is not there later either, unless something is given back."""
+        return self._needs(alternative, device) is not None
+
+    def _needs(
+        self, alternative: Alternative, device: IndexedDevice
+    ) -> tuple[Consumption | None, tuple[Draw, ...]] | None:
+        """What taking the device costs: of a shared one its capacity, and counters; None if it cannot be had."""
+        is_shared = bool(device.device.allow_multiple_allocations)
+        consumption: Consumption | None = None
+        if is_shared:
+            found = device.consumption(alternative.capacity)
+            if isinstance(found, str) or not self._has_capacity(device, found):
+                return None
+            consumption = found
+        else:
+            claims = self._claims.get(device)
+            if claims and (not alternative.admin_access or alternative.claim_index in claims):
+                return None
+        if not device.device.consumes_counters or (is_shared and self._is_shared_already(device)):
+            return consumption, ()
+        draws = self._supplies.draws(device.key)
+        return (consumption, draws) if self._may_draw(device.key.pool, draws) else None
 
     def give_back(self) -> tuple[Alternative, IndexedDevice]:
         """Give back the device that was taken last."""
