@@ -33,6 +33,7 @@ from broker.allocation.supply import (
 )
 from broker.allocation.taints import untolerated
 from broker.world.usage import InUse
+from schemas.resource.limits import ALLOCATION_RESULTS_MAX
 
 _NOBODY = InUse()  # holds nothing
 _STEPS_FOR_DEVICE = 2
@@ -103,7 +104,7 @@ class View:
             expressions = tuple(dict.fromkeys(alternative.derived.values()))
             devices = [each for each in offer.devices() if not self.fails_to_derive(each, expressions, budget)]
             count = len(devices)
-        is_spoiled = self._spoils_all or not count or count < offer.matched
+        is_spoiled = alternative.takes_all and (self._spoils_all or not count or count < offer.matched)
         return Candidates(offer, count + is_spoiled, alternative.takes_all, budget, devices)
 
     def fails_to_derive(self, device: IndexedDevice, expressions: Sequence[str], budget: Budget) -> bool:
@@ -392,6 +393,9 @@ class Lineup(Sequence[IndexedDevice]):
         return len(self._found)
 
 
+_NO_FAILURES: Mapping[IndexedDevice, FailedSelector] = {}
+
+
 class Candidates:
     """The devices that one alternative may use, in the order in which to try them.
 
@@ -401,7 +405,7 @@ class Candidates:
     count: how many are needed. More than there are devices if the alternative cannot be satisfied.
     """
 
-    __slots__ = ("_budget", "_is_whole", "count", "devices", "failures", "offer", "takes_all")
+    __slots__ = ("_budget", "_devices", "_source", "count", "failures", "is_whole", "offer", "takes_all")
 
     def __init__(
         self,
@@ -414,26 +418,29 @@ class Candidates:
         self.offer = offer
         self.count = count
         self.takes_all = takes_all
-        self._is_whole = devices is None
+        self.is_whole = devices is None  # the devices are all those of the offer
+        self.failures: Mapping[IndexedDevice, FailedSelector] = _Failures(self) if offer.may_fail else _NO_FAILURES
+        self._source = devices
         self._budget = budget
-        self.devices = Lineup(offer.devices() if devices is None else devices, budget)
-        self.failures: Mapping[IndexedDevice, FailedSelector] = _Failures(self) if offer.may_fail else {}
+        self._devices: Lineup | None = None
 
     @property
-    def is_counted(self) -> bool:
-        """The devices are all those of the offer."""
-        return self._is_whole
+    def devices(self) -> Lineup:
+        """See above."""
+        if self._devices is None:
+            self._devices = Lineup(self.offer.devices() if self._source is None else self._source, self._budget)
+        return self._devices
 
     @property
     def suffice(self) -> bool:
-        """There are as many as are needed."""
-        return self.count <= self.offer.count and (self._is_whole or self.devices.has(self.count))
+        """There are as many as are needed, and a claim can have as many."""
+        if self.count > min(self.offer.count, ALLOCATION_RESULTS_MAX):
+            return False
+        return self.is_whole or self.devices.has(self.count)
 
     def for_count(self, count: int) -> "Candidates":
         """The same devices for somebody who needs another number of them."""
-        found = Candidates(self.offer, count, self.takes_all, self._budget)
-        found.devices, found._is_whole = self.devices, self._is_whole
-        return found
+        return Candidates(self.offer, count, self.takes_all, self._budget, None if self.is_whole else self.devices)
 
     def only(self, devices: Iterable[IndexedDevice]) -> "Candidates":
         """Fewer of the devices."""
@@ -457,7 +464,7 @@ class _Failures(Mapping[IndexedDevice, FailedSelector]):
         return failure
 
     def __iter__(self) -> Iterator[IndexedDevice]:
-        if self._candidates.takes_all or self._candidates.is_counted:
+        if self._candidates.takes_all or self._candidates.is_whole:
             return self._candidates.offer.failing(free_only=not self._candidates.takes_all)
         return (each for each in self._candidates.devices if self._candidates.offer.failure(each) is not None)
 

@@ -6,12 +6,11 @@ that matters a solution takes no more than the requests ask for together.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 from broker.allocation.budget import Budget
-from broker.allocation.candidates import Candidates, Filters, Offer
+from broker.allocation.candidates import Candidates, Filters, Offer, ValueCounts
 from broker.allocation.columns import Cell, values_of_cell
 from broker.allocation.constraints import Constraint, DistinctAttribute, MatchAttribute
 from broker.allocation.index import IndexedDevice
@@ -30,25 +29,31 @@ def narrow_by_counts(problem: Problem, budget: Budget) -> Problem | None:
     hopeful = with_hope(problem)
     if hopeful is None:
         return None
+    if not _results_fit(hopeful):
+        return None
     bound = list(constraints_with_scope(hopeful, budget))
     certain = {request.alternatives[0] for request in hopeful.requests if len(request.alternatives) == 1}
-    if not (_results_fit(hopeful) and _distinct_values_suffice(hopeful, bound, certain)):
+    if bound and not _distinct_values_suffice(hopeful, bound, certain):
         return None
     # A solution takes no more of devices that are alike in all that a constraint compares, so more need not be tried:
     # whoever takes a later one could take an earlier one that nobody takes.
-    limit = sum(max(hopeful.candidates[each].count for each in request.alternatives) for request in hopeful.requests)
+    limit = sum([max([hopeful.candidates[each].count for each in one.alternatives]) for one in hopeful.requests])
     candidates = dict(hopeful.candidates)
-    for alternative in (each for request in hopeful.requests for each in request.alternatives):
+    for alternative in [each for request in hopeful.requests for each in request.alternatives]:
         before = candidates[alternative]
         if alternative.takes_all or alternative.derived:
             continue  # all of them are needed; or only the devices themselves can tell
+        if not bound:
+            candidates[alternative] = before.only(before.offer.devices(limit=limit))
+            continue
         test = _Test(alternative, before, bound, hopeful.candidates, certain)
         if test.is_hopeless:
             candidates[alternative] = before.only(())
         else:
             candidates[alternative] = before.only(before.offer.devices(test.filters, test.attributes, limit))
-    narrower = with_hope(replace(hopeful, candidates=candidates))
-    return narrower if narrower is not None and _devices_suffice(narrower, limit) else None
+    narrower = Problem(hopeful.requests, candidates, hopeful.constraints_by_claim, hopeful.view)
+    tested = with_hope(narrower) if bound else narrower
+    return tested if tested is not None and _devices_suffice(tested, limit) else None
 
 
 def with_hope(problem: Problem) -> Problem | None:
@@ -134,13 +139,14 @@ class _Test:
         )
         self._own = own.offer.counts(self._matched) if self._matched else None
         self._needed = own.count
-        # With each attribute to be matched, those that every solution chooses devices with the same value for.
-        self._others: list[tuple[int, list[Candidates]]] = []
+        # With each attribute to be matched, what all need together that every solution gives the same value.
+        self._others: list[tuple[int, list[tuple[ValueCounts, int]]]] = []
         for constraint, scope in matching:
             known = [each for each in scope if constraint.attribute not in each.derived]
             others = [candidates[each] for each in known if each in certain and each is not alternative]
             if others:
-                self._others.append((self._matched.index(constraint.attribute), [own, *others]))
+                index = self._matched.index(constraint.attribute)
+                self._others.append((index, _needs((constraint.attribute,), [own, *others])))
         self._known: dict[ValueKey, bool] = {}
 
     @property
@@ -166,23 +172,24 @@ class _Test:
             return True
         if key not in self._known:
             values: Sequence[Any] = key if len(self._matched) > 1 else (key,)
-            self._known[key] = all(self._all_find(values[index], index, others) for index, others in self._others)
+            self._known[key] = all(
+                counts[values[index]] >= needed for index, needs in self._others for counts, needed in needs
+            )
         return self._known[key]
 
-    def _all_find(self, value: ValueKey, index: int, others: Sequence[Candidates]) -> bool:
-        attributes = (self._matched[index],)
-        needed_by_offer: Counter[Offer] = Counter()
-        for each in others:
-            # Of shared devices each can have a share.
-            needed_by_offer[each.offer] = (
-                max(needed_by_offer[each.offer], each.count)
-                if each.offer.may_share
-                else needed_by_offer[each.offer] + each.count
-            )
-        for offer, needed in needed_by_offer.items():
-            if not offer.may_share:
-                # Who may use fewer devices takes them away from those who may use more.
-                needed = sum(count for each, count in needed_by_offer.items() if each.is_within(offer))
-            if offer.counts(attributes)[value] < needed:
-                return False
-        return True
+
+def _needs(attributes: Attributes, candidates: Sequence[Candidates]) -> list[tuple[ValueCounts, int]]:
+    """How many devices of one value each offer must have for all of the candidates together."""
+    needed_by_offer: Counter[Offer] = Counter()
+    for each in candidates:
+        # Of shared devices each can have a share.
+        before = needed_by_offer[each.offer]
+        needed_by_offer[each.offer] = max(before, each.count) if each.offer.may_share else before + each.count
+    return [
+        (
+            offer.counts(attributes),
+            # Who may use fewer devices takes them away from those who may use more.
+            needed if offer.may_share else sum(n for each, n in needed_by_offer.items() if each.is_within(offer)),
+        )
+        for offer, needed in needed_by_offer.items()
+    ]

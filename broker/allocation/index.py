@@ -9,7 +9,7 @@ said), `room` (capacity and counters), `supply` (what is free for whom). How to 
 `candidates`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from broker.allocation.budget import Budget, evaluation_steps
 from broker.allocation.cel.engine import (
@@ -31,11 +31,13 @@ from broker.world.inventory import PoolsOfScopes
 from broker.world.keys import DeviceKey, PoolKey
 from broker.world.pools import Pool
 from broker.world.usage import InUse
+from schemas.resource import DeviceClass
 
 __all__ = ["DeviceIndex", "FailedSelector", "Fleet", "IndexedDevice", "IndexedPool", "SliceBlock"]
 
 _FLEETS_KEPT = 256  # sets of pools; each cluster has one
 _SUPPLIES_KEPT = 500_000  # pools of supplies; beyond that the least recently used half is forgotten
+_CLASSES_KEPT = 10_000
 _TIDY_AFTER = 64  # allocations; then what is kept is counted
 
 
@@ -240,6 +242,7 @@ class DeviceIndex:
         self._pools: dict[PoolKey, IndexedPool] = {}  # those of the fleets
         self._fleets: dict[int, tuple[PoolsOfScopes, Fleet]] = {}  # by id; the least recently used first
         self._other_fleet: Fleet | None = None  # for all other sequences
+        self._classes: dict[str, tuple[DeviceClass, str | None]] = {}  # by name, with what is wrong with them
         self._until_tidied = _TIDY_AFTER  # calls
 
     def compile(self, expression: str) -> Selector | SelectorCompileError:
@@ -249,6 +252,19 @@ class DeviceIndex:
     def compile_attribute(self, expression: str) -> DerivedAttribute | SelectorCompileError:
         """The compiled expression of a derived attribute, or why it does not compile."""
         return self.matching.compile_attribute(expression)
+
+    def check_class(
+        self, device_class: DeviceClass, problem_of: Callable[[DeviceClass, "DeviceIndex"], str | None]
+    ) -> str | None:
+        """What is wrong with a class; asked again only when it is another object than the last time."""
+        known = self._classes.get(device_class.metadata.name)
+        if known is not None and known[0] is device_class:
+            return known[1]
+        if len(self._classes) >= _CLASSES_KEPT:
+            self._classes.clear()
+        problem = problem_of(device_class, self)
+        self._classes[device_class.metadata.name] = (device_class, problem)
+        return problem
 
     def fleet(self, pools: Sequence[Pool], in_use: InUse) -> Fleet:
         """The pools with their devices, as they are now and as they are held now."""

@@ -23,7 +23,7 @@ from broker.allocation.suffice import Sufficiency, constraints_with_scope, look_
 # What one pass drops can make more hopeless. A claim can be built to need hundreds of passes; the search copes with
 # what is left after a few.
 _PASSES = 4
-_FEW_DEVICES = 512  # of one alternative, to be looked at one by one
+_FEW_DEVICES = 128  # of one alternative, to be looked at one by one
 
 
 def narrow(problem: Problem, budget: Budget) -> Problem | None:

@@ -148,9 +148,14 @@ def _usable_class(name: str, where: str, snapshot: Snapshot, device_index: Devic
         known = ", ".join(sorted(snapshot.classes)) or "none"
         message = f"{where} names the device class {name}, which does not exist; known classes: {known}"
         return NoFit(Reason.UNKNOWN_DEVICE_CLASS, message, waits_on=waits_on)
-    problems = [str(error) for error in validate_class(device_class)]
-    problems += [error.sentence() for error in compile_class(device_class, device_index)]
-    if problems:
-        message = f"{where} names the device class {name}, which cannot be used: {problems[0]}"
+    problem = device_index.check_class(device_class, _problem_of_class)
+    if problem is not None:
+        message = f"{where} names the device class {name}, which cannot be used: {problem}"
         return NoFit(Reason.INVALID_DEVICE_CLASS, message, waits_on=waits_on)
     return device_class
+
+
+def _problem_of_class(device_class: DeviceClass, device_index: DeviceIndex) -> str | None:
+    problems = [str(error) for error in validate_class(device_class)]
+    problems += [error.sentence() for error in compile_class(device_class, device_index)]
+    return problems[0] if problems else None

@@ -236,10 +236,12 @@ class Search:
         """For each request, which alternatives that are certain from it on need all of their candidates."""
         found: list[list[Alternative]] = []
         needing: list[Alternative] = []
+        if len(self._requests) == 1:
+            return [needing]  # nobody takes anything before it
         for request in reversed(self._requests):
             only = request.alternatives[0]
             candidates = self._candidates[only]
-            if len(request.alternatives) == 1 and candidates.count == len(candidates.devices):
+            if len(request.alternatives) == 1 and not candidates.devices.has(candidates.count + 1):
                 needing = [only, *needing]
             found.append(needing)
         return found[::-1]
