@@ -167,6 +167,8 @@ class Search:
                 return
             device = devices[position]
             if failures and device in failures:
+                if self._taken.is_exclusively(device):
+                    continue  # as upstream, which does not ask a selector about a device that is taken
                 raise SelectorFailedError(alternative, device, failures[device])
             if failed_kinds:
                 self._budget.spend(1 if device.is_plain else _STEPS_FOR_SUPPLIES)

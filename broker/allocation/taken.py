@@ -56,6 +56,10 @@ class Taken:
             self._shares[device] = self._shares.get(device, 0) + 1
         return True
 
+    def is_exclusively(self, device: IndexedDevice) -> bool:
+        """The device is taken as a whole, by a request before."""
+        return bool(self._claims.get(device))
+
     def can_take(self, alternative: Alternative, device: IndexedDevice) -> bool:
         """There is enough for it. What is not there now is not there later either, unless something is given back."""
         return self._needs(alternative, device) is not None

@@ -68,6 +68,7 @@ def check_expression(
     """
     yield from _result_problems(parsed, results)
     for node, in_format in _with_format_context(parsed.root, False):
+        yield from _hidden_optional(node, parsed)
         match node:
             case Identifier(name="kubernetes") if node.id not in parsed.types:
                 yield node, "undeclared reference to 'kubernetes'"
@@ -130,6 +131,19 @@ def _mixed_types(node: ListLiteral | MapLiteral, parsed: Parsed) -> Iterator[Pro
     elif not node.message_name:
         yield from types_of([(entry.key, False) for entry in node.entries if not isinstance(entry.key, str)])
         yield from types_of([(entry.value, entry.is_optional) for entry in node.entries])
+
+
+def _hidden_optional(node: Node, parsed: Parsed) -> Iterator[Problem]:
+    """cel-expr-python 0.1.3 crashes, process and all, on some maps that hold optionals, so they must not be made.
+
+    An optional that `dyn` hides from the checker could get into one unseen. Kubernetes allows both.
+    """
+    found = parsed.type_of(node)
+    if found.name == "map" and any(parameter.name == "optional_type" for parameter in found.parameters):
+        yield node, "a map of optional values is not supported here: unwrap them with orValue()"
+    hidden = node.operands if isinstance(node, Call) and node.function == "dyn" else ()
+    if any(parsed.type_of(each).name == "optional_type" for each in hidden):
+        yield node, "dyn() of an optional value is not supported here: unwrap it with orValue()"
 
 
 def _pattern_problems(call: Call) -> Iterator[Problem]:
