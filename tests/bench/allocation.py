@@ -10,6 +10,7 @@ from broker.allocation.index import DeviceIndex
 from broker.allocation.reasons import NoFit
 from broker.allocation.snapshot import Snapshot
 from broker.world.keys import DeviceKey, fabric_scope
+from broker.world.usage import InUse, Use
 from schemas.resource import ResourceClaim
 from tests.bench.fleet import a_claim_for, in_order, selects_device, selects_model, some_pools
 from tests.bench.measure import Table, count, growth, least, ms, per_call, progress, ratio, timed, us
@@ -146,5 +147,5 @@ class _Fleet:
 def _half_full(size: int) -> Snapshot:
     pools = some_pools(size, fabric_scope("f"))
     keys = [DeviceKey(pool.key, device.name) for pool, _, device in in_order(pools)]
-    in_use = dict.fromkeys(keys[: size // 2], "another claim")
+    in_use = InUse(dict.fromkeys(keys[: size // 2], Use(("another claim",))))
     return Snapshot(pools=pools, classes={CLASS: a_class()}, in_use=in_use)

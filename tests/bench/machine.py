@@ -12,6 +12,7 @@ from broker.allocation.reasons import NoFit
 from broker.allocation.snapshot import Snapshot
 from broker.machine import Machine
 from broker.world.keys import DeviceKey, PoolKey, fabric_scope
+from broker.world.usage import InUse, Use
 from schemas.resource import ResourceClaim
 from schemas.wire.ledger import Allocate, AnyEntry
 from tests.bench.clusters import CLUSTERS, Log, a_leader, answer, run, settle
@@ -152,7 +153,7 @@ def _answer_one_by_one(claims: Sequence[ResourceClaim], devices: int) -> float:
 
 def _core_alone(claims: Sequence[ResourceClaim], devices: int) -> float:
     pools = some_pools(devices, fabric_scope("f"))
-    in_use: dict[DeviceKey, object] = {}
+    in_use = InUse()
     snapshot = Snapshot(pools=pools, classes={CLASS: a_class()}, in_use=in_use)
     index = DeviceIndex(default_engine())
 
@@ -167,7 +168,10 @@ def _core_alone(claims: Sequence[ResourceClaim], devices: int) -> float:
                 hopeless.add(likeness)
             else:
                 in_use.update(
-                    (DeviceKey(PoolKey(fabric_scope("f"), each.driver, each.pool), each.device), claim)
+                    (
+                        DeviceKey(PoolKey(fabric_scope("f"), each.driver, each.pool), each.device),
+                        Use((claim.metadata.name,)),
+                    )
                     for each in found.devices.results
                 )
 
@@ -198,7 +202,7 @@ class _Freeing:
         self._leaving = iter(holders)
         # The same fleet for the core alone, which places the next claim again and again.
         self._pools = some_pools(devices, fabric_scope("f"))
-        self._in_use = dict(list(self._machine.world.in_use.items())[1:])
+        self._in_use = InUse(dict(list(self._machine.world.in_use.items())[1:]))
         self._index = DeviceIndex(default_engine())
         self._next = pending[0]
         self.core_alone()

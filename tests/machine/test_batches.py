@@ -115,6 +115,19 @@ def test_a_crash_in_the_middle_of_such_a_sync_loses_nothing(machine: Driven) -> 
     assert len(again.world.granted) == MANY - ended
 
 
+def test_a_crash_before_all_were_adopted_loses_none(machine: Driven) -> None:
+    _, west = everyone_heard(machine)
+    for number in range(1_200):
+        west.tells(a_claim(name=f"c{number}"), an_allocation(f"d{number}", pool="local"))
+    machine.step()
+    assert machine.world.position == len(machine.log)
+    again = machine.restart()
+    adopted = len(machine.recorded(Adopted))
+    assert 0 < adopted < 1_200
+    entries = again.step(machine.now_ms).entries
+    assert len([entry for entry in entries if isinstance(entry, Adopted)]) == 1_200 - adopted
+
+
 def test_thousands_of_classes_for_members_are_told_in_several_batches(hub_machine: Driven) -> None:
     hub = Agent(hub_machine, HUB)
     hub.publishes(*[a_brokered_class(f"class-{number}") for number in range(600)])

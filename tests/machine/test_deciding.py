@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from broker.allocation.cel.engine import BoundDevice, Selector, SelectorEngine, Verdict
+from broker.allocation.cel.engine import BoundDevice, DerivedAttribute, Selector, SelectorEngine, Verdict
 from broker.machine.deciding import MAX_RESERVED_FOR, TRY_HARD_AGAIN_MS
 from schemas.resource import DeviceRequest, DeviceTaint, DeviceTaintRule, Node, ObjectMeta
 from schemas.resource.taint_rule import DeviceTaintRuleSpec, DeviceTaintSelector
@@ -395,6 +395,9 @@ class _FailingEngine:
     def __init__(self, engine: SelectorEngine) -> None:
         self._engine = engine
         self.bind = engine.bind
+
+    def compile_attribute(self, expression: str) -> DerivedAttribute:
+        return self._engine.compile_attribute(expression)
 
     def compile(self, expression: str) -> Selector:
         return _Failing() if expression == BAD_LUCK else self._engine.compile(expression)

@@ -302,6 +302,17 @@ def test_a_failure_is_tried_again_after_a_time_that_doubles(machine: Driven) -> 
     assert machine.claim(EAST, claim).failures == 0
 
 
+def test_a_device_whose_allocation_failed_goes_to_who_waits_for_it(machine: Driven) -> None:
+    east, west = everyone_heard(machine, devices=1)
+    first, second = an_immediate_claim("first"), an_immediate_claim("second")
+    east.tells(first)
+    west.tells(second)
+    machine.run()
+    east.tells(first, decision=settled(machine.last(Allocate)[0], "Failed"))
+    machine.run()
+    assert machine.last(Allocate)[1].name == "second"
+
+
 def test_the_time_between_tries_has_an_end() -> None:
     assert [back_off_ms(failures) for failures in (1, 2, 3)] == [1_000, 2_000, 4_000]
     assert back_off_ms(10_000) == BACK_OFF_MOST_MS

@@ -6,8 +6,10 @@ from broker.machine.syncs import on_beat
 from broker.world.federation import FABRIC_LABEL, Federation
 from broker.world.keys import ClusterId
 from schemas.wire.calls import Ask, Beat
+from schemas.wire.codec import encode
 from schemas.wire.ledger import Adopted, Allocate, GrantEnded, Inputs, OutcomeRecorded
-from schemas.wire.state import ObjectName, add_to_digest, object_digest
+from schemas.wire.state import ObjectName, SyncPart, add_to_digest, object_digest
+from schemas.wire.subjects import sync_part_subject
 from tests.builders import CLASS, a_claim, a_request, a_slice, some_devices
 from tests.machine.conftest import Starter
 from tests.machine.driven import (
@@ -135,11 +137,11 @@ def test_parts_of_another_sync_are_not_parts_of_this_one(machine: Driven) -> Non
     east, _ = everyone_heard(machine)
     granted(machine, east, an_immediate_claim())
     names = sorted(east.living)
-    living, east.living = east.living, set()
-    east.syncs(parts=[names])  # complete
-    east.living = living
-    east.syncs()  # without parts, complete as well
+    for part in (1, 2):  # of a sync that was never finished
+        machine.put(sync_part_subject(EAST, part), encode(SyncPart(east.epoch, 99, part, [name_of("never-came")])))
+    sequence = east.syncs(parts=[names[:1]])
     machine.run()
+    assert machine.world.cluster(EAST).synced_sequence == sequence
     assert machine.recorded(GrantEnded) == {}
     assert machine.asks == []
 

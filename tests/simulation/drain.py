@@ -1,0 +1,249 @@
+"""Faults stop, and everything must come to rest: what is true then."""
+
+from broker.allocation.cel.engine import default_engine
+from broker.allocation.index import DeviceIndex
+from broker.machine import Machine, recovery, report
+from broker.world.federation import BROKERED_LABEL
+from broker.world.keys import ClaimKey, ClaimUid, ClusterId
+from broker.world.records import Claim
+from broker.world.world import World
+from cluster_agent.mirror.actions import ReadClaim
+from cluster_agent.mirror.tracked import holds_of, metadata_of
+from cluster_agent.ports import ApiObject
+from tests.simulation.agent import AgentRun
+from tests.simulation.broker import BrokerRun
+from tests.simulation.cluster import CLASS
+from tests.simulation.oracle import Violation, require, same_by_ledger
+from tests.simulation.schedule import Simulation
+
+ROUNDS = 400  # many more than any history needs
+
+
+def drain(sim: Simulation) -> None:
+    """Let all come to rest. Raises: Violation, if it does not or if what is then true is wrong."""
+    sim.say("faults stop")
+    calm(sim)
+    _check(sim, sim.brokers[0])
+
+
+def calm(sim: Simulation) -> None:
+    """Nothing goes wrong any more, until nothing is left to do. Raises: Violation, if that never comes."""
+    for _ in range(ROUNDS):
+        if _pass(sim):
+            continue
+        broker = sim.brokers[0]
+        wake_ms = broker.machine.wake_at_ms()
+        if wake_ms is None:
+            return
+        sim.now_ms = max(sim.now_ms, wake_ms)
+    raise Violation("it does not come to rest")
+
+
+def _pass(sim: Simulation) -> bool:
+    """Everything that is under way arrives, once; returns whether there was anything."""
+    before = _marks(sim)
+    while sim.late:
+        agent, request = sim.late.pop(0)
+        if not isinstance(request, ReadClaim):
+            agent.arrive(request)
+    for cluster in sim.clusters:
+        if not sim.live_agents(cluster):
+            sim.start_agent(cluster)
+    for agent in list(sim.agents):
+        _serve(sim, agent)
+    sim.bury()
+    if not sim.brokers:
+        sim.start_broker()
+    while sim.appends:
+        attempt = sim.appends.pop(0)
+        if not attempt.is_done:
+            attempt.broker.arrive(attempt)
+        attempt.broker.deliver(attempt)
+    for broker in list(sim.brokers):
+        _lead(sim, broker)
+    sim.bury()
+    while sim.asks:
+        name, ask = sim.asks.pop(0)
+        for agent in sim.live_agents(name):
+            if agent.runs:
+                agent.ask(ask)
+    for each in sim.clusters.values():
+        for uid in sorted(each.keys):
+            while uid in each.keys and each.clean_up(uid):
+                pass
+    if _marks(sim) != before or any(agent.calls for agent in sim.agents) or sim.late or sim.appends:
+        return True
+    return _beats(sim)
+
+
+def _marks(sim: Simulation) -> object:
+    stores = [cluster.store.resource_version for cluster in sim.clusters.values()]
+    return (sim.log.last_sequence, sim.ledger.last_sequence, stores, len(sim.agents), len(sim.brokers))
+
+
+def _serve(sim: Simulation, agent: AgentRun) -> None:
+    agent.start()
+    while agent.calls and agent.is_alive:
+        agent.do(agent.calls[0])
+    if agent.is_alive:
+        agent.watch_all()
+    if agent.is_alive:
+        agent.follow_run()
+    consumer = sim.consumers[agent.cluster.name]
+    while agent.is_alive and consumer.has_new():
+        agent.take_decision()
+    for sequence, (_, holder) in list(consumer.taken.items()):
+        if agent.is_alive and holder not in sim.agents:
+            agent.take_decision(sequence)
+
+
+def _lead(sim: Simulation, broker: BrokerRun) -> None:
+    if broker.must_look:
+        broker.look()
+    if broker.must_retry:
+        sim.appends.append(broker.retry())
+    if broker.phase == "leads" and broker.world.leader_epoch < sim.oracle.leader_epoch:
+        broker.stop("hears of another leader")
+    if broker.phase != "leads" or broker.is_waiting:
+        return
+    if broker.unread():
+        broker.read(1_000)
+    while broker.phase == "leads" and not broker.is_waiting and broker.machine.has_work(sim.now_ms):
+        attempt = broker.step(sim.now_ms)
+        if attempt is not None:
+            sim.appends.append(attempt)
+
+
+def _beats(sim: Simulation) -> bool:
+    leader = sim.brokers[0]
+    for agent in sim.agents:
+        beat = agent.mirror.beat()
+        ask = leader.hear(agent.cluster.name, beat) if beat is not None else None
+        if ask is not None:
+            sim.asks.append((agent.cluster.name, ask))
+        agent.tick(sim.now_ms)
+    return bool(sim.asks) or any(agent.calls for agent in sim.agents)
+
+
+# --- at rest
+
+
+def _check(sim: Simulation, broker: BrokerRun) -> None:
+    oracle, world = sim.oracle, broker.world
+    for name in sim.clusters:
+        agents = sim.live_agents(name)
+        require(len(agents) == 1, f"{len(agents)} agents of {name} are left")
+        require(agents[0].mirror.is_idle, f"the agent of {name} is not idle: {_open(agents[0])}")
+        beat = agents[0].mirror.beat()
+        ours = format(world.clusters[ClusterId(name)].digest, "x")
+        require(beat is not None and beat.digest == ours, f"broker and agent of {name} do not believe the same")
+    require(not oracle.unsettled, f"decisions are unsettled: {oracle.unsettled}")
+    held = set()
+    for grant in oracle.grants.values():
+        shown = sim.clusters[grant.claim[0]].allocations.get(grant.claim[1])
+        require(shown and shown.holds == grant.holds, f"{grant} is left, its claim shows {shown}")
+        held.add(grant.claim)
+    in_use = {device for grant in oracle.grants.values() for device in grant.devices}
+    for cluster in sim.clusters.values():
+        for uid, allocation in cluster.allocations.items():
+            if (cluster.name, uid) in held:
+                continue
+            claim = world.claims.get(ClaimKey(ClusterId(cluster.name), ClaimUid(uid)))
+            collides = (
+                claim is not None
+                and claim.collision is not None
+                and any(
+                    (oracle.federation_scope(cluster.name, hold), hold.driver, hold.pool, hold.device) in in_use
+                    for hold in allocation.holds
+                )
+            )
+            require(collides, f"{allocation} is no grant and collides with none")
+    for cluster in sim.clusters.values():
+        for claim_object in cluster.claims():
+            _check_claim(sim, broker, cluster.name, claim_object)
+    for key, claim in world.claims.items():
+        if claim.state_sequence == 0:
+            continue  # only the ledger knows of it; the next sync ends that
+        require(key.uid in sim.clusters[key.cluster].keys, f"the broker still knows {key}, which is gone")
+    _check_restart(sim, broker)
+
+
+def _check_claim(sim: Simulation, broker: BrokerRun, cluster: str, claim_object: ApiObject) -> None:
+    uid = str(metadata_of(claim_object)["uid"])
+    claim = broker.world.claims.get(ClaimKey(ClusterId(cluster), ClaimUid(uid)))
+    owner = sim.clusters[sim.plan.hub or cluster]
+    the_class = owner.store.get("class", "", CLASS)
+    is_brokered = bool(the_class and (metadata_of(the_class).get("labels") or {}).get(BROKERED_LABEL) == "true")
+    allocated = holds_of(claim_object) is not None
+    is_ours = sim.plan.publishes_all or is_brokered or allocated
+    require(claim is not None or not is_ours, f"the broker does not know claim {uid} of {cluster}")
+    if claim is None or allocated or metadata_of(claim_object).get("deletionTimestamp"):
+        return
+    row = report.claim_row(claim)
+    require(row.reason and row.message and row.reason != "NotDecidedYet", f"{uid} is pending without a reason: {row}")
+    require(row.reason not in ("Allocating", "Releasing", "BackingOff", "InternalError"), f"{uid} hangs: {row}")
+    if not is_brokered or not _may_be_allocated(sim, claim, claim_object):
+        return
+    wanted = claim_object["spec"]["devices"]["requests"][0]["exactly"]["count"]
+    free = _free(sim, claim)
+    require(free < wanted, f"{uid} of {cluster} wants {wanted} devices, {free} are free, and it waits: {row}")
+
+
+def _may_be_allocated(sim: Simulation, claim: Claim, claim_object: ApiObject) -> bool:
+    """Whether its consumers let it have an allocation."""
+    metadata = metadata_of(claim_object)
+    live = frozenset(
+        str(metadata_of(pod.object)["uid"])
+        for pod in sim.clusters[claim.key.cluster].store.list_objects("pod")
+        if any(each["resourceClaimName"] == metadata["name"] for each in pod.object["spec"]["resourceClaims"])
+        and not pod.object["spec"].get("nodeName")
+        and (pod.object.get("status") or {}).get("phase") != "Succeeded"
+    )
+    if not live and not metadata.get("annotations", {}).get("dragoman.dev/allocate"):
+        return False
+    return live not in sim.oracle.spent.get((claim.key.cluster, claim.key.uid), set())
+
+
+def _free(sim: Simulation, claim: Claim) -> int:
+    """Devices that nobody holds and that were not rejected for this claim."""
+    scope = "fabric/fab"
+    taken = {device for grant in sim.oracle.grants.values() for device in grant.devices}
+    for cluster in sim.clusters.values():
+        for allocation in cluster.allocations.values():
+            taken |= {(scope, hold.driver, hold.pool, hold.device) for hold in allocation.holds}
+    avoided = {(key.pool.scope, key.pool.driver, key.pool.pool, key.device) for key in claim.avoid}
+    free = 0
+    for each in sim.clusters[sim.plan.source].store.list_objects("slice"):
+        spec = each.object["spec"]
+        if spec["pool"]["resourceSliceCount"] == 1:
+            names = [(scope, spec["driver"], spec["pool"]["name"], device["name"]) for device in spec["devices"]]
+            free += sum(name not in taken and name not in avoided for name in names)
+    return free
+
+
+def _check_restart(sim: Simulation, broker: BrokerRun) -> None:
+    """A broker that starts now comes to the same world."""
+    again = Machine(World(sim.plan.federation()), DeviceIndex(default_engine()), broker.machine.core.identity)
+    recovery.fold_ledger(again, sim.ledger.messages)
+    if sim.log.has_expired(again.world.position):
+        return
+    recovery.believe_again(again, sim.log.read(0, again.world.position))
+    recovery.resume(again)
+    again.feed(sim.log.read(again.world.position, sim.log.last_sequence))
+    while again.has_work(sim.now_ms):
+        again.step(sim.now_ms)
+    if any(again.world.clusters[name].digest != cluster.digest for name, cluster in broker.world.clusters.items()):
+        return  # messages have expired: it would ask for everything first
+    same_by_ledger(again.world, broker.world)
+
+
+def _open(agent: AgentRun) -> str:
+    """What keeps it from being idle."""
+    mirror = agent.mirror
+    behind = [
+        f"{each.name.kind}/{each.name.key}: job {each.job}, in flight {each.in_flight is not None}, view "
+        f"{each.view_version}, own write {each.own_version}, subject {each.subject_version}, gone {each.must_be_gone}"
+        for each in mirror.tracked.values()
+        if each.job or each.in_flight or not each.view_is_current or each.published is None
+    ]
+    return f"synced {mirror.has_synced}; {'; '.join(behind)}"

@@ -1,0 +1,350 @@
+"""What must always be true (DESIGN, section 3), checked from the outside: from the API servers and the ledger.
+
+The ledger is folded here a second time, by code that shares nothing with the broker's.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from broker.errors import InvariantError
+from broker.machine import Machine
+from broker.world import fold
+from broker.world.check import check
+from broker.world.federation import Federation
+from broker.world.world import World
+from cluster_agent.mirror.actions import WriteAllocation
+from schemas.wire.bus import StoredMessage
+from schemas.wire.codec import decode_claim_state, decode_entry, decode_object_state, peek_epoch
+from schemas.wire.ledger import (
+    Adopted,
+    Allocate,
+    AnyEntry,
+    DeviceHold,
+    GrantEnded,
+    Inputs,
+    LeaderElected,
+    OutcomeRecorded,
+    Release,
+    SegmentOpened,
+)
+from schemas.wire.state import ObjectName
+from schemas.wire.subjects import parse_state_subject, run_subject
+from tests.simulation.cluster import Allocation, SimCluster
+from tests.simulation.streams import Batch, StateLog
+
+ClaimRef = tuple[str, str]  # cluster and UID
+DeviceRef = tuple[str, str, str, str]  # scope, driver, pool, device
+
+
+class Violation(AssertionError):  # noqa: N818  # a finding, not an error of the program
+    """Something that must always be true is not."""
+
+
+def require(condition: object, text: str) -> None:
+    """Raises: Violation."""
+    if not condition:
+        raise Violation(text)
+
+
+@dataclass
+class HeldGrant:
+    """A grant as the ledger alone tells it. allocation: the one in the cluster that it was adopted from."""
+
+    claim: ClaimRef
+    sequence: int
+    holds: tuple[DeviceHold, ...]
+    devices: list[DeviceRef]
+    is_adopted: bool
+    allocation: Allocation | None = None
+    unscheduled: frozenset[str] = frozenset()
+    was_applied: bool = False
+    is_released: bool = False
+
+
+@dataclass
+class Oracle:
+    """Told of everything that becomes true; says at once when that must not be.
+
+    writes_under_way: all writes of allocations that may still arrive.
+    """
+
+    federation: Federation
+    clusters: dict[str, SimCluster]
+    log: StateLog
+    writes_under_way: Callable[[], Iterable[tuple[SimCluster, WriteAllocation]]]
+    grants: dict[int, HeldGrant] = field(default_factory=dict)
+    unsettled: dict[ClaimRef, int] = field(default_factory=dict)
+    spent: dict[ClaimRef, set[frozenset[str]]] = field(default_factory=dict)
+    dead_letters: set[int] = field(default_factory=set)  # stream sequences
+    replica: World = field(init=False)
+    leader_epoch: int = 0
+    position: int = 0
+    _synced: set[str] = field(default_factory=set)
+    _decided: set[ClaimRef] = field(default_factory=set)  # claims that had a decision
+    _last_sequence: int = 0
+
+    def __post_init__(self) -> None:
+        self.replica = World(self.federation)
+
+    # --- API servers
+
+    def on_allocated(self, allocation: Allocation) -> None:
+        """An allocation has just been set."""
+        if isinstance(allocation.author, int):
+            grant = self.grants.get(allocation.author)
+            require(grant, f"{_name(allocation)} was written for decision {allocation.author}, whose grant has ended")
+            assert grant is not None
+            require(
+                grant.claim == (allocation.cluster, allocation.uid) and grant.holds == allocation.holds,
+                f"{_name(allocation)} was written for decision {allocation.author}, which says {grant}",
+            )
+        if not allocation.counts:
+            return
+        mine = self._devices(allocation)
+        for cluster in self.clusters.values():
+            for other in cluster.allocations.values():
+                if other is not allocation and other.counts and not mine.isdisjoint(self._devices(other)):
+                    raise Violation(f"one device, two live allocations: {_name(allocation)} and {_name(other)}")
+
+    # --- the ledger
+
+    def on_stored(self, batch: Batch, writer: Machine | None) -> None:
+        """A batch has just been stored. writer: the machine that made it, if it still runs."""
+        require(batch.expected_last == self._last_sequence, "the ledger has a gap")
+        entries = [decode_entry(message.payload) for message in batch.messages]
+        before = self.position
+        self._check_shape(entries)
+        for sequence, entry in enumerate(entries, start=batch.expected_last + 1):
+            self._apply(entry, sequence)
+            try:
+                fold.apply_entry(self.replica, entry, sequence)
+            except InvariantError as error:
+                raise Violation(f"the ledger cannot be folded: {error}") from error
+        self._last_sequence = batch.expected_last + len(entries)
+        if writer is not None and isinstance(entries[0], Inputs):
+            try:
+                check(writer.world)
+            except InvariantError as error:
+                raise Violation(f"the committed world is wrong: {error}") from error
+            same_by_ledger(self.replica, writer.world)
+            self._check_taken_in(writer.world, before)
+
+    def _check_shape(self, entries: list[AnyEntry]) -> None:
+        first = entries[0]
+        if isinstance(first, SegmentOpened):
+            require(self._last_sequence == 0 and len(entries) == 2, "a segment is opened in the middle of the ledger")
+        elif not isinstance(first, LeaderElected):
+            require(isinstance(first, Inputs), f"a batch opens with {type(first).__name__}, not with its inputs")
+            others = [entry for entry in entries[1:] if isinstance(entry, Inputs | LeaderElected | SegmentOpened)]
+            require(not others, f"a batch holds {others} behind its inputs")
+
+    def _apply(self, entry: AnyEntry, sequence: int) -> None:
+        match entry:
+            case LeaderElected():
+                self.leader_epoch = sequence
+            case Inputs():
+                self._inputs(entry)
+            case Allocate():
+                self._allocate(entry, sequence)
+            case Adopted():
+                self._adopted(entry, sequence)
+            case Release():
+                claim = (entry.cluster, entry.uid)
+                require(claim not in self.unsettled, f"Release {sequence} for {claim}, which has an unsettled decision")
+                require(entry.grant_sequence in self.grants, f"Release {sequence} of a grant that is not there")
+                self.grants[entry.grant_sequence].is_released = True
+                self.unsettled[claim] = sequence
+                self._decided.add(claim)
+            case OutcomeRecorded():
+                self._outcome(entry)
+            case GrantEnded():
+                self._grant_ended(entry)
+            case _:
+                pass
+
+    def _inputs(self, entry: Inputs) -> None:
+        require(
+            entry.leader_epoch == self.leader_epoch,
+            f"leader {entry.leader_epoch} appends after leader {self.leader_epoch} was elected",
+        )
+        for step in entry.steps:
+            require(step.position >= self.position, f"inputs go back from {self.position} to {step.position}")
+            self.position = step.position
+        require(self.position <= self.log.last_sequence, "inputs cover messages that do not exist")
+        if entry.position_expired:
+            self._synced.clear()
+        self._synced |= entry.synced.keys()
+
+    def _allocate(self, entry: Allocate, sequence: int) -> None:
+        claim = (entry.cluster, entry.uid)
+        require(claim not in self.unsettled, f"Allocate {sequence} for {claim}: {self.unsettled.get(claim)} unsettled")
+        require(0 < entry.state_sequence <= self.position, f"Allocate {sequence} was decided on inputs not recorded")
+        message = self.log.archive[entry.state_sequence - 1]
+        subject = parse_state_subject(message.subject)
+        require(
+            subject and (subject.cluster, subject.kind, subject.key) == (entry.cluster, "claim", entry.uid),
+            f"Allocate {sequence} names message {entry.state_sequence}, which is on {message.subject}",
+        )
+        state = decode_claim_state(message.payload)
+        require(
+            not state.is_tombstone and state.resource_version == entry.resource_version,
+            f"Allocate {sequence} names rv {entry.resource_version}, its message says {state.resource_version}",
+        )
+        for fabric in self.federation.fabrics:
+            if f"fabric/{fabric.name}" in entry.scopes:
+                must = {fabric.source, *fabric.clusters, *([self.federation.hub] if self.federation.hub else [])}
+                silent = must - self._synced
+                require(not silent, f"Allocate {sequence} before {sorted(silent)} finished a full sync")
+        devices = _devices(entry.holds, entry.scopes)
+        grant = HeldGrant(claim, sequence, tuple(entry.holds), devices, False, unscheduled=frozenset(entry.unscheduled))
+        self._begin(grant)
+        self.unsettled[claim] = sequence
+        self._decided.add(claim)
+
+    def _adopted(self, entry: Adopted, sequence: int) -> None:
+        message = self.log.archive[entry.state_sequence - 1]
+        version = decode_claim_state(message.payload).resource_version
+        shown = self.clusters[entry.cluster].allocation_at(entry.uid, int(version))
+        require(
+            shown and shown.holds == tuple(entry.holds), f"adoption {sequence} of {entry.holds}, message shows {shown}"
+        )
+        claim = (entry.cluster, entry.uid)
+        self._begin(
+            HeldGrant(claim, sequence, tuple(entry.holds), _devices(entry.holds, entry.scopes), True, allocation=shown)
+        )
+
+    def _begin(self, grant: HeldGrant) -> None:
+        for other in self.grants.values():
+            shared = set(grant.devices) & set(other.devices)
+            require(
+                not shared or other.claim == grant.claim,
+                f"two grants of {sorted(shared)}: {other.sequence} of {other.claim}, {grant.sequence} of {grant.claim}",
+            )
+        self.grants[grant.sequence] = grant
+
+    def _outcome(self, entry: OutcomeRecorded) -> None:
+        claim = (entry.cluster, entry.uid)
+        require(
+            self.unsettled.get(claim) == entry.decision_sequence,
+            f"outcome of {entry.decision_sequence} for {claim}, which waits for {self.unsettled.get(claim)}",
+        )
+        del self.unsettled[claim]
+        grant = self.grants.get(entry.decision_sequence)
+        if grant is not None and entry.outcome == "Applied":
+            grant.was_applied = True
+        elif entry.outcome != "Applied":
+            for each in self.grants.values():
+                if each.claim == claim:
+                    each.is_released = False
+
+    def _grant_ended(self, entry: GrantEnded) -> None:
+        grant = self.grants.pop(entry.grant_sequence, None)
+        require(grant, f"grant {entry.grant_sequence} ends twice")
+        assert grant is not None
+        cluster = self.clusters[entry.cluster]
+        if entry.cause in ("ClaimDeleted", "ClaimMissing"):
+            # A claim that never had a decision, and is not brokered any more, is not told of any more.
+            forgotten = entry.cause == "ClaimMissing" and grant.is_adopted and grant.claim not in self._decided
+            require(
+                entry.uid in cluster.deleted or forgotten,
+                f"grant {grant.sequence} ends by {entry.cause}, {grant.claim} still lives",
+            )
+        shown = cluster.allocations.get(entry.uid)
+        still = shown is not None and (
+            shown.author == grant.sequence if not grant.is_adopted else shown == grant.allocation
+        )
+        require(not still, f"grant {grant.sequence} ends ({entry.cause}) while {shown} is its allocation")
+        for where, write in self.writes_under_way():
+            if where is cluster and write.ledger_sequence == grant.sequence and write.claim.uid == entry.uid:
+                require(
+                    not cluster.can_land(write), f"grant {grant.sequence} ends while a write of its allocation may land"
+                )
+        if grant.was_applied and not grant.is_released:
+            self.spent.setdefault(grant.claim, set()).add(grant.unscheduled)
+
+    def _check_taken_in(self, world: World, before: int) -> None:
+        """Every message since the last batch was applied or kept aside."""
+        newest = {message.subject: message for message in self.log.read(before, self.position)}
+        for message in newest.values():
+            subject = parse_state_subject(message.subject)
+            if subject is None or subject.kind == "agent" or message.stream_sequence in self.dead_letters:
+                continue
+            if self._is_of_an_older_run(message):
+                continue  # ignored and asked for again
+            cluster = next(each for name, each in world.clusters.items() if name == subject.cluster)
+            known = cluster.known.get(ObjectName(subject.kind, subject.key))
+            decode = decode_claim_state if subject.kind == "claim" else decode_object_state
+            is_gone = decode(message.payload).is_tombstone
+            applied = known is None if is_gone else known == message.stream_sequence
+            require(
+                applied, f"message {message.stream_sequence} on {message.subject} was passed over: known is {known}"
+            )
+
+    def _is_of_an_older_run(self, message: StoredMessage) -> bool:
+        subject = parse_state_subject(message.subject)
+        assert subject is not None
+        starts = (
+            each.stream_sequence
+            for each in self.log.archive[: message.stream_sequence]
+            if each.subject == run_subject(subject.cluster) and b"agent-started" in each.payload
+        )
+        return (peek_epoch(message.payload) or 0) < max(starts, default=0)
+
+    def _devices(self, allocation: Allocation) -> set[DeviceRef]:
+        return {
+            (self.federation_scope(allocation.cluster, hold), hold.driver, hold.pool, hold.device)
+            for hold in allocation.holds
+        }
+
+    def federation_scope(self, cluster: str, hold: DeviceHold) -> str:
+        """The scope of a pool, by the config."""
+        fabric = self.federation.fabric_of(hold.driver, hold.pool)
+        return f"fabric/{fabric.name}" if fabric else f"cluster/{cluster}"
+
+
+def same_by_ledger(replayed: World, live: World) -> None:
+    """What the ledger alone tells must be what the live world says. Raises: Violation."""
+    for key, claim in live.claims.items():
+        other = replayed.claims.get(key)
+        if other is None:
+            require(
+                not claim.grants and not claim.unsettled, f"{key} has {claim.grants}, the ledger knows nothing of it"
+            )
+            continue
+        for name in (
+            "grants",
+            "unsettled",
+            "last_decision",
+            "spent",
+            "avoid",
+            "failures",
+            "not_before_ms",
+            "collision",
+        ):
+            ours, theirs = getattr(live.claims[key], name), getattr(other, name)
+            require(ours == theirs, f"{name} of {key}: live {ours}, replayed {theirs}")
+        waiting, again = claim.waiting, other.waiting
+        require((waiting is None) == (again is None), f"reason of {key}: live {waiting}, replayed {again}")
+        if waiting is not None and again is not None:
+            same = (waiting.state, waiting.reason, waiting.order) == (again.state, again.reason, again.order)
+            require(same, f"reason of {key}: live {waiting}, replayed {again}")
+    for key, other in replayed.claims.items():
+        if key not in live.claims:
+            require(
+                not other.grants and not other.unsettled, f"the ledger has {other.grants} for {key}, live forgot it"
+            )
+    for name in live.clusters.keys() | replayed.clusters.keys():
+        ours, theirs = live.cluster(name), replayed.cluster(name)
+        require(ours.epoch == theirs.epoch, f"epoch of {name}: live {ours.epoch}, replayed {theirs.epoch}")
+        require(ours.synced_sequence == theirs.synced_sequence, f"sync of {name} differs")
+    require(live.position == replayed.position, f"position: live {live.position}, replayed {replayed.position}")
+    require(live.told_classes == replayed.told_classes, "what members were told differs")
+
+
+def _devices(holds: Iterable[DeviceHold], scopes: Iterable[str]) -> list[DeviceRef]:
+    return [(scope, hold.driver, hold.pool, hold.device) for hold, scope in zip(holds, scopes, strict=True)]
+
+
+def _name(allocation: Allocation) -> str:
+    devices = ", ".join(f"{hold.pool}/{hold.device}" for hold in allocation.holds)
+    return f"allocation of {devices} in {allocation.cluster}/{allocation.uid} (by {allocation.author})"

@@ -1,0 +1,173 @@
+"""DRA_STATE and the ledger, in memory: what JetStream promises of them, and nothing more."""
+
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from schemas.wire.bus import MESSAGE_ID, StoredMessage
+from schemas.wire.codec import decode_entry, encode
+from schemas.wire.ledger import Allocate, AnyEntry, Release, entry_place
+from schemas.wire.subjects import PREFIX, ledger_subject
+
+
+class StateLog:
+    """DRA_STATE: compare-and-set per subject, at most so many messages a subject, and messages expire.
+
+    archive: every message that was ever stored, by sequence from 1; for the oracle alone.
+    """
+
+    def __init__(self, messages_per_subject: int = 64) -> None:
+        self.archive: list[StoredMessage] = []
+        self._messages_per_subject = messages_per_subject
+        self._kept: dict[int, StoredMessage] = {}  # ascending
+        self._by_subject: dict[str, list[int]] = {}
+
+    @property
+    def last_sequence(self) -> int:
+        """Of the last message ever stored."""
+        return len(self.archive)
+
+    @property
+    def first_sequence(self) -> int:
+        """Of the first message that is still there."""
+        return next(iter(self._kept), self.last_sequence + 1)
+
+    def publish(self, subject: str, payload: bytes, expected: int, message_id: str = "", now_ms: int = 0) -> int | None:
+        """Store a message if `expected` is the subject's last sequence (0: none); None: it is not."""
+        sequences = self._by_subject.setdefault(subject, [])
+        if (sequences[-1] if sequences else 0) != expected:
+            return None
+        sequence = len(self.archive) + 1
+        message = StoredMessage(subject, payload, {MESSAGE_ID: message_id}, sequence, now_ms)
+        self.archive.append(message)
+        self._kept[sequence] = message
+        sequences.append(sequence)
+        if len(sequences) > self._messages_per_subject:
+            del self._kept[sequences.pop(0)]
+        return sequence
+
+    def last(self, subject: str) -> StoredMessage | None:
+        """The last message of a subject, None where there is none (any more)."""
+        sequences = self._by_subject.get(subject)
+        return self._kept[sequences[-1]] if sequences else None
+
+    def last_messages(self, cluster: str = "") -> list[StoredMessage]:
+        """The last message of each subject (of a cluster), in stream order."""
+        prefix = f"{PREFIX}.state.{cluster}." if cluster else ""
+        last = [each[-1] for subject, each in self._by_subject.items() if each and subject.startswith(prefix)]
+        return [self._kept[sequence] for sequence in sorted(last)]
+
+    def read(self, after: int, until: int) -> list[StoredMessage]:
+        """What is still there of the messages after `after`, up to and with `until`."""
+        found = (self._kept.get(sequence) for sequence in range(after + 1, until + 1))
+        return [message for message in found if message is not None]
+
+    def has_expired(self, position: int) -> bool:
+        """Whether a reader that stands at `position` has missed messages for good (as the adapters tell)."""
+        return self.first_sequence > position + 1
+
+    def subjects(self) -> list[str]:
+        """Subjects with a message, in order of their first one."""
+        return [subject for subject, each in self._by_subject.items() if each]
+
+    def expire_subject(self, subject: str) -> None:
+        """All messages of one subject reach their age."""
+        for sequence in self._by_subject.get(subject, []):
+            del self._kept[sequence]
+        self._by_subject[subject] = []
+
+    def expire_up_to(self, sequence: int) -> None:
+        """All messages up to `sequence` reach their age."""
+        for old in [each for each in self._kept if each <= sequence]:
+            self._by_subject[self._kept.pop(old).subject].remove(old)
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """A ledger batch as its writer made it: appended again as it is while nobody knows whether it was stored."""
+
+    expected_last: int
+    messages: list[StoredMessage]
+    entries: list[AnyEntry]
+
+    @classmethod
+    def of(cls, entries: Iterable[AnyEntry], expected_last: int, writer: str) -> "Batch":
+        """The batch that follows `expected_last`."""
+        listed = list(entries)
+        messages = []
+        for sequence, entry in enumerate(listed, start=expected_last + 1):
+            subject = ledger_subject("main", 0, *entry_place(entry))
+            messages.append(StoredMessage(subject, encode(entry), {MESSAGE_ID: f"{writer}.{sequence}"}, sequence, 0))
+        return cls(expected_last, messages, listed)
+
+
+class Ledger:
+    """One ledger segment: append-only, whole batches, and only after the expected last entry.
+
+    on_stored: told of each batch in the moment in which it is stored.
+    """
+
+    def __init__(self, on_stored: Callable[[Batch], None] = lambda _: None) -> None:
+        self.messages: list[StoredMessage] = []
+        self.decisions: dict[str, list[tuple[int, Allocate | Release]]] = {}  # Allocate and Release by cluster
+        self._on_stored = on_stored
+
+    @property
+    def last_sequence(self) -> int:
+        """Of the last entry."""
+        return len(self.messages)
+
+    def append(self, batch: Batch) -> bool:
+        """Store the batch whole, or nothing of it."""
+        if batch.expected_last != self.last_sequence:
+            return False
+        self.messages += batch.messages
+        for message in batch.messages:
+            entry = decode_entry(message.payload)
+            if isinstance(entry, Allocate | Release):
+                self.decisions.setdefault(entry.cluster, []).append((message.stream_sequence, entry))
+        self._on_stored(batch)
+        return True
+
+    def holds(self, batch: Batch) -> bool | None:
+        """What the tail says: it is there entry for entry, something else is (False), or nothing yet (None)."""
+        there = self.messages[batch.expected_last : batch.expected_last + len(batch.messages)]
+        return None if not there else there == batch.messages
+
+    def last_decisions(self, cluster: str) -> list[tuple[int, Allocate | Release]]:
+        """The last Allocate or Release of each claim of a cluster, by ledger sequence."""
+        last = {entry.uid: (sequence, entry) for sequence, entry in self.decisions.get(cluster, [])}
+        return sorted(last.values(), key=lambda each: each[0])
+
+
+class DurableConsumer:
+    """A cluster's consumer of the ledger, which its agents share: what nobody acknowledged comes again, to anyone.
+
+    `taken` remembers who has an entry, so that one whose holder is gone can be given to the next.
+    """
+
+    def __init__(self, ledger: Ledger, cluster: str) -> None:
+        self._ledger = ledger
+        self._cluster = cluster
+        self._next = 0
+        self.taken: dict[int, tuple[Allocate | Release, object]] = {}  # by ledger sequence
+
+    def has_new(self) -> bool:
+        """Whether there is an entry that nobody has got yet."""
+        return self._next < len(self._ledger.decisions.get(self._cluster, []))
+
+    def take(self, holder: object) -> tuple[int, Allocate | Release]:
+        """The next new entry goes to `holder`."""
+        sequence, entry = self._ledger.decisions[self._cluster][self._next]
+        self._next += 1
+        self.taken[sequence] = (entry, holder)
+        return sequence, entry
+
+    def again(self, sequence: int, holder: object) -> tuple[int, Allocate | Release]:
+        """An entry that was not acknowledged goes to `holder`."""
+        entry, _ = self.taken[sequence]
+        self.taken[sequence] = (entry, holder)
+        return sequence, entry
+
+    def ack(self, sequence: int) -> None:
+        """The entry need not come again."""
+        self.taken.pop(sequence, None)
