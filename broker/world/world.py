@@ -42,6 +42,7 @@ class World:
     granted: dict[DeviceKey, list[Grant]] = field(default_factory=dict)  # live grants by device
     shown: dict[DeviceKey, set[ClaimKey]] = field(default_factory=dict)  # claims whose status shows the device
     told_classes: dict[tuple[ClusterId, str], dict[str, Any] | None] = field(default_factory=dict)  # to members
+    _shown_holds: dict[tuple[DeviceKey, ClaimKey], list[DeviceHold]] = field(default_factory=dict)  # of `shown`
 
     def __post_init__(self) -> None:
         self.inventory = Inventory(self.federation)
@@ -120,18 +121,20 @@ class World:
 
     def show(self, claim: Claim, holds: tuple[DeviceHold, ...] | None) -> None:
         """The claim's status shows this allocation now; None: it has none."""
-        for device in claim.shown_devices:
-            claims = self.shown.get(device)
-            if claims is not None:
-                claims.discard(claim.key)
-                if not claims:
-                    del self.shown[device]
+        for device in dict.fromkeys(claim.shown_devices):
+            claims = self.shown[device]
+            claims.discard(claim.key)
+            if not claims:
+                del self.shown[device]
+            del self._shown_holds[device, claim.key]
             self._refresh(device)
         claim.shown = holds
         occupying = [hold for hold in holds or () if not hold.admin_access]
         claim.shown_devices = tuple(self.device_key(claim.key.cluster, hold) for hold in occupying)
-        for device in claim.shown_devices:
+        for device, hold in zip(claim.shown_devices, occupying, strict=True):
             self.shown.setdefault(device, set()).add(claim.key)
+            self._shown_holds.setdefault((device, claim.key), []).append(hold)
+        for device in dict.fromkeys(claim.shown_devices):
             self._refresh(device)
 
     def resolve_again(self) -> None:
@@ -166,11 +169,8 @@ class World:
                 if key == device:
                     yield grant.claim, hold
         for claim_key in sorted(self.shown.get(device, ())):
-            claim = self.claims[claim_key]
-            occupying = (hold for hold in claim.shown or () if not hold.admin_access)
-            for key, hold in zip(claim.shown_devices, occupying, strict=True):
-                if key == device:
-                    yield claim_key, hold
+            for hold in self._shown_holds[device, claim_key]:
+                yield claim_key, hold
 
     def _refresh(self, device: DeviceKey) -> None:
         use = use_of((self.holder_name(claim), hold) for claim, hold in self.holds_on(device))
