@@ -12,12 +12,12 @@ from broker.allocation.budget import Budget
 from broker.allocation.cel.engine import SelectorFailure
 from broker.allocation.columns import DEVICES_MAX, Cell, Column, bits
 from broker.allocation.devices import IndexedDevice, IndexedPool, Place
-from broker.allocation.index import Fleet
+from broker.allocation.index import Fleet, Groups
 from broker.allocation.matching import FailedSelector
-from broker.allocation.nodes import NodeGroup
+from broker.allocation.nodes import EVERYWHERE, NodeGroup
 from broker.allocation.reasons import Cause
-from broker.allocation.requests import Alternative, Asks
-from broker.allocation.room import never, undrawable
+from broker.allocation.requests import Alternative, Asks, Request
+from broker.allocation.room import undrawable
 from broker.allocation.snapshot import Snapshot
 from broker.allocation.supplies import Supplies
 from broker.allocation.supply import (
@@ -89,13 +89,7 @@ class View:
         return found if alternative.takes_all else found.for_count(alternative.count)
 
     def _gather(self, alternative: Alternative, budget: Budget) -> "Candidates":
-        terms = Terms(
-            alternative.chain,
-            alternative.tolerations,
-            alternative.capacity,
-            alternative.admin_access,
-            self.ignored - {Cause.AVOIDED},  # who is avoided is a matter of the claim, not of the terms
-        )
+        terms = terms_of(alternative, self.ignored)
         offer = self._offers.get(terms)
         if offer is None:
             offer = self._offers[terms] = Offer(self, self.fleet.supply(terms, budget))
@@ -158,7 +152,7 @@ class View:
                 charge(Cause.NODE, mask)
         if pool.pool.problem is not None:
             charge(problem_of(pool), left)
-        charge(Cause.COUNTERS, never(pool) if left & pool.drawing else 0)
+        charge(Cause.COUNTERS, pool.never if left & pool.drawing else 0)
         for standing, mask in pool.standings:
             if untolerated(standing.taints, alternative.tolerations):
                 charge(Cause.TAINT, mask)
@@ -178,6 +172,49 @@ class View:
         return found
 
 
+def terms_of(alternative: Alternative, ignored: frozenset[Cause]) -> Terms:
+    """What decides which devices the alternative may use."""
+    return Terms(
+        alternative.chain,
+        alternative.tolerations,
+        alternative.capacity,
+        alternative.admin_access,
+        ignored - {Cause.AVOIDED},  # who is avoided is a matter of the claim, not of the terms
+    )
+
+
+def hopeful_groups(
+    fleet: Fleet, groups: Groups, requests: Sequence[Request], ignored: frozenset[Cause], budget: Budget
+) -> Iterable[NodeGroup]:
+    """The groups whose nodes reach enough devices for each request, in order; others need not be tried.
+
+    Where most nodes of a cluster are full, this does not look at those.
+    Raises: BudgetExceededError.
+    """
+    if len(groups) == 1:
+        return groups
+    wanted: list[list[tuple[Supply, int]]] = []  # for each request that not all nodes can satisfy
+    for request in requests:
+        ways = [
+            (fleet.supply(terms_of(each, ignored), budget), 1 if each.takes_all else each.count)
+            for each in request.alternatives
+        ]
+        if all(supply.count_by_reach.get(EVERYWHERE, 0) < count for supply, count in ways):
+            wanted.append(ways)
+    if not wanted:
+        return groups
+    reaches = min(
+        (dict.fromkeys(reach for supply, _ in ways for reach in supply.count_by_reach) for ways in wanted), key=len
+    )
+    # Where devices are nearly everywhere, the first group will do.
+    tried = groups.reaching(reaches) if len(reaches) < len(groups) // 2 else groups
+    return (
+        group
+        for group in tried
+        if all(any(supply.count_for(group) >= count for supply, count in ways) for ways in wanted)
+    )
+
+
 class Offer:
     """The free devices on which no selector is false, as a view sees them.
 
@@ -192,6 +229,10 @@ class Offer:
         self._avoided = {pool: mask for pool, avoided in view.avoided.items() if (mask := self._all(pool) & avoided)}
         self.count = sum(part.count for part in self._parts) - sum(map(int.bit_count, self._avoided.values()))
         self._counts: dict[Attributes, ValueCounts] = {}
+
+    def count_for(self, group: NodeGroup) -> int:
+        """How many devices other nodes reach at most."""
+        return self._supply.count_for(group)
 
     @property
     def matched(self) -> int:
@@ -256,16 +297,23 @@ class Offer:
         return found
 
     def devices(
-        self, filters: Filters = (), alike: Attributes = (), limit: int | None = None
+        self,
+        filters: Filters = (),
+        alike: Attributes = (),
+        limit: int | None = None,
+        only_in: Iterable[IndexedPool] | None = None,
     ) -> Iterator[IndexedDevice]:
         """In the order in which to try them.
 
+        only_in: where those that pass the filters are, if that is known.
         limit: how many are wanted of those that are alike: which agree in these attributes. But all on which a selector
             failed, and all that are shared or draw from counters.
         """
         positions = 0
         for part in self._parts:
             positions |= part.positions(self._view.fleet)
+        if only_in is not None:
+            positions &= _union(1 << self._view.fleet.position[pool] for pool in only_in)
         seen: Counter[Cell] = Counter()
         device, failing = self._matching.device, self._supply.failing
         for pool in self._view.in_order(positions):
@@ -281,6 +329,13 @@ class Offer:
                     kinds = column_for(block, alike) if alike else _ONE_KIND
                     for index in _limited(kinds, left, unlike >> block.offset, limit, seen):
                         yield device(block, index)
+
+
+def _union(masks: Iterable[int]) -> int:
+    union = 0
+    for mask in masks:
+        union |= mask
+    return union
 
 
 _ONE_KIND = Column((None,), bytes(DEVICES_MAX))
@@ -325,6 +380,10 @@ class ValueCounts:
                 column = column_for(block, attributes)
                 for index in bits(of_block):
                     self._avoided.update(keys_of(column.cells[column.codes[index]], attributes))
+
+    def pools_with(self, least: int) -> list[IndexedPool] | None:
+        """All pools with devices of values that at least so many devices have; None if that is not known."""
+        return self._tallies[0].pools_with(least) if len(self._tallies) == 1 else None
 
     def __getitem__(self, key: ValueKey) -> int:
         return sum(each.counts.get(key, 0) for each in self._tallies) - self._avoided[key]

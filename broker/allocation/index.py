@@ -9,7 +9,8 @@ said), `room` (capacity and counters), `supply` (what is free for whom). How to 
 `candidates`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import overload
 
 from broker.allocation.budget import Budget, evaluation_steps
 from broker.allocation.cel.engine import (
@@ -33,7 +34,7 @@ from broker.world.pools import Pool
 from broker.world.usage import InUse
 from schemas.resource import DeviceClass
 
-__all__ = ["DeviceIndex", "FailedSelector", "Fleet", "IndexedDevice", "IndexedPool", "SliceBlock"]
+__all__ = ["DeviceIndex", "FailedSelector", "Fleet", "Groups", "IndexedDevice", "IndexedPool", "SliceBlock"]
 
 _FLEETS_KEPT = 256  # sets of pools; each cluster has one
 _SUPPLIES_KEPT = 500_000  # pools of supplies; beyond that the least recently used half is forgotten
@@ -68,7 +69,7 @@ class Fleet:
         self.sharing: dict[IndexedPool, None] = {}
         self._local: dict[IndexedPool, tuple[Reach, ...]] = {}  # the pools that not all nodes reach, and who does
         self._reaches: list[Reach] | None = None
-        self._groups: tuple[Sequence[NodeView] | None, str | None, list[NodeGroup]] | None = None
+        self._groups: tuple[Sequence[NodeView] | None, str | None, Groups] | None = None
 
     def follow(self, pools: Sequence[Pool]) -> None:
         """The pools are these now."""
@@ -133,11 +134,11 @@ class Fleet:
             self._reaches = list(dict.fromkeys(reach for pool in local for reach in pool.reaches))
         return self._reaches
 
-    def groups(self, nodes: Sequence[NodeView] | None, only: str | None) -> list[NodeGroup]:
+    def groups(self, nodes: Sequence[NodeView] | None, only: str | None) -> "Groups":
         """The nodes to try, in order, those that reach the same devices at once; see Snapshot for both arguments."""
         reaches = self.reaches
         if self._groups is None or self._groups[0] is not nodes or self._groups[1] != only:
-            self._groups = (nodes, only, node_groups(_nodes(nodes, only, reaches), reaches))
+            self._groups = (nodes, only, Groups(node_groups(_nodes(nodes, only, reaches), reaches)))
         return self._groups[2]
 
     def supply(self, terms: Terms, budget: Budget) -> Supply:
@@ -206,6 +207,34 @@ class Fleet:
         """Nobody uses the fleet any more."""
         for each in self.pools:
             self._index.release(each)
+
+
+class Groups(Sequence[NodeGroup]):
+    """Nodes that reach the same devices, in the order in which to try them."""
+
+    def __init__(self, groups: Sequence[NodeGroup]) -> None:
+        self._groups = groups
+        self._numbers_by_reach: dict[Reach, list[int]] = {}
+        for number, group in enumerate(groups):
+            for reach in group.reaches or ():
+                self._numbers_by_reach.setdefault(reach, []).append(number)
+
+    @overload
+    def __getitem__(self, index: int) -> NodeGroup: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[NodeGroup]: ...
+
+    def __getitem__(self, index: int | slice) -> NodeGroup | Sequence[NodeGroup]:
+        return self._groups[index]
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def reaching(self, reaches: Iterable[Reach]) -> list[NodeGroup]:
+        """Those that reach any of these, in order."""
+        numbers = {number for reach in reaches for number in self._numbers_by_reach.get(reach, ())}
+        return [self._groups[number] for number in sorted(numbers)]
 
 
 def _mark(marked: dict[IndexedPool, None], pool: IndexedPool, is_so: bool) -> None:

@@ -14,15 +14,17 @@ from broker.allocation.capacity import CapacityAsk
 from broker.allocation.columns import Cell, Column, Value, bits, joint_column, values_of_cell
 from broker.allocation.devices import IndexedPool, Layout, Place, SliceBlock, Standing
 from broker.allocation.matching import Chain, Matching
-from broker.allocation.nodes import EVERYWHERE, NodeGroup
+from broker.allocation.nodes import EVERYWHERE, NodeGroup, Reach
 from broker.allocation.reasons import Cause
-from broker.allocation.room import Room, never, undrawable
+from broker.allocation.room import Room, undrawable
 from broker.allocation.taints import untolerated
 from broker.world.changes import Changes
 from broker.world.usage import InUse
 from schemas.resource import DeviceToleration
 
 Attributes = tuple[str, ...]  # fully qualified names
+_FEW_VALUES = 64
+
 ValueKey = Value | tuple[Value, ...]  # one value of one attribute, or one of each of several
 
 
@@ -89,20 +91,38 @@ def keys_of(cell: Cell, attributes: Attributes) -> Iterable[ValueKey]:
 
 
 class Tally:
-    """How many devices there are of each value of some attributes."""
+    """How many devices there are of each value of some attributes.
 
-    __slots__ = ("_columns", "attributes", "counts", "values_by_count")
+    counts: in no particular order.
+    values_by_count: how many values have this many devices.
+    """
+
+    __slots__ = ("_columns", "_homes", "_plentiful", "attributes", "counts", "values_by_count")
 
     def __init__(self, attributes: Attributes) -> None:
         self.attributes = attributes
-        self.counts: dict[ValueKey, int] = {}  # in no particular order
-        self.values_by_count: dict[int, int] = {}  # how many values have this many devices
+        self.counts: dict[ValueKey, int] = {}
+        self.values_by_count: dict[int, int] = {}
+        self._homes: dict[ValueKey, IndexedPool | None] = {}  # where all devices of a value are; None: nobody knows
+        self._plentiful: dict[int, set[ValueKey]] = {}  # by a number, the values that at least so many devices have
         self._columns: dict[SliceBlock, Column] = {}  # of all blocks that were counted, even when they are retired
 
     @property
     def most(self) -> int:
         """The most devices that one value has."""
         return max(self.values_by_count, default=0)
+
+    def pools_with(self, least: int) -> list[IndexedPool] | None:
+        """All pools with devices of values that at least so many devices have; None if they are too many to tell."""
+        values = self._plentiful.get(least)
+        if values is None:
+            values = {key for key, count in self.counts.items() if count >= least}
+            self._plentiful[least] = values
+        if len(values) > _FEW_VALUES:
+            return None
+        homes = [self._homes[key] for key in values]
+        known = [each for each in homes if each is not None]
+        return known if len(known) == len(homes) else None
 
     def add(self, block: SliceBlock, mask: int, sign: int) -> None:
         """Devices of the block came (sign 1) or went (-1)."""
@@ -120,14 +140,14 @@ class Tally:
         for code, number in by_code:
             if number:
                 for key in keys_of(column.cells[code], self.attributes):
-                    self._change(key, sign * number)
+                    self._change(key, sign * number, block.pool)
 
     def forget(self, blocks: Iterable[SliceBlock]) -> None:
         """These will not be counted again."""
         for block in blocks:
             self._columns.pop(block, None)
 
-    def _change(self, key: ValueKey, by: int) -> None:
+    def _change(self, key: ValueKey, by: int, pool: IndexedPool) -> None:
         before = self.counts.get(key, 0)
         after = before + by
         by_count = self.values_by_count
@@ -139,8 +159,17 @@ class Tally:
         if after:
             self.counts[key] = after
             by_count[after] = by_count.get(after, 0) + 1
+            if not before:
+                self._homes[key] = pool
+            elif by > 0 and self._homes[key] is not pool:
+                self._homes[key] = None
         else:
-            del self.counts[key]
+            del self.counts[key], self._homes[key]
+        for least, values in self._plentiful.items():
+            if before < least <= after:
+                values.add(key)
+            elif after < least <= before:
+                values.discard(key)
 
 
 class _Live(NamedTuple):
@@ -238,15 +267,12 @@ def _count_changes(tally: Tally, before: _Live, layout: Layout, live: int) -> No
 
 
 class _Crowded(NamedTuple):
-    """The devices of a pool that a request does not fit into.
+    """The devices of a pool that a request does not fit into as holders leave them.
 
-    never: even if all others were free.
-    crowded: as holders leave them now.
     is_overdrawn: when it was worked out, a counter of the pool was below zero.
     """
 
     layout: Layout
-    never: int
     crowded: int
     is_overdrawn: bool
 
@@ -255,6 +281,7 @@ class Supply:
     """The devices of a fleet that meet some terms, by the place where they can be used.
 
     failing: of the pools where a selector failed on some devices, held or not, those devices.
+    count_by_reach: how many devices there are, wherever there are any.
     """
 
     def __init__(self, terms: Terms, fleet: HasPools, matching: Matching, room: Room, changes: Changes[Change]) -> None:
@@ -262,6 +289,7 @@ class Supply:
         self.fleet = fleet
         self.parts: dict[Place, Part] = {}
         self.failing: dict[IndexedPool, int] = {}
+        self.count_by_reach: dict[Reach, int] = {}
         self._matching = matching
         self._room = room
         self._changes = changes
@@ -308,12 +336,9 @@ class Supply:
                     found[standing.place] = (live | usable, matched + (capable & mask).bit_count())
         for place in self._places_by_pool.get(pool, ()):
             if place not in found:
-                self.parts[place].put(pool, 0, 0, self.fleet)
+                self._put_part(place, pool, 0, 0)
         for place, (live, matched) in found.items():
-            part = self.parts.get(place)
-            if part is None:
-                part = self.parts[place] = Part()
-            part.put(pool, live, matched, self.fleet)
+            self._put_part(place, pool, live, matched)
         if found:
             self._places_by_pool[pool] = tuple(found)
         else:
@@ -323,6 +348,20 @@ class Supply:
         elif self.failing:
             self.failing.pop(pool, None)
 
+    def _put_part(self, place: Place, pool: IndexedPool, live: int, matched: int) -> None:
+        part = self.parts.get(place)
+        if part is None:
+            part = self.parts[place] = Part()
+        before = part.count
+        part.put(pool, live, matched, self.fleet)
+        self._count(place.reach, part.count - before)
+
+    def _count(self, reach: Reach, more: int) -> None:
+        if more:
+            self.count_by_reach[reach] = self.count_by_reach.get(reach, 0) + more
+            if not self.count_by_reach[reach]:
+                del self.count_by_reach[reach]
+
     def _closed(self, pool: IndexedPool, possible: int, changed: int | None, in_use: InUse) -> int:
         """Those of the possible devices that holders leave nothing of, or too little."""
         ignores_holders = Cause.IN_USE in self.terms.ignored
@@ -330,27 +369,34 @@ class Supply:
         crowdable = possible & (pool.shared | pool.drawing)
         if not crowdable:
             return taken
-        known = self._crowded.get(pool)
-        if known is None or known.layout is not pool.layout or changed is None:
-            known = _Crowded(pool.layout, never(pool) & possible, 0, is_overdrawn=False)
-            changed = pool.layout.everything
         if ignores_holders:
-            self._crowded[pool] = known
-            return known.never
+            return pool.never
         is_overdrawn = bool(pool.drawing) and pool.supply.counters(in_use).is_overdrawn
-        affected = changed | (pool.drawing if is_overdrawn != known.is_overdrawn else pool.drawing_beside(changed))
-        affected &= crowdable
-        crowded = known.crowded & ~affected
+        known = self._crowded.get(pool)
+        if known is None or known.layout is not pool.layout or changed is None or is_overdrawn != known.is_overdrawn:
+            crowded, affected = 0, crowdable
+        else:
+            affected = (changed | pool.drawing_beside(changed)) & crowdable
+            crowded = known.crowded & ~affected
         crowded |= self._room.full(pool, self.terms.capacity, affected, in_use)
         crowded |= undrawable(pool, affected, in_use)
-        self._crowded[pool] = known._replace(crowded=crowded, is_overdrawn=is_overdrawn)
-        return taken | known.never | crowded
+        self._crowded[pool] = _Crowded(pool.layout, crowded, is_overdrawn)
+        return taken | pool.never | crowded
 
     def _drop(self, pool: IndexedPool) -> None:
         for place in self._places_by_pool.pop(pool):
+            before = self.parts[place].count
             self.parts[place].drop(pool)
+            self._count(place.reach, self.parts[place].count - before)
         self.failing.pop(pool, None)
         self._crowded.pop(pool, None)
+
+    def count_for(self, group: NodeGroup) -> int:
+        """How many devices the nodes reach at most: for some they may have to be known by name."""
+        counts = self.count_by_reach
+        if group.reaches is None:
+            return sum(counts.values())
+        return sum([counts.get(reach, 0) for reach in group.reaches], start=counts.get(EVERYWHERE, 0))
 
     def parts_for(self, group: NodeGroup) -> list[Part]:
         """Those that the nodes of the group reach."""
