@@ -203,11 +203,10 @@ def hopeful_groups(
             wanted.append(ways)
     if not wanted:
         return groups
-    reaches = min(
-        (dict.fromkeys(reach for supply, _ in ways for reach in supply.count_by_reach) for ways in wanted), key=len
-    )
-    # Where devices are nearly everywhere, the first group will do.
-    tried = groups.reaching(reaches) if len(reaches) < len(groups) // 2 else groups
+    fewest = min(wanted, key=lambda ways: sum(len(supply.count_by_reach) for supply, _ in ways))
+    tried: Sequence[NodeGroup] = groups
+    if sum(len(supply.count_by_reach) for supply, _ in fewest) < len(groups) // 2:
+        tried = groups.reaching(reach for supply, _ in fewest for reach in supply.count_by_reach)
     return (
         group
         for group in tried

@@ -23,6 +23,7 @@ from schemas.resource import ResourceClaim
 
 _DETAILS_SHOWN = 3
 _DETAILS_LOOKED_AT = 500  # devices
+_STEPS_FOR_POOL = 4
 
 
 @dataclass(slots=True)
@@ -111,7 +112,7 @@ class Reporter:
         # Its selectors were charged for before, or this ends here.
         self.everyone.candidates(alternative, self.budget)
         for pool in self.fleet.pools:
-            self.budget.spend(1 + len(alternative.chain))
+            self.budget.spend(_STEPS_FOR_POOL + len(alternative.chain))
             left = pool.layout.everything.bit_count()
             devices += left
             possible = pool.layout.everything
