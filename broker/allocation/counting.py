@@ -10,14 +10,15 @@ from itertools import islice
 from typing import Any
 
 from broker.allocation.budget import Budget
-from broker.allocation.candidates import Candidates, Filters, Offer, ValueCounts
+from broker.allocation.candidates import Candidates
 from broker.allocation.columns import Cell, values_of_cell
 from broker.allocation.constraints import Constraint, DistinctAttribute, MatchAttribute
 from broker.allocation.index import IndexedDevice, IndexedPool
+from broker.allocation.offer import Filters, Offer, ValueCounts
 from broker.allocation.problem import Problem
 from broker.allocation.requests import Alternative, Request
 from broker.allocation.suffice import constraints_with_scope
-from broker.allocation.supply import Attributes, ValueKey, keys_of
+from broker.allocation.tally import Attributes, ValueKey, keys_of
 from schemas.resource.limits import ALLOCATION_RESULTS_MAX
 
 

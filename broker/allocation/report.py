@@ -6,18 +6,19 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from broker.allocation.budget import Budget
-from broker.allocation.candidates import Offer, View
+from broker.allocation.candidates import View
 from broker.allocation.cel.engine import SelectorFailure
 from broker.allocation.columns import Cell, Value, bits, value_text, values_of_cell
 from broker.allocation.constraints import DistinctAttribute, MatchAttribute, constraint_of
 from broker.allocation.index import Fleet, IndexedDevice, IndexedPool
 from broker.allocation.nodes import NodeGroup
+from broker.allocation.offer import Offer
 from broker.allocation.reasons import Cause, RequestReport, RuledOut
 from broker.allocation.requests import Alternative, Asks, claim_name
 from broker.allocation.snapshot import Snapshot
 from broker.allocation.suffice import supply
-from broker.allocation.supply import column_for
 from broker.allocation.taints import taint_text, untolerated
+from broker.allocation.tally import column_for
 from broker.world.keys import PoolKey
 from schemas.resource import ResourceClaim
 
