@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from broker.allocation.budget import Budget, BudgetExceededError
-from broker.allocation.candidates import View
+from broker.allocation.candidates import View, hopeful_groups
 from broker.allocation.explain import Attempt, explain, explain_exceeded_budget, explain_failed_selector
 from broker.allocation.index import DeviceIndex
 from broker.allocation.narrow import narrow
@@ -59,7 +59,7 @@ def allocate(
     groups = fleet.groups(snapshot.nodes, snapshot.node)
     attempt = Attempt(claims, requests, snapshot, fleet, groups, Budget(step_budget, budget))
     try:
-        for group in groups:
+        for group in hopeful_groups(fleet, groups, requests, frozenset(), budget):
             problem = narrow(pose(requests, View(snapshot, fleet, group), claims, budget), budget)
             chosen = Search(problem, budget).run() if problem is not None else None
             if chosen is not None:

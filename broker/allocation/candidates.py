@@ -1,43 +1,32 @@
 """Which devices a request may use, seen from one group of nodes.
 
-What a device may be ruled out by, and in which order, is decided here (and in `supply`, for those that are free) and
+What a device may be ruled out by, and in which order, is decided here (and in `stock`, for those that are free) and
 nowhere else; see `reasons.Cause`.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import overload
 
 from broker.allocation.budget import Budget
 from broker.allocation.cel.engine import SelectorFailure
-from broker.allocation.columns import DEVICES_MAX, Cell, Column, bits
+from broker.allocation.columns import bits
 from broker.allocation.devices import IndexedDevice, IndexedPool, Place
-from broker.allocation.index import Fleet
+from broker.allocation.index import Fleet, Groups
 from broker.allocation.matching import FailedSelector
-from broker.allocation.nodes import NodeGroup
+from broker.allocation.nodes import EVERYWHERE, NodeGroup
+from broker.allocation.offer import Offer
 from broker.allocation.reasons import Cause
-from broker.allocation.requests import Alternative, Asks
-from broker.allocation.room import never, undrawable
+from broker.allocation.requests import Alternative, Asks, Request
+from broker.allocation.room import undrawable
 from broker.allocation.snapshot import Snapshot
+from broker.allocation.stock import Stock, Terms, pools_at, problem_of
 from broker.allocation.supplies import Supplies
-from broker.allocation.supply import (
-    Attributes,
-    Supply,
-    Tally,
-    Terms,
-    ValueKey,
-    column_for,
-    keys_of,
-    pools_at,
-    problem_of,
-)
 from broker.allocation.taints import untolerated
 from broker.world.usage import InUse
 from schemas.resource.limits import ALLOCATION_RESULTS_MAX
 
 _NOBODY = InUse()  # holds nothing
 _STEPS_FOR_DEVICE = 2
-Filters = Sequence[tuple[Attributes, Callable[[Cell], bool]]]  # what is wanted in the columns of attributes
 
 
 class View:
@@ -89,16 +78,12 @@ class View:
         return found if alternative.takes_all else found.for_count(alternative.count)
 
     def _gather(self, alternative: Alternative, budget: Budget) -> "Candidates":
-        terms = Terms(
-            alternative.chain,
-            alternative.tolerations,
-            alternative.capacity,
-            alternative.admin_access,
-            self.ignored - {Cause.AVOIDED},  # who is avoided is a matter of the claim, not of the terms
-        )
+        terms = terms_of(alternative, self.ignored)
         offer = self._offers.get(terms)
         if offer is None:
-            offer = self._offers[terms] = Offer(self, self.fleet.supply(terms, budget))
+            offer = self._offers[terms] = Offer(
+                self.fleet.stock(terms, budget), self.fleet, self.group, self.avoided, self.in_order
+            )
         devices, count = None, offer.count
         if alternative.derived:
             expressions = tuple(dict.fromkeys(alternative.derived.values()))
@@ -158,7 +143,7 @@ class View:
                 charge(Cause.NODE, mask)
         if pool.pool.problem is not None:
             charge(problem_of(pool), left)
-        charge(Cause.COUNTERS, never(pool) if left & pool.drawing else 0)
+        charge(Cause.COUNTERS, pool.never if left & pool.drawing else 0)
         for standing, mask in pool.standings:
             if untolerated(standing.taints, alternative.tolerations):
                 charge(Cause.TAINT, mask)
@@ -178,176 +163,46 @@ class View:
         return found
 
 
-class Offer:
-    """The free devices on which no selector is false, as a view sees them.
+def terms_of(alternative: Alternative, ignored: frozenset[Cause]) -> Terms:
+    """What decides which devices the alternative may use."""
+    return Terms(
+        alternative.chain,
+        alternative.tolerations,
+        alternative.capacity,
+        alternative.admin_access,
+        ignored - {Cause.AVOIDED},  # who is avoided is a matter of the claim, not of the terms
+    )
 
-    count: how many they are.
+
+def hopeful_groups(
+    fleet: Fleet, groups: Groups, requests: Sequence[Request], ignored: frozenset[Cause], budget: Budget
+) -> Iterable[NodeGroup]:
+    """The groups whose nodes reach enough devices for each request, in order; others need not be tried.
+
+    Where most nodes of a cluster are full, this does not look at those.
+    Raises: BudgetExceededError.
     """
-
-    def __init__(self, view: View, supply: Supply) -> None:
-        self._view = view
-        self._supply = supply
-        self._matching = view.fleet.matching
-        self._parts = supply.parts_for(view.group)
-        self._avoided = {pool: mask for pool, avoided in view.avoided.items() if (mask := self._all(pool) & avoided)}
-        self.count = sum(part.count for part in self._parts) - sum(map(int.bit_count, self._avoided.values()))
-        self._counts: dict[Attributes, ValueCounts] = {}
-
-    @property
-    def matched(self) -> int:
-        """How many there would be if nobody held one and no taint kept anybody off."""
-        return self._supply.matched_for(self._view.group)
-
-    def mask(self, pool: IndexedPool) -> int:
-        """Those of one pool."""
-        mask = self._all(pool)
-        return mask & ~self._avoided.get(pool, 0) if self._avoided else mask
-
-    def _all(self, pool: IndexedPool) -> int:
-        mask = 0
-        for part in self._parts:
-            live = part.live.get(pool)
-            if live is not None:
-                mask |= live.mask
-        return mask
-
-    def is_within(self, other: "Offer") -> bool:
-        """The other offer has all of these devices, as far as what both ask for tells."""
-        own, wider = self._supply.terms, other._supply.terms
-        return own._replace(chain=own.chain[: len(wider.chain)]) == wider
-
-    def includes(self, device: IndexedDevice) -> bool:
-        """The device is one of them."""
-        block = device.block
-        return bool(self.mask(block.pool) >> (block.offset + device.index) & 1)
-
-    def failure(self, device: IndexedDevice) -> FailedSelector | None:
-        """The selector that failed on the device, if one did."""
-        if device.block.pool not in self._supply.failing:
-            return None
-        return self._matching.failures(device.block, self._supply.terms.chain).get(device.index)
-
-    @property
-    def may_fail(self) -> bool:
-        """A selector failed on some device, free or not, wherever it can be used."""
-        return bool(self._supply.failing)
-
-    @property
-    def may_share(self) -> bool:
-        """Shares can be had of some device of the fleet."""
-        return bool(self._view.fleet.sharing)
-
-    def failing(self, free_only: bool) -> Iterator[IndexedDevice]:
-        """Those on which a selector failed, in order; also of those that would be in the offer if they were free."""
-        for pool in self._view.in_order(sum(1 << self._view.fleet.position[pool] for pool in self._supply.failing)):
-            among = self.mask(pool)
-            if not free_only:
-                among = sum(mask for standing, mask in pool.standings if self._view.group.sees(standing.place.reach))
-            for block, mask in pool.layout.split(self._supply.failing[pool] & among):
-                yield from (self._matching.device(block, index) for index in bits(mask))
-
-    def counts(self, attributes: Attributes) -> "ValueCounts":
-        """How many there are of each value."""
-        found = self._counts.get(attributes)
-        if found is None:
-            found = self._counts[attributes] = ValueCounts(
-                attributes, [part.tally(attributes) for part in self._parts], self._avoided
-            )
-        return found
-
-    def devices(
-        self, filters: Filters = (), alike: Attributes = (), limit: int | None = None
-    ) -> Iterator[IndexedDevice]:
-        """In the order in which to try them.
-
-        limit: how many are wanted of those that are alike: which agree in these attributes. But all on which a selector
-            failed, and all that are shared or draw from counters.
-        """
-        positions = 0
-        for part in self._parts:
-            positions |= part.positions(self._view.fleet)
-        seen: Counter[Cell] = Counter()
-        device, failing = self._matching.device, self._supply.failing
-        for pool in self._view.in_order(positions):
-            unlike = pool.shared | pool.drawing | failing.get(pool, 0)
-            if limit is not None and not alike and not unlike and seen[None] >= limit:
-                continue
-            for block, left in pool.layout.split(self.mask(pool)):
-                for attributes, is_good in filters:
-                    left &= _good(column_for(block, attributes), is_good) if left else 0
-                if limit is None:
-                    yield from (device(block, index) for index in bits(left))
-                elif left:
-                    kinds = column_for(block, alike) if alike else _ONE_KIND
-                    for index in _limited(kinds, left, unlike >> block.offset, limit, seen):
-                        yield device(block, index)
-
-
-_ONE_KIND = Column((None,), bytes(DEVICES_MAX))
-
-
-def _good(column: Column, is_good: Callable[[Cell], bool]) -> int:
-    good = [code for code, cell in enumerate(column.cells) if is_good(cell)]
-    return column.everything if len(good) == len(column.cells) else column.mask_of(good)
-
-
-def _limited(kinds: Column, mask: int, unlike: int, limit: int, seen: Counter[Cell]) -> Iterator[int]:
-    """The devices of the mask, in order; of each kind only until so many were seen, but all that are unlike others."""
-    left = _below_limit(kinds, mask, limit, seen) | mask & unlike
-    while left:
-        low = left & -left
-        left ^= low
-        index = low.bit_length() - 1
-        if not low & unlike:
-            cell = kinds.cells[kinds.codes[index]]
-            seen[cell] += 1
-            if seen[cell] >= limit:
-                left &= ~kinds.mask(kinds.codes[index]) | unlike
-        yield index
-
-
-def _below_limit(column: Column, mask: int, limit: int, seen: Mapping[Cell, int]) -> int:
-    """The devices of the mask whose cells were not seen often enough yet."""
-    over = [code for code, cell in enumerate(column.cells) if seen.get(cell, 0) >= limit]
-    if not over:
-        return mask
-    return mask & ~column.mask_of(over) if len(over) < len(column.cells) else 0
-
-
-class ValueCounts:
-    """How many devices of an offer there are of each value of some attributes."""
-
-    def __init__(self, attributes: Attributes, tallies: Sequence[Tally], avoided: Mapping[IndexedPool, int]) -> None:
-        self._tallies = tallies
-        self._avoided: Counter[ValueKey] = Counter()
-        for pool, mask in avoided.items():
-            for block, of_block in pool.layout.split(mask):
-                column = column_for(block, attributes)
-                for index in bits(of_block):
-                    self._avoided.update(keys_of(column.cells[column.codes[index]], attributes))
-
-    def __getitem__(self, key: ValueKey) -> int:
-        return sum(each.counts.get(key, 0) for each in self._tallies) - self._avoided[key]
-
-    def __iter__(self) -> Iterator[ValueKey]:
-        """The values that some device has; in no particular order."""
-        if len(self._tallies) == 1 and not self._avoided:
-            return iter(self._tallies[0].counts)
-        return (key for key in {key for each in self._tallies for key in each.counts} if self[key])
-
-    @property
-    def number(self) -> int:
-        """How many values there are."""
-        if len(self._tallies) == 1 and not self._avoided:
-            return len(self._tallies[0].counts)
-        return sum(1 for _ in self)
-
-    @property
-    def most(self) -> int:
-        """The most devices that one value has."""
-        if len(self._tallies) == 1 and not self._avoided:
-            return self._tallies[0].most
-        return max((self[key] for key in self), default=0)
+    if len(groups) == 1:
+        return groups
+    wanted: list[list[tuple[Stock, int]]] = []  # for each request that not all nodes can satisfy
+    for request in requests:
+        ways = [
+            (fleet.stock(terms_of(each, ignored), budget), 1 if each.takes_all else each.count)
+            for each in request.alternatives
+        ]
+        if all(stock.count_by_reach.get(EVERYWHERE, 0) < count for stock, count in ways):
+            wanted.append(ways)
+    if not wanted:
+        return groups
+    fewest = min(wanted, key=lambda ways: sum(len(stock.count_by_reach) for stock, _ in ways))
+    tried: Sequence[NodeGroup] = groups
+    if sum(len(stock.count_by_reach) for stock, _ in fewest) < len(groups) // 2:
+        tried = groups.reaching(reach for stock, _ in fewest for reach in stock.count_by_reach)
+    return (
+        group
+        for group in tried
+        if all(any(stock.count_for(group) >= count for stock, count in ways) for ways in wanted)
+    )
 
 
 class Lineup(Sequence[IndexedDevice]):

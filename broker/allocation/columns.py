@@ -165,23 +165,19 @@ class SliceColumns:
 
         device: one of the columns', and none that is unreadable.
         """
-        attributes, capacity = {}, {}
+        wanted: set[tuple[str, str]] = set()
         for field in fields:
             match field.parts:
                 case ("attributes" | "capacity" as kind, domain, name):
-                    for each in (f"{domain}/{name}", name) if domain == self._driver else (f"{domain}/{name}",):
-                        if kind == "attributes" and each in device.attributes:
-                            attributes[each] = device.attributes[each]
-                        elif kind == "capacity" and each in device.capacity:
-                            capacity[each] = device.capacity[each]
+                    wanted |= {(kind, f"{domain}/{name}"), (kind, name if domain == self._driver else "")}
                 case ("driver",) | ("allowMultipleAllocations",):
                     pass
                 case _:
                     return device
         return Device(
             name=device.name,
-            attributes=attributes,
-            capacity=capacity,
+            attributes={name: each for name, each in device.attributes.items() if ("attributes", name) in wanted},
+            capacity={name: each for name, each in device.capacity.items() if ("capacity", name) in wanted},
             allow_multiple_allocations=device.allow_multiple_allocations,
         )
 
@@ -200,6 +196,10 @@ class SliceColumns:
             known["", "allowMultipleAllocations"] = self._widest(FieldPath(("allowMultipleAllocations",)))
         if not known:
             return self._empty()
+        if any(f"{self._driver}/{name}" in {other for _, other in known} for _, name in known):
+            # One thing under two names: a selector sees the one that comes last.
+            orders = [(tuple(each.attributes), tuple(each.capacity)) for each in self._devices]
+            known["", "order"] = column_of(orders)
         joint = joint_column(list(known.values()))
         cells = []
         for cell in joint.cells:

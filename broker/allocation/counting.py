@@ -10,14 +10,15 @@ from itertools import islice
 from typing import Any
 
 from broker.allocation.budget import Budget
-from broker.allocation.candidates import Candidates, Filters, Offer, ValueCounts
+from broker.allocation.candidates import Candidates
 from broker.allocation.columns import Cell, values_of_cell
 from broker.allocation.constraints import Constraint, DistinctAttribute, MatchAttribute
-from broker.allocation.index import IndexedDevice
+from broker.allocation.index import IndexedDevice, IndexedPool
+from broker.allocation.offer import Filters, Offer, ValueCounts
 from broker.allocation.problem import Problem
 from broker.allocation.requests import Alternative, Request
 from broker.allocation.suffice import constraints_with_scope
-from broker.allocation.supply import Attributes, ValueKey, keys_of
+from broker.allocation.tally import Attributes, ValueKey, keys_of
 from schemas.resource.limits import ALLOCATION_RESULTS_MAX
 
 
@@ -50,7 +51,8 @@ def narrow_by_counts(problem: Problem, budget: Budget) -> Problem | None:
         if test.is_hopeless:
             candidates[alternative] = before.only(())
         else:
-            candidates[alternative] = before.only(before.offer.devices(test.filters, test.attributes, limit))
+            found = before.offer.devices(test.filters, test.attributes, limit, test.pools)
+            candidates[alternative] = before.only(found)
     narrower = Problem(hopeful.requests, candidates, hopeful.constraints_by_claim, hopeful.view)
     tested = with_hope(narrower) if bound else narrower
     return tested if tested is not None and _devices_suffice(tested, limit) else None
@@ -153,6 +155,11 @@ class _Test:
     def is_hopeless(self) -> bool:
         """No value will do."""
         return self._own is not None and self._own.most < self._needed
+
+    @property
+    def pools(self) -> Sequence[IndexedPool] | None:
+        """Where devices that pass the filters are, if the counts tell."""
+        return self._own.pools_with(self._needed) if self._own is not None else None
 
     @property
     def filters(self) -> Filters:

@@ -263,6 +263,7 @@ class IndexedPool:
 
     __slots__ = (
         "_members_by_counter_set",
+        "_never",
         "_supply",
         "drawing",
         "fleets",
@@ -290,6 +291,7 @@ class IndexedPool:
         self.reaches: tuple[Reach, ...] = ()
         self.waiting: tuple[SliceBlock, ...] = ()
         self._supply: PoolSupply | None = None
+        self._never: int | None = None
         self._members_by_counter_set: dict[str, int] | None = None
 
     def update(self, pool: Pool, uses: Mapping[str, Use]) -> list[SliceBlock]:
@@ -299,7 +301,7 @@ class IndexedPool:
         Returns: the blocks that it does not have any more, to be retired.
         """
         self.pool = pool
-        self._supply = self._members_by_counter_set = None
+        self._supply = self._never = self._members_by_counter_set = None
         known: dict[int, list[SliceBlock]] = {}
         for block in self.layout.blocks:
             known.setdefault(id(block.slice), []).append(block)
@@ -328,7 +330,7 @@ class IndexedPool:
     def retire(self) -> None:
         """The pool is gone. Whoever still names it must not keep its slices alive."""
         self.pool = _nothing_of(self.key)
-        self._supply = self._members_by_counter_set = None
+        self._supply = self._never = self._members_by_counter_set = None
         for block in self.layout.blocks:
             block.retire()
 
@@ -386,6 +388,16 @@ class IndexedPool:
         if self._supply is None:
             self._supply = PoolSupply(self.pool)
         return self._supply
+
+    @property
+    def never(self) -> int:
+        """The devices that draw more from counters than there is even if all others are free."""
+        if self._never is None:
+            self._never = 0
+            for mask, device in self.devices_in(self.drawing):
+                if self.supply.never(self.supply.draws.get(device.name, ())):
+                    self._never |= mask
+        return self._never
 
     def members(self, counter_set: str) -> int:
         """The devices that draw from a counter set; none while the pool cannot be used."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from broker.allocation.budget import Budget, BudgetExceededError
-from broker.allocation.candidates import View
+from broker.allocation.candidates import View, hopeful_groups
 from broker.allocation.cel.engine import SelectorPlace, describe_failure
-from broker.allocation.index import FailedSelector, Fleet, IndexedDevice
+from broker.allocation.index import FailedSelector, Fleet, Groups, IndexedDevice
 from broker.allocation.narrow import narrow
 from broker.allocation.nodes import ANY_NODE, NodeGroup, NodeView
 from broker.allocation.problem import pose
@@ -49,20 +49,19 @@ class Attempt:
     requests: Sequence[Request]
     snapshot: Snapshot
     fleet: Fleet
-    groups: Sequence[NodeGroup]
+    groups: Groups
     budget: Budget
 
     @cached_property
-    def views(self) -> list[View]:
-        """What each group of nodes sees."""
-        return [View(self.snapshot, self.fleet, group) for group in self.groups]
+    def everyone(self) -> View:
+        """What all nodes in question together see."""
+        name = next((group.node.name for group in self.groups if group.node.name), "")
+        together = NodeGroup(NodeView(name), frozenset().union(*(group.reaches or () for group in self.groups)))
+        return View(self.snapshot, self.fleet, together)
 
     @cached_property
     def _reporter(self) -> Reporter:
-        name = next((group.node.name for group in self.groups if group.node.name), "")
-        together = NodeGroup(NodeView(name), frozenset().union(*(group.reaches or () for group in self.groups)))
-        everyone = View(self.snapshot, self.fleet, together)
-        return Reporter(self.snapshot, self.fleet, everyone, self.views, self.budget)
+        return Reporter(self.snapshot, self.fleet, self.everyone, self.groups, self.budget)
 
     @cached_property
     def reports(self) -> dict[Alternative, RequestReport]:
@@ -120,15 +119,8 @@ def _is_short(report: RequestReport) -> bool:
 
 def explain(attempt: Attempt) -> NoFit:
     """The reason why a search that came to its end found nothing."""
-    for view in attempt.views:
-        for alternative in attempt.reports:
-            try:
-                candidates = view.candidates(alternative, attempt.budget)
-            except BudgetExceededError:
-                break
-            device = next(iter(candidates.failures), None)
-            if device is not None:
-                return explain_failed_selector(attempt, alternative, device, candidates.failures[device])
+    if (failed := _failed_selector(attempt)) is not None:
+        return explain_failed_selector(attempt, *failed)
     if too_many := _too_many(attempt):
         return attempt.no_fit(Reason.TOO_MANY_DEVICES, too_many)
     reason = _reason(attempt)
@@ -139,6 +131,22 @@ def explain(attempt: Attempt) -> NoFit:
         incomplete = [pool.pool for pool in attempt.fleet.in_trouble() if not pool.pool.is_complete]
         message += "".join(f"; pool {pool.key} is not complete: {pool.problem}" for pool in incomplete[:1])
     return attempt.no_fit(reason, message)
+
+
+def _failed_selector(attempt: Attempt) -> tuple[Alternative, IndexedDevice, FailedSelector] | None:
+    """The first device that a search would have come to on which a selector failed."""
+    try:
+        failing = [each for each in attempt.reports if attempt.everyone.candidates(each, attempt.budget).offer.may_fail]
+        for group in attempt.groups if failing else ():
+            view = View(attempt.snapshot, attempt.fleet, group)
+            for alternative in failing:
+                candidates = view.candidates(alternative, attempt.budget)
+                device = next(iter(candidates.failures), None)
+                if device is not None:
+                    return alternative, device, candidates.failures[device]
+    except BudgetExceededError:
+        pass
+    return None
 
 
 def explain_failed_selector(
@@ -182,7 +190,7 @@ def _reason(attempt: Attempt) -> Reason:
     for cause, reason in _REASONS.items():
         ignored |= {cause}
         if cause is Cause.NODE:
-            groups = [ANY_NODE]
+            groups = Groups([ANY_NODE])
         elif cause is Cause.IN_USE:
             if not attempt.snapshot.in_use:
                 continue  # even where nothing is ruled out by holders, what they leave may not be enough together
@@ -195,18 +203,15 @@ def _reason(attempt: Attempt) -> Reason:
     return Reason.NO_MATCHING_DEVICE
 
 
-def _would_fit(
-    attempt: Attempt, groups: Sequence[NodeGroup], ignored: frozenset[Cause], with_constraints: bool
-) -> bool:
+def _would_fit(attempt: Attempt, groups: Groups, ignored: frozenset[Cause], with_constraints: bool) -> bool:
     """The claims would fit, or nobody can tell: then it is better to wait for too much than for nothing."""
     budget = attempt.budget
-    for group in groups:
-        view = View(attempt.snapshot, attempt.fleet, group, ignored)
-        try:
-            posed = pose(attempt.requests, view, attempt.claims, budget, with_constraints)
-            problem = narrow(posed, budget)
+    try:
+        for group in hopeful_groups(attempt.fleet, groups, attempt.requests, ignored, budget):
+            view = View(attempt.snapshot, attempt.fleet, group, ignored)
+            problem = narrow(pose(attempt.requests, view, attempt.claims, budget, with_constraints), budget)
             if problem is not None and Search(problem, budget).run() is not None:
                 return True
-        except (SelectorFailedError, BudgetExceededError):
-            return True
+    except (SelectorFailedError, BudgetExceededError):
+        return True
     return False

@@ -5,11 +5,12 @@ Any other sequence of pools is compared with what is known, which costs as much 
 the last time. Nothing here changes a decision: an empty DeviceIndex gives the same answers, later.
 
 What lives where: `columns` (values of devices), `devices` (pools, slices and devices), `matching` (what selectors
-said), `room` (capacity and counters), `supply` (what is free for whom). How to choose among them is not known here; see
+said), `room` (capacity and counters), `stock` (what is free for whom). How to choose among them is not known here; see
 `candidates`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import overload
 
 from broker.allocation.budget import Budget, evaluation_steps
 from broker.allocation.cel.engine import (
@@ -24,8 +25,8 @@ from broker.allocation.devices import IndexedDevice, IndexedPool, SliceBlock
 from broker.allocation.matching import Chain, FailedSelector, Matching, Questions
 from broker.allocation.nodes import NodeGroup, NodeView, Reach, hypothetical_nodes, node_groups
 from broker.allocation.room import Room
+from broker.allocation.stock import Change, Stock, Terms
 from broker.allocation.supplies import PoolSupply
-from broker.allocation.supply import Change, Supply, Terms
 from broker.world.changes import Changes
 from broker.world.inventory import PoolsOfScopes
 from broker.world.keys import DeviceKey, PoolKey
@@ -33,10 +34,10 @@ from broker.world.pools import Pool
 from broker.world.usage import InUse
 from schemas.resource import DeviceClass
 
-__all__ = ["DeviceIndex", "FailedSelector", "Fleet", "IndexedDevice", "IndexedPool", "SliceBlock"]
+__all__ = ["DeviceIndex", "FailedSelector", "Fleet", "Groups", "IndexedDevice", "IndexedPool", "SliceBlock"]
 
 _FLEETS_KEPT = 256  # sets of pools; each cluster has one
-_SUPPLIES_KEPT = 500_000  # pools of supplies; beyond that the least recently used half is forgotten
+_STOCKED_KEPT = 500_000  # pools of stocks; beyond that the least recently used half is forgotten
 _CLASSES_KEPT = 10_000
 _TIDY_AFTER = 64  # allocations; then what is kept is counted
 
@@ -61,14 +62,14 @@ class Fleet:
         self._by_key: dict[PoolKey, IndexedPool] = {}
         self._read = -1  # up to where the log of the PoolsOfScopes was read; -1: not at all
         self._checked = 0  # up to where the index's own log was
-        self._supplies: dict[Terms, Supply] = {}  # the least recently used first
+        self._stocks: dict[Terms, Stock] = {}  # the least recently used first
         self._questions: dict[Chain, Questions] = {}  # the same
         self.troubled: dict[IndexedPool, None] = {}
         self.waiting: dict[IndexedPool, None] = {}
         self.sharing: dict[IndexedPool, None] = {}
         self._local: dict[IndexedPool, tuple[Reach, ...]] = {}  # the pools that not all nodes reach, and who does
         self._reaches: list[Reach] | None = None
-        self._groups: tuple[Sequence[NodeView] | None, str | None, list[NodeGroup]] | None = None
+        self._groups: tuple[Sequence[NodeView] | None, str | None, Groups] | None = None
 
     def follow(self, pools: Sequence[Pool]) -> None:
         """The pools are these now."""
@@ -133,14 +134,14 @@ class Fleet:
             self._reaches = list(dict.fromkeys(reach for pool in local for reach in pool.reaches))
         return self._reaches
 
-    def groups(self, nodes: Sequence[NodeView] | None, only: str | None) -> list[NodeGroup]:
+    def groups(self, nodes: Sequence[NodeView] | None, only: str | None) -> "Groups":
         """The nodes to try, in order, those that reach the same devices at once; see Snapshot for both arguments."""
         reaches = self.reaches
         if self._groups is None or self._groups[0] is not nodes or self._groups[1] != only:
-            self._groups = (nodes, only, node_groups(_nodes(nodes, only, reaches), reaches))
+            self._groups = (nodes, only, Groups(node_groups(_nodes(nodes, only, reaches), reaches)))
         return self._groups[2]
 
-    def supply(self, terms: Terms, budget: Budget) -> Supply:
+    def stock(self, terms: Terms, budget: Budget) -> Stock:
         """The devices that meet the terms, as of now.
 
         budget: charged for asking the selectors, once for each claim, as if nothing was known.
@@ -148,10 +149,10 @@ class Fleet:
         """
         for length in range(1, len(terms.chain) + 1):
             self._charge(terms.chain[:length], budget)
-        found = self._supplies.pop(terms, None)
+        found = self._stocks.pop(terms, None)
         if found is None:
-            found = Supply(terms, self, self.matching, self.room, self._index.changes)
-        self._supplies[terms] = found
+            found = Stock(terms, self, self.matching, self.room, self._index.changes)
+        self._stocks[terms] = found
         found.catch_up(self._index.in_use)
         return found
 
@@ -186,19 +187,19 @@ class Fleet:
 
     def catch_up(self) -> None:
         """Bring all that is kept up to date at once, which otherwise happens when it is asked for."""
-        for each in self._supplies.values():
+        for each in self._stocks.values():
             each.catch_up(self._index.in_use)
 
     @property
     def size(self) -> int:
-        """How many pools of supplies it keeps."""
+        """How many pools of stocks it keeps."""
         questions = sum(len(each.pools) for each in self._questions.values())
-        return questions + sum(each.size for each in self._supplies.values())
+        return questions + sum(each.size for each in self._stocks.values())
 
     def forget_half(self) -> None:
-        """Forget the supplies that were not asked for recently."""
-        for terms in list(self._supplies)[: (len(self._supplies) + 1) // 2]:
-            del self._supplies[terms]
+        """Forget the stocks that were not asked for recently."""
+        for terms in list(self._stocks)[: (len(self._stocks) + 1) // 2]:
+            del self._stocks[terms]
         for chain in list(self._questions)[: (len(self._questions) + 1) // 2]:
             del self._questions[chain]
 
@@ -206,6 +207,34 @@ class Fleet:
         """Nobody uses the fleet any more."""
         for each in self.pools:
             self._index.release(each)
+
+
+class Groups(Sequence[NodeGroup]):
+    """Nodes that reach the same devices, in the order in which to try them."""
+
+    def __init__(self, groups: Sequence[NodeGroup]) -> None:
+        self._groups = groups
+        self._numbers_by_reach: dict[Reach, list[int]] = {}
+        for number, group in enumerate(groups):
+            for reach in group.reaches or ():
+                self._numbers_by_reach.setdefault(reach, []).append(number)
+
+    @overload
+    def __getitem__(self, index: int) -> NodeGroup: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[NodeGroup]: ...
+
+    def __getitem__(self, index: int | slice) -> NodeGroup | Sequence[NodeGroup]:
+        return self._groups[index]
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def reaching(self, reaches: Iterable[Reach]) -> list[NodeGroup]:
+        """Those that reach any of these, in order."""
+        numbers = {number for reach in reaches for number in self._numbers_by_reach.get(reach, ())}
+        return [self._groups[number] for number in sorted(numbers)]
 
 
 def _mark(marked: dict[IndexedPool, None], pool: IndexedPool, is_so: bool) -> None:
@@ -288,7 +317,7 @@ class DeviceIndex:
         if self._until_tidied <= 0:
             self.matching.tidy_combinations()
             fleets = [*(each for _, each in self._fleets.values()), *([self._other_fleet] if self._other_fleet else [])]
-            if sum(each.size for each in fleets) > _SUPPLIES_KEPT:
+            if sum(each.size for each in fleets) > _STOCKED_KEPT:
                 for each in fleets:
                     each.forget_half()
             self._until_tidied = _TIDY_AFTER

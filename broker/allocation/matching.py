@@ -62,6 +62,7 @@ class _Matched:
     """What one chain says, pool by pool."""
 
     __slots__ = (
+        "alike_by_block",
         "before",
         "combinations_by_pool",
         "failures",
@@ -84,6 +85,7 @@ class _Matched:
         self.numbers: dict[tuple[Cell, ...], int] = {}  # of the combinations that occur, from 0
         self.verdicts: dict[int, Verdict] = {}  # of those that were asked about, by number
         self.numbers_by_block: dict[SliceBlock, frozenset[int]] = {}
+        self.alike_by_block: dict[SliceBlock, list[tuple[int, int]]] = {}  # counted, and not yet asked about
         self.combinations_by_pool: dict[IndexedPool, Combinations] = {}
         self.matches_by_pool: dict[IndexedPool, Matches] = {}
         self.failures: dict[SliceBlock, dict[int, FailedSelector]] = {}  # by index in the block
@@ -93,6 +95,7 @@ class _Matched:
         for block in blocks:
             self.failures.pop(block, None)
             self.numbers_by_block.pop(block, None)
+            self.alike_by_block.pop(block, None)
 
 
 class Matching:
@@ -199,7 +202,8 @@ class Matching:
         for block, mask in pool.layout.split(before.possible & ~before.failing):
             if block not in matched.numbers_by_block:
                 found = self._alike(block, mask & ~block.columns.unreadable, matched)
-                matched.numbers_by_block[block] = frozenset(number for number, _ in found)
+                matched.alike_by_block[block] = found
+                matched.numbers_by_block[block] = frozenset([number for number, _ in found])
         parts = [matched.numbers_by_block[each] for each in pool.layout.blocks if each in matched.numbers_by_block]
         numbers: frozenset[int] = frozenset().union(*parts)
         matched.combinations_by_pool[pool] = Combinations(pool.layout, numbers)
@@ -267,7 +271,10 @@ class Matching:
             assert isinstance(verdict, SelectorFailure), "a device that cannot be read was evaluated"
             failures[index] = FailedSelector(matched.position, verdict)
         found = 0
-        for number, mask in self._alike(block, asked & ~block.columns.unreadable, matched):
+        alike = matched.alike_by_block.pop(block, None)
+        if alike is None:
+            alike = self._alike(block, asked & ~block.columns.unreadable, matched)
+        for number, mask in alike:
             verdict = self._verdict(block, mask, number, matched)
             if verdict is True:
                 found |= mask
@@ -275,7 +282,7 @@ class Matching:
                 failures.update(dict.fromkeys(bits(mask), FailedSelector(matched.position, verdict)))
         if failures:
             matched.failures[block] = failures
-        return found | _mask_of(failures)
+        return found | _mask_of(failures) if failures else found
 
     def _alike(self, block: SliceBlock, asked: int, matched: _Matched) -> list[tuple[int, int]]:
         """The devices by what the last selector of the chain reads of them: number and mask of each combination.

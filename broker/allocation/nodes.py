@@ -29,6 +29,13 @@ class Reach:
     node_name: str = ""
     selector_text: str = ""  # `selector` in a form that can be hashed
     selector: NodeSelector | None = field(default=None, compare=False)
+    _hash: int = field(init=False, compare=False, repr=False, default=0)  # it is looked up very often
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.everywhere, self.node_name, self.selector_text)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     def includes(self, node: NodeView) -> bool:
         """The node reaches the device."""

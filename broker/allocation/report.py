@@ -6,22 +6,25 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from broker.allocation.budget import Budget
-from broker.allocation.candidates import Offer, View
+from broker.allocation.candidates import View
 from broker.allocation.cel.engine import SelectorFailure
 from broker.allocation.columns import Cell, Value, bits, value_text, values_of_cell
 from broker.allocation.constraints import DistinctAttribute, MatchAttribute, constraint_of
 from broker.allocation.index import Fleet, IndexedDevice, IndexedPool
+from broker.allocation.nodes import NodeGroup
+from broker.allocation.offer import Offer
 from broker.allocation.reasons import Cause, RequestReport, RuledOut
 from broker.allocation.requests import Alternative, Asks, claim_name
 from broker.allocation.snapshot import Snapshot
 from broker.allocation.suffice import supply
-from broker.allocation.supply import column_for
 from broker.allocation.taints import taint_text, untolerated
+from broker.allocation.tally import column_for
 from broker.world.keys import PoolKey
 from schemas.resource import ResourceClaim
 
 _DETAILS_SHOWN = 3
 _DETAILS_LOOKED_AT = 500  # devices
+_STEPS_FOR_POOL = 4
 
 
 @dataclass(slots=True)
@@ -65,14 +68,14 @@ class Reporter:
     """Looks at all devices of a snapshot once more, this time at those that were ruled out.
 
     everyone: the devices as all nodes in question together see them.
-    views: as each group of nodes sees them.
+    groups: of nodes that see the same.
     contended: pools with a device that matches and is held or avoided, or is affected by one that is held.
     """
 
     snapshot: Snapshot
     fleet: Fleet
     everyone: View
-    views: Sequence[View]
+    groups: Sequence[NodeGroup]
     budget: Budget
     contended: set[PoolKey] = field(default_factory=set)
     _counted: dict[Asks, _Counted] = field(default_factory=dict)
@@ -108,9 +111,9 @@ class Reporter:
         devices = matching = usable = 0
         match = self.fleet.matching.match
         # Its selectors were charged for before, or this ends here.
-        self.views[0].candidates(alternative, self.budget)
+        self.everyone.candidates(alternative, self.budget)
         for pool in self.fleet.pools:
-            self.budget.spend(1 + len(alternative.chain))
+            self.budget.spend(_STEPS_FOR_POOL + len(alternative.chain))
             left = pool.layout.everything.bit_count()
             devices += left
             possible = pool.layout.everything
@@ -190,11 +193,15 @@ class Reporter:
     def _nearest(self, claim: ResourceClaim, alternative: Alternative) -> tuple[int, str]:
         """The most devices that one node and one constraint allow."""
         best = (-1, "")
-        for view in self.views:
+        everyone = self.everyone.candidates(alternative, self.budget).offer
+        for group in self.groups:
             self.budget.spend()
+            if everyone.count_for(group) <= best[0]:
+                continue
+            view = View(self.snapshot, self.fleet, group)
             candidates = view.candidates(alternative, self.budget)
             count = len(candidates.devices) if alternative.derived else candidates.offer.count
-            here = (count, f"reached from one node ({view.group.node.name})" if len(self.views) > 1 else "")
+            here = (count, f"reached from one node ({group.node.name})" if len(self.groups) > 1 else "")
             for each in claim.spec.devices.constraints:
                 constraint = constraint_of(each)
                 if constraint.applies_to(alternative.name):
@@ -234,7 +241,7 @@ def _most_of(constraint: MatchAttribute | DistinctAttribute, offer: Offer) -> tu
     def best(cell: Cell) -> Value | None:
         return next((value for value in values_of_cell(cell) if counts[value] == most), None)
 
-    device = next(offer.devices([(attributes, lambda cell: best(cell) is not None)]))
+    device = next(offer.devices([(attributes, lambda cell: best(cell) is not None)], only_in=counts.pools_with(most)))
     column = column_for(device.block, attributes)
     value = best(column.cells[column.codes[device.index]])
     assert value is not None

@@ -73,20 +73,11 @@ class Room:
         return found
 
 
-def never(pool: IndexedPool) -> int:
-    """The devices that draw more from counters than there is even if all others are free."""
-    found = 0
-    for mask, device in pool.devices_in(pool.drawing):
-        if pool.supply.never(pool.supply.draws.get(device.name, ())):
-            found |= mask
-    return found
-
-
 def undrawable(pool: IndexedPool, among: int, in_use: InUse) -> int:
     """Those of the devices for which others have left too little in the counters, or do not go together with them."""
     # Further shares of a device draw nothing.
-    must_draw = among & pool.drawing & ~(pool.shared & pool.parted)
-    if not must_draw:
+    must_draw = among & pool.drawing & ~(pool.shared & pool.parted) & ~pool.never
+    if not must_draw or not in_use.of_pool(pool.key):
         return 0
     counters = pool.supply.counters(in_use)
     found = 0

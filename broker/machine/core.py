@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from broker.allocation.index import DeviceIndex
+from broker.allocation.nodes import NodeView
 from broker.machine.effects import ALGORITHM, Effects, Identity, Notice, NoticeLevel
 from broker.machine.queue import PendingQueue
 from broker.world import fold
@@ -39,6 +40,7 @@ class Core:
         self.classes_changed = False  # members are to be told
         self.sync_to_count: tuple[ClusterId, int] | None = None  # finished; counts when `to_end` is done
         self.is_replaying = False  # a start: messages are taken in without their consequences
+        self._node_views: dict[str, list[NodeView] | None] = {}
         self._steps: list[Step] = []
         self._epochs: dict[str, int] = {}
         self._synced: dict[str, int] = {}
@@ -142,7 +144,19 @@ class Core:
 
     def changed(self, *topics: str) -> None:
         """Something changed that claims may wait for; see `queue` for the topics."""
+        for topic in topics:
+            if topic.startswith("nodes:"):
+                self._node_views.pop(topic.removeprefix("nodes:"), None)
         self.queue.wake(topics)
+
+    def node_views(self, cluster: ClusterId) -> list[NodeView] | None:
+        """The nodes of a cluster by name; the same list until one of them changes. None where there are none."""
+        if cluster not in self._node_views:
+            nodes = self.world.nodes.get(cluster)
+            self._node_views[cluster] = (
+                [NodeView(name, nodes[name].metadata.labels) for name in sorted(nodes)] if nodes else None
+            )
+        return self._node_views[cluster]
 
     def wake_devices(self, devices: Iterable[DeviceKey]) -> None:
         """Who has these devices changed."""

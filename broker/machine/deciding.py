@@ -9,7 +9,6 @@ from typing import NamedTuple
 import msgspec
 
 from broker.allocation.allocate import allocate_claim
-from broker.allocation.nodes import NodeView
 from broker.allocation.reasons import NoFit, Reason
 from broker.allocation.requests import ADMIN_ACCESS_LABEL
 from broker.allocation.result import with_share_ids
@@ -71,7 +70,6 @@ class Round:
     def __init__(self, core: Core) -> None:
         self.core = core
         self._reached: dict[ClusterId, Reached] = {}
-        self._nodes: dict[ClusterId, list[NodeView] | None] = {}
         self._classes: dict[ClusterId, dict[str, DeviceClass]] = {}
         self._failed: dict[bytes, Verdict] = {}
 
@@ -92,15 +90,10 @@ class Round:
     def snapshot(self, claim: Claim) -> Snapshot:
         """What the allocation core may see for this claim."""
         cluster = claim.key.cluster
-        if cluster not in self._nodes:
-            nodes = self.core.world.nodes.get(cluster)
-            self._nodes[cluster] = (
-                [NodeView(name, nodes[name].metadata.labels) for name in sorted(nodes)] if nodes else None
-            )
         return Snapshot(
             pools=self.reached(cluster).pools,
             classes=self.classes(cluster),
-            nodes=self._nodes[cluster],
+            nodes=self.core.node_views(cluster),
             in_use=self.core.world.in_use,
             avoid=claim.avoid,
             allows_admin_access=claim.namespace_labels.get(ADMIN_ACCESS_LABEL) == "true",

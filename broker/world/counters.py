@@ -4,10 +4,13 @@ A device that is held draws; one that is held in shares draws once, however many
 """
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
+import msgspec
+
 from schemas.quantity import Quantity, QuantityError
-from schemas.resource import Device, ResourceSlice
+from schemas.resource import Device, DeviceCounterConsumption, ResourceSlice
 
 CounterName = tuple[str, str]  # counter set, counter
 
@@ -26,13 +29,19 @@ class Draw(NamedTuple):
 
 def draws_of(device: Device) -> tuple[Draw, ...]:
     """What the device takes from counters as long as it is held; of a valid pool (`why_counters_are_invalid`)."""
+    return _draws(msgspec.json.encode(device.consumes_counters)) if device.consumes_counters else ()
+
+
+@lru_cache(maxsize=65536)
+def _draws(consumptions: bytes) -> tuple[Draw, ...]:
+    # Devices of all pools draw alike, and reading quantities takes its time.
     return tuple(
         Draw(
             each.counter_set,
             tuple((name, Quantity.parse(counter.value).nanos) for name, counter in each.counters.items()),
             frozenset(each.compatibility_groups),
         )
-        for each in device.consumes_counters
+        for each in msgspec.json.decode(consumptions, type=list[DeviceCounterConsumption])
     )
 
 

@@ -1,17 +1,28 @@
 """What the index keeps: a selector is asked about a device once, and a changed slice costs only itself."""
 
 import gc
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
 
 from broker.allocation.allocate import allocate_claim
 from broker.allocation.cel.engine import BoundDevice, DerivedAttribute, Selector, SelectorEngine, Verdict
 from broker.allocation.index import DeviceIndex
 from broker.allocation.reasons import NoFit
-from broker.world.keys import PoolKey
+from broker.allocation.snapshot import Snapshot
+from broker.world.federation import Federation
+from broker.world.inventory import Inventory
+from broker.world.keys import ClusterId, DeviceKey, PoolKey, cluster_scope
 from broker.world.pools import assemble_pool
-from schemas.resource import Device, ResourceSlice
+from broker.world.usage import InUse, Use
+from schemas.resource import CapacityRequirements, Device, DeviceCapacity, ResourceClaim, ResourceSlice
 from tests.allocation.test_allocate import a_snapshot
-from tests.builders import DRIVER, a_claim, a_device, a_pool, a_request, a_slice
+from tests.builders import CLASS, DRIVER, a_claim, a_class, a_device, a_match, a_pool, a_request, a_slice
 
+EAST = ClusterId("east")
 SMALL = f'device.attributes["{DRIVER}"].size < 3'
 
 
@@ -109,3 +120,67 @@ def test_pools_of_one_name_in_two_scopes_are_two_pools(engine: SelectorEngine) -
         found = allocate_claim(a_claim(), a_snapshot(pool), index)
         assert not isinstance(found, NoFit)
         assert [each.device for each in found.devices.results] == [name]
+
+
+class Busy:
+    """A fleet of pools of 32 devices, and claims that are decided one after the other."""
+
+    def __init__(self, pools: int, engine: SelectorEngine, **device: Any) -> None:
+        self.inventory = Inventory(Federation(clusters=[EAST]))
+        self.in_use = InUse()
+        self.index = DeviceIndex(engine)
+        for pool in range(pools):
+            devices = [
+                replace(a_device(f"d{n}", model="a", size=n % 4, fabric=f"{pool}-{n // 8}"), **device)
+                for n in range(32)
+            ]
+            self.inventory.put((EAST, f"s{pool}"), a_slice(devices, name=f"s{pool}", pool=f"p{pool:02}"))
+
+    def decide(self, claim: ResourceClaim) -> None:
+        pools = self.inventory.pools_of_scopes([cluster_scope(EAST)])
+        found = allocate_claim(claim, Snapshot(pools, {CLASS: a_class()}, in_use=self.in_use), self.index)
+        assert not isinstance(found, NoFit), found.message
+        for each in found.devices.results:
+            key = DeviceKey(PoolKey(cluster_scope(EAST), each.driver, each.pool), each.device)
+            use = Use(("a",)) if each.share_id is None else Use(("a",), False, True, {"memory": 10**9})
+            self.in_use[key] = use
+
+
+def calls_of(work: Callable[[], object]) -> int:
+    """How many Python functions are called: a measure of work that does not depend on the machine."""
+    count = 0
+
+    def note(_frame: object, event: str, _argument: object) -> None:
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize(
+    ("claim", "device"),
+    [
+        pytest.param(a_claim(a_request(count=2)), {}, id="any devices"),
+        pytest.param(a_claim(a_request("gpu", SMALL)), {}, id="a selector"),
+        pytest.param(
+            a_claim(a_request("gpu", SMALL, count=4), constraints=[a_match(f"{DRIVER}/fabric")]), {}, id="a fabric"
+        ),
+        pytest.param(
+            a_claim(a_request(capacity=CapacityRequirements(requests={"memory": "1"}))),
+            {"allow_multiple_allocations": True, "capacity": {"memory": DeviceCapacity(value="8")}},
+            id="shares",
+        ),
+    ],
+)
+def test_what_a_claim_costs_does_not_depend_on_the_fleet(
+    engine: SelectorEngine, claim: ResourceClaim, device: dict[str, Any]
+) -> None:
+    few, many = (Busy(pools, engine, **device) for pools in (4, 64))
+    for each in (few, many):
+        each.decide(claim)  # the first one finds out what there is
+    assert calls_of(lambda: many.decide(claim)) <= calls_of(lambda: few.decide(claim)) * 1.05

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.allocation.cel import WHOLE_DEVICE, FieldPath, SelectorCompileError, fields_read, project
+from broker.allocation.cel import WHOLE_DEVICE, FieldPath, SelectorCompileError, fields_read, project, texts_required
 from broker.allocation.cel.cel_expr import shared_engine
 from broker.allocation.cel.values import DeviceValues, device_values, split_name
 from schemas.resource import Device, DeviceAttribute, DeviceCapacity
@@ -47,6 +47,30 @@ def test_reads(expression: str, places: list[str]) -> None:
 def test_a_device_that_escapes_is_read_as_a_whole() -> None:
     assert fields_read("device == device") == WHOLE_DEVICE
     assert fields_read(f"device == device || {D}.x == 1") == WHOLE_DEVICE
+
+
+@pytest.mark.parametrize(
+    ("expression", "texts"),
+    [
+        pytest.param(f'{D}.x == "a"', {"x": {"a"}}, id="equality"),
+        pytest.param(f'"a" == {D}["x"] && {D}.y > 1', {"x": {"a"}}, id="the other way round, and something else"),
+        pytest.param(f'{D}.x in ["a", "b"] && ({D}.y == "c")', {"x": {"a", "b"}, "y": {"c"}}, id="one of several"),
+        pytest.param(f'{D}.x in ["a", "b"] && {D}.x in ["b", "c"]', {"x": {"b"}}, id="both at once"),
+        pytest.param(f'{D}.x == "a" || {D}.y == "b"', {}, id="either"),
+        pytest.param(f'!({D}.x == "a")', {}, id="not"),
+        pytest.param(f'{D}.x != "a"', {}, id="another text"),
+        pytest.param(f"{D}.x == 1", {}, id="no text"),
+        pytest.param(f'{D}.x in ["a", {D}.y]', {}, id="a list that is not known"),
+        pytest.param(f'{D}.?x.orValue("a") == "a"', {}, id="a default"),
+        pytest.param('device.driver == "a"', {}, id="no attribute"),
+        pytest.param('device.capacity["d"].x == "a"', {}, id="a capacity"),
+        pytest.param(f'{D}.y.exists(e, e > 1) && {D}.x == "a"', {}, id="behind a loop, which may not come to its end"),
+        pytest.param(f'{D}.x == "a" && {D}.y.exists(e, e > 1)', {"x": {"a"}}, id="before a loop"),
+    ],
+)
+def test_requires_texts(expression: str, texts: dict[str, set[str]]) -> None:
+    found = texts_required(expression)
+    assert {field.parts[-1]: set(each) for field, each in found.items()} == texts
 
 
 def test_an_expression_that_does_not_parse() -> None:

@@ -1,33 +1,28 @@
 """What is there for those who ask for the same: the free devices that match, kept from one claim to the next.
 
-A Supply follows the pools of one fleet. Whenever it is asked it catches up with the pools that have changed since, so
+A Stock follows the pools of one fleet. Whenever it is asked it catches up with the pools that have changed since, so
 a claim costs as much as has changed, not as much as there is. Nothing here depends on the order in which changes came:
-a supply that was just made gives the same answers.
+a stock that was just made gives the same answers.
 """
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import product
 from typing import NamedTuple, Protocol
 
 from broker.allocation.capacity import CapacityAsk
-from broker.allocation.columns import Cell, Column, Value, bits, joint_column, values_of_cell
-from broker.allocation.devices import IndexedPool, Layout, Place, SliceBlock, Standing
+from broker.allocation.devices import IndexedPool, Layout, Place, Standing
 from broker.allocation.matching import Chain, Matching
-from broker.allocation.nodes import EVERYWHERE, NodeGroup
+from broker.allocation.nodes import EVERYWHERE, NodeGroup, Reach
 from broker.allocation.reasons import Cause
-from broker.allocation.room import Room, never, undrawable
+from broker.allocation.room import Room, undrawable
 from broker.allocation.taints import untolerated
+from broker.allocation.tally import Attributes, Tally
 from broker.world.changes import Changes
 from broker.world.usage import InUse
 from schemas.resource import DeviceToleration
 
-Attributes = tuple[str, ...]  # fully qualified names
-ValueKey = Value | tuple[Value, ...]  # one value of one attribute, or one of each of several
-
 
 class Terms(NamedTuple):
-    """All that decides which devices are in a supply.
+    """All that decides which devices are in a stock.
 
     ignored: causes to look away from, to find out whether they are what stands in the way. With IN_USE all that holders
         have is ignored.
@@ -59,7 +54,7 @@ class Change(NamedTuple):
 
 
 class HasPools(Protocol):
-    """A fleet, as far as its supplies need it.
+    """A fleet, as far as its stocks need it.
 
     order: changes whenever the positions do.
     """
@@ -74,75 +69,6 @@ class HasPools(Protocol):
     def order(self) -> int: ...
 
 
-def column_for(block: SliceBlock, attributes: Attributes) -> Column:
-    """The attributes of a block's devices; a cell is a tuple where there are several."""
-    columns = [block.columns.attribute(each) for each in attributes]
-    return columns[0] if len(columns) == 1 else joint_column(columns)
-
-
-def keys_of(cell: Cell, attributes: Attributes) -> Iterable[ValueKey]:
-    """The values of a cell of `column_for`; none where an attribute is missing."""
-    if len(attributes) == 1:
-        return values_of_cell(cell)
-    assert isinstance(cell, tuple)
-    return product(*map(values_of_cell, cell))
-
-
-class Tally:
-    """How many devices there are of each value of some attributes."""
-
-    __slots__ = ("_columns", "attributes", "counts", "values_by_count")
-
-    def __init__(self, attributes: Attributes) -> None:
-        self.attributes = attributes
-        self.counts: dict[ValueKey, int] = {}  # in no particular order
-        self.values_by_count: dict[int, int] = {}  # how many values have this many devices
-        self._columns: dict[SliceBlock, Column] = {}  # of all blocks that were counted, even when they are retired
-
-    @property
-    def most(self) -> int:
-        """The most devices that one value has."""
-        return max(self.values_by_count, default=0)
-
-    def add(self, block: SliceBlock, mask: int, sign: int) -> None:
-        """Devices of the block came (sign 1) or went (-1)."""
-        column = self._columns.get(block)
-        if column is None:
-            column = self._columns[block] = column_for(block, self.attributes)
-        count = mask.bit_count()
-        by_code: Iterable[tuple[int, int]]
-        if count == len(column.codes):
-            by_code = Counter(column.codes).items()
-        elif count <= 2 * len(column.cells):
-            by_code = Counter(column.codes[index] for index in bits(mask)).items()
-        else:
-            by_code = ((code, (mask & column.mask(code)).bit_count()) for code in range(len(column.cells)))
-        for code, number in by_code:
-            if number:
-                for key in keys_of(column.cells[code], self.attributes):
-                    self._change(key, sign * number)
-
-    def forget(self, blocks: Iterable[SliceBlock]) -> None:
-        """These will not be counted again."""
-        for block in blocks:
-            self._columns.pop(block, None)
-
-    def _change(self, key: ValueKey, by: int) -> None:
-        before = self.counts.get(key, 0)
-        after = before + by
-        by_count = self.values_by_count
-        if before:
-            if by_count[before] == 1:
-                del by_count[before]
-            else:
-                by_count[before] -= 1
-        if after:
-            self.counts[key] = after
-            by_count[after] = by_count.get(after, 0) + 1
-        else:
-            del self.counts[key]
-
-
 class _Live(NamedTuple):
     layout: Layout
     mask: int
@@ -152,7 +78,7 @@ _NOTHING = _Live(Layout(()), 0)
 
 
 class Part:
-    """The devices of a supply that can be used in one place.
+    """The devices of a stock that can be used in one place.
 
     live: the mask of each pool that has any.
     count: how many they are.
@@ -238,23 +164,21 @@ def _count_changes(tally: Tally, before: _Live, layout: Layout, live: int) -> No
 
 
 class _Crowded(NamedTuple):
-    """The devices of a pool that a request does not fit into.
+    """The devices of a pool that a request does not fit into as holders leave them.
 
-    never: even if all others were free.
-    crowded: as holders leave them now.
     is_overdrawn: when it was worked out, a counter of the pool was below zero.
     """
 
     layout: Layout
-    never: int
     crowded: int
     is_overdrawn: bool
 
 
-class Supply:
+class Stock:
     """The devices of a fleet that meet some terms, by the place where they can be used.
 
     failing: of the pools where a selector failed on some devices, held or not, those devices.
+    count_by_reach: how many devices there are, wherever there are any.
     """
 
     def __init__(self, terms: Terms, fleet: HasPools, matching: Matching, room: Room, changes: Changes[Change]) -> None:
@@ -262,6 +186,7 @@ class Supply:
         self.fleet = fleet
         self.parts: dict[Place, Part] = {}
         self.failing: dict[IndexedPool, int] = {}
+        self.count_by_reach: dict[Reach, int] = {}
         self._matching = matching
         self._room = room
         self._changes = changes
@@ -308,12 +233,9 @@ class Supply:
                     found[standing.place] = (live | usable, matched + (capable & mask).bit_count())
         for place in self._places_by_pool.get(pool, ()):
             if place not in found:
-                self.parts[place].put(pool, 0, 0, self.fleet)
+                self._put_part(place, pool, 0, 0)
         for place, (live, matched) in found.items():
-            part = self.parts.get(place)
-            if part is None:
-                part = self.parts[place] = Part()
-            part.put(pool, live, matched, self.fleet)
+            self._put_part(place, pool, live, matched)
         if found:
             self._places_by_pool[pool] = tuple(found)
         else:
@@ -323,6 +245,20 @@ class Supply:
         elif self.failing:
             self.failing.pop(pool, None)
 
+    def _put_part(self, place: Place, pool: IndexedPool, live: int, matched: int) -> None:
+        part = self.parts.get(place)
+        if part is None:
+            part = self.parts[place] = Part()
+        before = part.count
+        part.put(pool, live, matched, self.fleet)
+        self._count(place.reach, part.count - before)
+
+    def _count(self, reach: Reach, more: int) -> None:
+        if more:
+            self.count_by_reach[reach] = self.count_by_reach.get(reach, 0) + more
+            if not self.count_by_reach[reach]:
+                del self.count_by_reach[reach]
+
     def _closed(self, pool: IndexedPool, possible: int, changed: int | None, in_use: InUse) -> int:
         """Those of the possible devices that holders leave nothing of, or too little."""
         ignores_holders = Cause.IN_USE in self.terms.ignored
@@ -330,27 +266,34 @@ class Supply:
         crowdable = possible & (pool.shared | pool.drawing)
         if not crowdable:
             return taken
-        known = self._crowded.get(pool)
-        if known is None or known.layout is not pool.layout or changed is None:
-            known = _Crowded(pool.layout, never(pool) & possible, 0, is_overdrawn=False)
-            changed = pool.layout.everything
         if ignores_holders:
-            self._crowded[pool] = known
-            return known.never
+            return pool.never
         is_overdrawn = bool(pool.drawing) and pool.supply.counters(in_use).is_overdrawn
-        affected = changed | (pool.drawing if is_overdrawn != known.is_overdrawn else pool.drawing_beside(changed))
-        affected &= crowdable
-        crowded = known.crowded & ~affected
+        known = self._crowded.get(pool)
+        if known is None or known.layout is not pool.layout or changed is None or is_overdrawn != known.is_overdrawn:
+            crowded, affected = 0, crowdable
+        else:
+            affected = (changed | pool.drawing_beside(changed)) & crowdable
+            crowded = known.crowded & ~affected
         crowded |= self._room.full(pool, self.terms.capacity, affected, in_use)
         crowded |= undrawable(pool, affected, in_use)
-        self._crowded[pool] = known._replace(crowded=crowded, is_overdrawn=is_overdrawn)
-        return taken | known.never | crowded
+        self._crowded[pool] = _Crowded(pool.layout, crowded, is_overdrawn)
+        return taken | pool.never | crowded
 
     def _drop(self, pool: IndexedPool) -> None:
         for place in self._places_by_pool.pop(pool):
+            before = self.parts[place].count
             self.parts[place].drop(pool)
+            self._count(place.reach, self.parts[place].count - before)
         self.failing.pop(pool, None)
         self._crowded.pop(pool, None)
+
+    def count_for(self, group: NodeGroup) -> int:
+        """How many devices the nodes reach at most: for some they may have to be known by name."""
+        counts = self.count_by_reach
+        if group.reaches is None:
+            return sum(counts.values())
+        return sum([counts.get(reach, 0) for reach in group.reaches], start=counts.get(EVERYWHERE, 0))
 
     def parts_for(self, group: NodeGroup) -> list[Part]:
         """Those that the nodes of the group reach."""
