@@ -410,6 +410,8 @@ class Mirror:
         self._in_flight -= 1
         self._note_published(tracked, action.message, stream_sequence, self._now_ms)
         self._owed.discard(tracked.name)
+        if action.message.is_tombstone and tracked.object is None and tracked.job and tracked.job.stage == "start":
+            tracked.job = None  # of a claim that we never saw: its tombstone settles all that there is
         self._advance(tracked)
         self._forget_if_done(tracked)
 

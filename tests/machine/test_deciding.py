@@ -135,6 +135,16 @@ def test_a_class_that_goes_takes_its_claims_to_waiting(machine: Driven) -> None:
     assert reasons(machine, claim) == ["NoMatchingDevice", "UnknownDeviceClass"]
 
 
+def test_a_class_that_goes_is_the_reason_even_of_a_claim_that_waits_for_a_pod(machine: Driven) -> None:
+    east, _ = everyone_heard(machine)
+    claim = a_claim()
+    east.tells(claim)
+    machine.run()
+    east.removes("class", CLASS)
+    machine.run()
+    assert reasons(machine, claim) == ["WaitingForConsumer", "UnknownDeviceClass"]
+
+
 def test_an_invalid_selector_of_a_class_is_told_to_people_and_to_the_claim(machine: Driven) -> None:
     east, _ = everyone_heard(machine)
     east.publishes(a_brokered_class("broken", "device.driver =="))

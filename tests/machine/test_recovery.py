@@ -130,6 +130,27 @@ def test_a_claim_without_messages_any_more_keeps_its_grant_until_a_sync(machine:
     assert [type(entry) for entry in run(again, machine.now_ms)] == [Inputs, GrantEnded]
 
 
+def test_a_claim_without_messages_any_more_keeps_its_place_in_the_queue(machine: Driven) -> None:
+    east, west = everyone_heard(machine)
+    granted(machine, west, an_immediate_claim("holder"))
+    claim = an_immediate_claim()
+    east.tells(claim)
+    machine.run()
+    again = machine.only_the_ledger()
+    about = state_subject(EAST, "claim", claim.metadata.uid)
+    recovery.believe_again(again, [message for message in machine.log if message.subject != about])
+    recovery.resume(again)
+    before = machine.claim(EAST, claim).waiting
+    assert before is not None
+    position = len(machine.log)
+    east.tells(claim)
+    again.feed(machine.log[position:])
+    run(again, machine.now_ms)
+    after = again.world.claims[key_of(EAST, claim)].waiting
+    assert after is not None
+    assert (after.order, after.since_ms) == (before.order, before.since_ms)
+
+
 # --- which messages were believed
 
 

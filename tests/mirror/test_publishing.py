@@ -270,6 +270,16 @@ def test_a_claim_that_only_the_agent_before_has_met_may_come_after_all() -> None
     assert not driven.said().is_tombstone
 
 
+def test_a_decision_for_a_claim_that_it_has_declared_gone_is_done() -> None:
+    driven = Driven().started()
+    driven.tell(Asked([TRAIN]))
+    driven.tell(decides(an_allocate()))
+    driven.store()
+    assert driven.said().is_tombstone
+    assert driven.mirror.is_idle
+    assert driven.mirror.has_published_outcome(TRAIN.key, 50)
+
+
 # --- asked
 
 

@@ -28,7 +28,7 @@ from cluster_agent.mirror.actions import (
 from cluster_agent.mirror.tracked import Job, Tracked, holds_of, with_allocation, with_finalizers
 from schemas.wire.ledger import Allocate
 from schemas.wire.state import ObjectName, SyncFinished
-from tests.simulation.agent import AgentRun, Call
+from tests.simulation.agent import AgentRun
 from tests.simulation.broker import BrokerRun
 from tests.simulation.schedule import Doubles
 
@@ -224,7 +224,6 @@ def _says_nothing(core: Any, cluster: Any, beat: Any) -> None:
 
 _read: Callable[[Tracked, Job, ClaimRead], list[Action]] = settling._read
 _sync_finished = syncs.sync_finished
-_settled_by_ledger = claims._is_settled
 
 
 RULES: dict[str, Rule] = {
@@ -289,5 +288,3 @@ RULES: dict[str, Rule] = {
         patches=[(intake, "_is_believed", lambda core, message, subject, epoch: True)],
     ),
 }
-
-__all__ = ["RULES", "Call", "Rule", "doubles_without"]

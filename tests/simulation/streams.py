@@ -42,7 +42,9 @@ class StateLog:
         self.archive.append(message)
         self._kept[sequence] = message
         sequences.append(sequence)
-        if len(sequences) > self._messages_per_subject:
+        # Runs are kept longer: they tell which of two was believed. (A real log keeps 64 messages of each subject.)
+        most = 64 if ".agent." in subject else self._messages_per_subject
+        if len(sequences) > most:
             del self._kept[sequences.pop(0)]
         return sequence
 

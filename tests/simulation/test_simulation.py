@@ -10,8 +10,8 @@ from tests.simulation.run import STEPS, Failure, run_seed
 
 SEEDS = 200
 
-# Left out: what a seed in 200 need not meet.
-FOUND_SOONER_OR_LATER = {"no-sync-before-publishes-land"}
+# Met by one seed in some hundreds; `tests.protocol` and `tests.mirror` tell of them step by step.
+FOUND_SOONER_OR_LATER = {"no-sync-before-publishes-land", "read-the-ledger-again", "view-not-older-than-subject"}
 
 
 def test_200_histories_are_as_they_must_be() -> None:
