@@ -20,7 +20,7 @@ from cluster_agent.adapters.generated_claims import (
     generated_name,
     template_references,
 )
-from cluster_agent.adapters.object_store import as_dict, is_finished, key_of, pod_owner
+from cluster_agent.adapters.object_store import is_finished, key_of, pod_owner
 from schemas.errors import DecodeError, FieldError, ManifestError
 from schemas.manifests import Document, ManifestSet
 from schemas.resource import (
@@ -36,6 +36,7 @@ from schemas.resource import (
     ResourceSlice,
 )
 from schemas.resource.decode import decode_object
+from schemas.resource.untyped import as_dict
 from schemas.resource.validate import (
     validate_claim,
     validate_class,

@@ -26,13 +26,13 @@ from cluster_agent.adapters.object_store import (
     ObjectStore,
     StoredObject,
     StoreEvent,
-    as_dict,
     copy_of,
     key_of,
 )
 from cluster_agent.adapters.reconciler import Origin, Reconciler
 from cluster_agent.ports import ApiObject, ExpiredError, Kind, Listing, WatchEvent
 from schemas.errors import ManifestError
+from schemas.resource.untyped import as_dict
 
 _HISTORY_LENGTH = 10_000  # changes that a watch may be behind before it has to list again
 _DEBOUNCE_MS = 500

@@ -13,11 +13,12 @@ from typing import Any
 
 import msgspec
 
-from cluster_agent.adapters.object_store import DELETE_PROTECTION, ObjectKey, as_dict, as_list, key_of
+from cluster_agent.adapters.object_store import DELETE_PROTECTION, ObjectKey, key_of
 from cluster_agent.ports import ApiObject
 from schemas.errors import FieldError, ManifestError
 from schemas.manifests import Document, parse_manifests
 from schemas.resource import DeviceClass, DeviceTaintRule, ResourceClaim, ResourceClaimTemplate, ResourceSlice
+from schemas.resource.untyped import as_dict, as_list
 from schemas.resource.validate import validate_claim, validate_class, validate_taint_rule, validate_template
 from schemas.resource.validate_slice import validate_slice
 from schemas.resource.versions import to_v1

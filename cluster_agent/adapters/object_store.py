@@ -26,6 +26,7 @@ from cluster_agent.ports import (
 from schemas.errors import DecodeError
 from schemas.resource import ResourceClaim
 from schemas.resource.decode import decode_object
+from schemas.resource.untyped import as_dict, as_list
 
 DELETE_PROTECTION = "resource.kubernetes.io/delete-protection"
 RESERVED_FOR_MAX = 256
@@ -35,6 +36,7 @@ NAMESPACED = frozenset({"claim", "pod", "template"})
 _OF_THE_SERVER = frozenset(
     {"name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp"}
 )
+
 _DROPPED = frozenset({"managedFields", "selfLink", "deletionGracePeriodSeconds"})
 
 
@@ -444,13 +446,3 @@ def _copy(value: Any) -> Any:
     if isinstance(value, list):
         return [_copy(item) for item in value]
     return value
-
-
-def as_dict(value: Any) -> dict[str, Any]:
-    """The value if it is an object; else, as in manifests that cannot be read, an empty one."""
-    return value if isinstance(value, dict) else {}
-
-
-def as_list(value: Any) -> list[Any]:
-    """The value if it is a list, else an empty one."""
-    return value if isinstance(value, list) else []

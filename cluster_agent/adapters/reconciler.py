@@ -16,8 +16,6 @@ from cluster_agent.adapters.object_store import (
     ObjectStore,
     StoredObject,
     allocation_of,
-    as_dict,
-    as_list,
     is_deleting,
     is_finished,
     key_of,
@@ -26,6 +24,7 @@ from cluster_agent.adapters.object_store import (
 )
 from cluster_agent.ports import ApiObject
 from schemas.errors import ManifestError
+from schemas.resource.untyped import as_dict, as_list
 
 
 class Origin(msgspec.Struct, frozen=True):

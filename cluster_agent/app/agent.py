@@ -57,6 +57,7 @@ from cluster_agent.ports import (
 )
 from schemas.client.errors import BusError, MessageTooLargeError
 from schemas.client.follow import Delivered
+from schemas.resource.untyped import allocation_of, results_of
 from schemas.wire.bus import OutgoingMessage, PayloadError, StoredMessage
 from schemas.wire.calls import Ask
 from schemas.wire.codec import (
@@ -455,9 +456,9 @@ def _without_body(action: Publish, error: str) -> ClaimState | ObjectState:
     # Its devices must not look free: they are all that is told of it.
     claim = msgspec.json.decode(action.message.claim)
     metadata = {name: claim["metadata"].get(name) for name in ("namespace", "name", "uid")}
-    allocation = (claim.get("status") or {}).get("allocation")
-    results = ((allocation or {}).get("devices") or {}).get("results") or []
-    named = [{name: each.get(name) for name in ("request", "driver", "pool", "device", "shareID")} for each in results]
+    allocation = allocation_of(claim)
+    kept = ("request", "driver", "pool", "device", "shareID", "consumedCapacity")
+    named = [{name: each.get(name) for name in kept} for each in results_of(allocation)]
     body: ApiObject = {"metadata": metadata}
     if allocation is not None:
         body["status"] = {"allocation": {"devices": {"results": named}}}

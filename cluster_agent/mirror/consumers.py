@@ -3,6 +3,7 @@
 from typing import Any
 
 from cluster_agent.mirror.tracked import metadata_of
+from schemas.resource.untyped import as_dict, as_text, dicts_in
 from schemas.wire.state import Consumer
 
 ClaimName = tuple[str, str]  # namespace and name
@@ -22,12 +23,13 @@ class Consumers:
         metadata = metadata_of(obj)
         if kind == "namespace":
             name = str(metadata.get("name", ""))
-            self._namespaces[name] = dict(metadata.get("labels") or {})
+            labels = as_dict(metadata.get("labels"))
+            self._namespaces[name] = {key: value for key, value in labels.items() if isinstance(value, str)}
             return name
         uid = str(metadata.get("uid", ""))
         before = self._drop(uid)
         claims = _claims_named(obj)
-        spec, status = obj.get("spec") or {}, obj.get("status") or {}
+        spec, status = as_dict(obj.get("spec")), as_dict(obj.get("status"))
         self._pods[uid] = Consumer(
             uid=uid,
             name=str(metadata.get("name", "")),
@@ -62,9 +64,8 @@ class Consumers:
         """The pods that use a claim, by UID."""
         metadata = metadata_of(claim)
         uids = set(self._pods_of_claim.get((str(metadata.get("namespace", "")), str(metadata.get("name", ""))), ()))
-        for owner in metadata.get("ownerReferences") or []:
-            if isinstance(owner, dict) and owner.get("kind") == "Pod" and owner.get("uid") in self._pods:
-                uids.add(owner["uid"])
+        owners = dicts_in(metadata.get("ownerReferences"))
+        uids |= {as_text(owner.get("uid")) for owner in owners if owner.get("kind") == "Pod"} & self._pods.keys()
         return [self._pods[uid] for uid in sorted(uids)]
 
     def namespace_labels(self, namespace: str) -> dict[str, str]:
@@ -83,9 +84,7 @@ class Consumers:
 
 def _claims_named(pod: dict[str, Any]) -> set[ClaimName]:
     namespace = str(metadata_of(pod).get("namespace", ""))
-    spec, status = pod.get("spec") or {}, pod.get("status") or {}
-    named = [each.get("resourceClaimName") for each in spec.get("resourceClaims") or [] if isinstance(each, dict)]
-    made = [
-        each.get("resourceClaimName") for each in status.get("resourceClaimStatuses") or [] if isinstance(each, dict)
-    ]
-    return {(namespace, str(name)) for name in [*named, *made] if name}
+    named = dicts_in(as_dict(pod.get("spec")).get("resourceClaims"))
+    made = dicts_in(as_dict(pod.get("status")).get("resourceClaimStatuses"))
+    names = {as_text(each.get("resourceClaimName")) for each in [*named, *made]}
+    return {(namespace, name) for name in names if name}

@@ -32,6 +32,7 @@ from cluster_agent.mirror.actions import (
 )
 from cluster_agent.mirror.consumers import ClaimName, Consumers
 from cluster_agent.mirror.tracked import Job, Tracked, fingerprint, holds_of, metadata_of, raw
+from schemas.resource.untyped import as_dict, as_text, dicts_in
 from schemas.wire.calls import Beat
 from schemas.wire.state import (
     NO_OBJECT,
@@ -241,7 +242,7 @@ class Mirror:
 
     def _class_changed(self, tracked: Tracked) -> list[Tracked]:
         """A class became brokered: claims that were not our business may be now."""
-        labels = metadata_of(tracked.object).get("labels") or {}
+        labels = as_dict(metadata_of(tracked.object).get("labels"))
         is_brokered = labels.get(BROKERED_LABEL) == "true"
         if is_brokered == (tracked.name.key in self._brokered):
             return []
@@ -549,12 +550,10 @@ def _version(text: str) -> int:
 
 
 def _class_names(claim: dict[str, Any]) -> list[str]:
-    names = []
-    spec = claim.get("spec")
-    devices = spec.get("devices") if isinstance(spec, dict) else None
-    requests = devices.get("requests") if isinstance(devices, dict) else None
-    for request in requests if isinstance(requests, list) else []:
-        if isinstance(request, dict):
-            parts = [request.get("exactly"), *(request.get("firstAvailable") or [])]
-            names += [str(part.get("deviceClassName", "")) for part in parts if isinstance(part, dict)]
-    return names
+    devices = as_dict(as_dict(claim.get("spec")).get("devices"))
+    parts = [
+        part
+        for request in dicts_in(devices.get("requests"))
+        for part in (as_dict(request.get("exactly")), *dicts_in(request.get("firstAvailable")))
+    ]
+    return [as_text(part.get("deviceClassName")) for part in parts]

@@ -32,6 +32,7 @@ from cluster_agent.mirror.tracked import (
     with_void_mark,
     without_held,
 )
+from schemas.resource.untyped import texts_in
 from schemas.wire.ledger import Allocate
 from schemas.wire.state import Outcome, Settled
 
@@ -169,7 +170,7 @@ def _let_go(tracked: Tracked) -> list[Action]:
         or tracked.removal
         or not tracked.view_is_current
         or metadata.get("deletionTimestamp") is None
-        or HELD not in (metadata.get("finalizers") or [])
+        or HELD not in texts_in(metadata.get("finalizers"))
         or holds_of(tracked.object) is not None
     ):
         return []

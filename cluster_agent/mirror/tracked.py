@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from cluster_agent.mirror.actions import ClaimRef, Decision, Publish
+from schemas.resource.untyped import allocation_of, as_dict, as_text, results_of, texts_in
 from schemas.wire.codec import encode
 from schemas.wire.ledger import Allocate, DeviceHold, canonical_amounts
 from schemas.wire.state import ClaimState, ObjectName, ObjectState, Outcome, Rejected, Settled
@@ -83,8 +84,7 @@ class Tracked:
 
 def metadata_of(obj: dict[str, Any] | None) -> dict[str, Any]:
     """An object's metadata, {} where there is none to be read."""
-    metadata = (obj or {}).get("metadata")
-    return metadata if isinstance(metadata, dict) else {}
+    return as_dict(as_dict(obj).get("metadata"))
 
 
 def raw(obj: dict[str, Any]) -> msgspec.Raw:
@@ -99,27 +99,26 @@ def fingerprint(message: ClaimState | ObjectState) -> bytes:
 
 def holds_of(claim: dict[str, Any] | None) -> list[DeviceHold] | None:
     """What the claim's status.allocation holds; None where it has none."""
-    allocation = ((claim or {}).get("status") or {}).get("allocation")
+    allocation = allocation_of(claim)
     if allocation is None:
         return None
-    results = ((allocation.get("devices") or {}).get("results")) or []
     return [
         DeviceHold(
-            request=result.get("request", ""),
-            driver=result.get("driver", ""),
-            pool=result.get("pool", ""),
-            device=result.get("device", ""),
-            share_id=result.get("shareID") or "",
+            request=as_text(result.get("request")),
+            driver=as_text(result.get("driver")),
+            pool=as_text(result.get("pool")),
+            device=as_text(result.get("device")),
+            share_id=as_text(result.get("shareID")),
             admin_access=bool(result.get("adminAccess")),
-            consumed_capacity=canonical_amounts(result.get("consumedCapacity") or {}),
+            consumed_capacity=canonical_amounts(as_dict(result.get("consumedCapacity"))),
         )
-        for result in results
+        for result in results_of(allocation)
     ]
 
 
 def with_finalizers(claim: dict[str, Any]) -> dict[str, Any] | None:
     """The claim with both finalizers; None where it has them."""
-    finalizers = list(metadata_of(claim).get("finalizers") or [])
+    finalizers = texts_in(metadata_of(claim).get("finalizers"))
     missing = [each for each in (DELETE_PROTECTION, HELD) if each not in finalizers]
     if not missing:
         return None
@@ -128,20 +127,20 @@ def with_finalizers(claim: dict[str, Any]) -> dict[str, Any] | None:
 
 def without_held(claim: dict[str, Any]) -> dict[str, Any]:
     """The claim without our finalizer."""
-    finalizers = [each for each in metadata_of(claim).get("finalizers") or [] if each != HELD]
+    finalizers = [each for each in texts_in(metadata_of(claim).get("finalizers")) if each != HELD]
     return {**claim, "metadata": {**metadata_of(claim), "finalizers": finalizers}}
 
 
 def with_void_mark(claim: dict[str, Any], ledger_sequence: int, attempt: int) -> dict[str, Any]:
     """The claim with a mark that no other write left: writing it changes the resourceVersion for certain."""
     metadata = metadata_of(claim)
-    annotations = {**(metadata.get("annotations") or {}), VOIDED_ANNOTATION: f"{ledger_sequence}-{attempt}"}
+    annotations = {**as_dict(metadata.get("annotations")), VOIDED_ANNOTATION: f"{ledger_sequence}-{attempt}"}
     return {**claim, "metadata": {**metadata, "annotations": annotations}}
 
 
 def with_allocation(claim: dict[str, Any], decision: Decision) -> dict[str, Any]:
     """The claim with what an Allocate says in its status, or without what a Release names."""
-    status = dict(claim.get("status") or {})
+    status = dict(as_dict(claim.get("status")))
     status.pop("reservedFor", None)
     status.pop("devices", None)
     if isinstance(decision, Allocate):

@@ -466,3 +466,22 @@ def test_never_writes_the_files(put: Put, up: Up, tmp_path: Path) -> None:
     before = everything()
     up("east", "west")
     assert everything() == before
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        pytest.param({**claim_manifest("odd"), "status": {"allocation": {"devices": {"results": ["x"]}}}}, id="claim"),
+        pytest.param({**claim_manifest("odd"), "status": "allocated"}, id="claim without a status to be read"),
+        pytest.param({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "status": "running"}, id="pod"),
+        pytest.param(
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default", "labels": {"floor": 3}}},
+            id="namespace",
+        ),
+    ],
+)
+def test_an_object_that_makes_no_sense_does_not_stop_the_others(put: Put, up: Up, odd: Manifest) -> None:
+    put("east", class_manifest(), slice_manifest(["gpu-0"]), claim_manifest("good"), odd)
+    run = up("east")
+    assert run.devices == {"east/good": "rack/gpu-0"}
+    assert "Traceback" not in run.err
