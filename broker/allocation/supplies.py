@@ -6,7 +6,6 @@ Source: KEP-4815 (counters), KEP-5963 (compatibility groups), KEP-5075 (shares).
 
 from collections.abc import Callable, Iterable, Mapping
 
-from broker.allocation.capacity import Consumption
 from broker.world.counters import CounterName, Draw, draws_of, totals_of
 from broker.world.keys import DeviceKey, PoolKey
 from broker.world.pools import Pool
@@ -131,11 +130,3 @@ class Supplies:
         """What shares consume of it, by capacity."""
         use: Use | None = self.in_use.get(device)
         return use.consumed if use is not None else _NO_CONSUMPTION
-
-    def why_capacity_is_used(self, device: DeviceKey, consumption: Consumption) -> str | None:
-        """Which capacity is too little beside the shares that there are, for people."""
-        consumed = self.consumed(device)
-        for name, amount, limit in consumption if consumed else ():
-            if consumed.get(name, 0) + amount.nanos > limit:
-                return name
-        return None

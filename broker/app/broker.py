@@ -103,12 +103,10 @@ class Broker:
         self._dead_letters = DeadLetters(connection)
         self._ledger = LedgerStore(connection, ledger_stream(SHARD, SEGMENT))
         self._envelopes = Envelopes(SHARD, SEGMENT, settings.instance)
-        self._items: MemoryObjectSendStream[Item] | None = (
-            None  # to the task that owns the machine; None while standing by
-        )
+        # To the task that owns the machine; None while standing by.
+        self._items: MemoryObjectSendStream[Item] | None = None
         self._open_questions: list[Question] = []
         self.changed = anyio.Event()  # set when a step was done, and then replaced
-        self.is_leading = False
         self.counts: dict[str, int] = {}  # notices by code
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -122,7 +120,6 @@ class Broker:
                 await self._lead()
             except* DeposedError as deposed:
                 _log.warning("stopped leading: %s", "; ".join(map(str, deposed.exceptions)))
-            self.is_leading = False
 
     async def ask_world(self, read: Callable[[Machine], T]) -> T:
         """What `read` says of the machine, between two batches; waits until this broker leads.
@@ -236,12 +233,12 @@ class Broker:
             tg.start_soon(self._follow_state, position, send)
             tg.start_soon(self._follow_beats, send)
             tg.start_soon(self._serve_api)
-            self._items, self.is_leading = send, True
+            self._items = send
             self._say_changed()
             try:
                 await self._decide(machine, receive)
             finally:
-                self._items, self.is_leading = None, False
+                self._items = None
                 for question in self._open_questions:
                     question.error = DeposedError("this broker does not lead any more")
                     question.answered.set()

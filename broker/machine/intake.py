@@ -120,9 +120,9 @@ def _claim(core: Core, message: StoredMessage, subject: StateSubject, state: Cla
                 error = f"a {type(found).__name__} on a claim's subject"
             elif _has_too_long((found.metadata.name, found.metadata.namespace)):
                 error = f"a name or namespace has more than {NAME_LENGTH_MAX} characters"
-            elif len(results_of(found)) > RESULTS_MAX:
-                error = f"status.allocation.devices.results: {len(results_of(found))} items, at most {RESULTS_MAX}"
-            elif any(_has_too_long(_names_in(each)) for each in results_of(found)):
+            elif len(_results_of(found)) > RESULTS_MAX:
+                error = f"status.allocation.devices.results: {len(_results_of(found))} items, at most {RESULTS_MAX}"
+            elif any(_has_too_long(_names_in(each)) for each in _results_of(found)):
                 error = f"status.allocation.devices.results: a name has more than {NAME_LENGTH_MAX} characters"
             elif found.metadata.uid != subject.key:
                 error = f"claim of UID {found.metadata.uid!r} on the subject of {subject.key!r}"
@@ -136,7 +136,7 @@ def _claim(core: Core, message: StoredMessage, subject: StateSubject, state: Cla
     claims.on_claim(core, cluster, subject.key, state, spec, message.stream_sequence)
 
 
-def results_of(claim: ResourceClaim) -> list[DeviceRequestAllocationResult]:
+def _results_of(claim: ResourceClaim) -> list[DeviceRequestAllocationResult]:
     """The devices of the claim's allocation, [] without one."""
     return claim.status.allocation.devices.results if claim.status.allocation is not None else []
 

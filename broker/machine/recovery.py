@@ -78,13 +78,6 @@ class LastBelieved:
             self._counted.append(message)
 
 
-def believe_again(machine: Machine, messages: Iterable[StoredMessage]) -> None:
-    """Take in what was believed, where all of it is at hand."""
-    believed = LastBelieved(machine)
-    believed.add(messages)
-    believed.take_in()
-
-
 def position_expired(machine: Machine, messages: Iterable[StoredMessage], position: int) -> None:
     """DRA_STATE dropped messages after the recorded position: go on from the last message of each subject.
 

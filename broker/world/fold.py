@@ -43,16 +43,7 @@ def apply_entry(world: World, entry: AnyEntry, ledger_sequence: int) -> None:
             _release(world, entry, ledger_sequence)
         case Adopted():
             claim = _claim(world, entry)
-            world.add_grant(
-                Grant(
-                    claim=claim.key,
-                    ledger_sequence=ledger_sequence,
-                    holds=tuple(entry.holds),
-                    devices=_devices(entry.holds, entry.scopes),
-                    is_adopted=True,
-                    state_sequence=entry.state_sequence,
-                )
-            )
+            world.add_grant(_grant_of(claim, entry, ledger_sequence))
             claim.waiting = claim.collision = None
         case OutcomeRecorded():
             _outcome(world, entry)
@@ -91,20 +82,22 @@ def _allocate(world: World, entry: Allocate, ledger_sequence: int) -> None:
     if claim.unsettled or claim.grants:
         before = claim.unsettled or claim.grants
         raise InvariantError(f"Allocate {ledger_sequence} for {claim.key}, which still has {before}")
-    world.add_grant(
-        Grant(
-            claim=claim.key,
-            ledger_sequence=ledger_sequence,
-            holds=tuple(entry.holds),
-            devices=_devices(entry.holds, entry.scopes),
-            is_adopted=False,
-            state_sequence=entry.state_sequence,
-            unscheduled=frozenset(entry.unscheduled),
-        )
-    )
+    world.add_grant(_grant_of(claim, entry, ledger_sequence))
     claim.unsettled = Unsettled(ledger_sequence, "Allocate")
     claim.last_decision = ledger_sequence
     claim.waiting = None
+
+
+def _grant_of(claim: Claim, entry: Allocate | Adopted, ledger_sequence: int) -> Grant:
+    return Grant(
+        claim=claim.key,
+        ledger_sequence=ledger_sequence,
+        holds=tuple(entry.holds),
+        devices=_devices(entry.holds, entry.scopes),
+        is_adopted=isinstance(entry, Adopted),
+        state_sequence=entry.state_sequence,
+        unscheduled=frozenset(entry.unscheduled if isinstance(entry, Allocate) else ()),
+    )
 
 
 def _release(world: World, entry: Release, ledger_sequence: int) -> None:

@@ -28,7 +28,6 @@ def observe_claim(
     claim.settled, claim.rejected = state.decision, state.rejected
     if spec is not None:
         claim.namespace, claim.name = spec.metadata.namespace, spec.metadata.name
-        claim.shown_allocation = spec.status.allocation
         world.show(claim, allocation_holds(spec.status.allocation))
     else:
         fields = _loosely(state.claim)
@@ -36,7 +35,6 @@ def observe_claim(
         if isinstance(metadata, dict):
             claim.namespace = str(metadata.get("namespace") or claim.namespace)[:_NAME_LENGTH_MAX]
             claim.name = str(metadata.get("name") or claim.name)[:_NAME_LENGTH_MAX]
-        claim.shown_allocation = None
         world.show(claim, _loose_holds(fields))
     return claim
 

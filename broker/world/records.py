@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from broker.world.keys import ClaimKey, ClusterId, DeviceKey
-from schemas.resource import AllocationResult, ResourceClaim
+from schemas.resource import ResourceClaim
 from schemas.wire.ledger import DeviceHold, RequestState
 from schemas.wire.state import Consumer, ObjectName, Rejected, Settled
 
@@ -44,7 +44,6 @@ class Grant:
     is_adopted: bool
     state_sequence: int
     unscheduled: frozenset[str] = frozenset()  # consumers that it was decided for
-    reserved_uids: frozenset[str] = frozenset()
     was_applied: bool = False
     is_released: bool = False  # we asked for it back
 
@@ -91,7 +90,6 @@ class Claim:
     settled: Settled | None = None
     rejected: Rejected | None = None
     shown: tuple[DeviceHold, ...] | None = None  # what status.allocation says; None: no allocation
-    shown_allocation: AllocationResult | None = None
     shown_devices: tuple[DeviceKey, ...] = ()
 
     grants: list[Grant] = field(default_factory=list)

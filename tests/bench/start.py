@@ -30,6 +30,7 @@ from schemas.wire.ledger import (
     Step,
 )
 from schemas.wire.state import Settled
+from tests.believing import believe_again
 from tests.bench.clusters import CLUSTERS, Log, federation, run
 from tests.bench.fleet import a_claim_for, in_order, selects_model, some_pools, some_slices
 from tests.bench.measure import Table, count, growth, least, ms, progress, ratio, timed, us
@@ -111,7 +112,7 @@ class _History:
         return timed(lambda: recovery.fold_ledger(self._machine, self._ledger))
 
     def believe(self) -> float:
-        return timed(lambda: recovery.believe_again(self._machine, self._state))
+        return timed(lambda: believe_again(self._machine, self._state))
 
     def first_steps(self) -> float:
         def decide() -> None:

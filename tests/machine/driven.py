@@ -35,6 +35,7 @@ from schemas.wire.state import (
     SyncPart,
 )
 from schemas.wire.subjects import run_subject, state_subject, sync_part_subject
+from tests.believing import believe_again
 from tests.builders import CLASS, DRIVER, a_claim, a_class, a_slice, some_devices
 
 EAST, WEST, HUB = ClusterId("east"), ClusterId("west"), ClusterId("hub")
@@ -143,7 +144,7 @@ class Driven:
         """Another leader's machine, as it is when it has read ledger and log."""
         machine = self.only_the_ledger()
         position = machine.world.position
-        recovery.believe_again(machine, self.log[:position])
+        believe_again(machine, self.log[:position])
         recovery.resume(machine)
         machine.feed(self.log[position:])
         return machine

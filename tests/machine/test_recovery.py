@@ -24,6 +24,7 @@ from schemas.wire.ledger import (
 )
 from schemas.wire.state import ObjectName, Rejected
 from schemas.wire.subjects import state_subject
+from tests.believing import believe_again
 from tests.builders import a_claim, a_request, a_slice, some_devices
 from tests.machine.driven import (
     EAST,
@@ -91,7 +92,7 @@ def test_a_start_in_the_middle_of_each_batch_goes_on_to_the_same_ledger(machine:
         again = Machine(World(machine.federation), machine.index, IDENTITY)
         recovery.fold_ledger(again, machine.ledger[: sequence - 1])
         position = again.world.position
-        recovery.believe_again(again, machine.log[:position])
+        believe_again(again, machine.log[:position])
         recovery.resume(again)
         made: list[bytes] = []
         steps = machine.recorded(Inputs)[sequence].steps
@@ -119,7 +120,7 @@ def test_a_claim_without_messages_any_more_keeps_its_grant_until_a_sync(machine:
     granted(machine, east, claim)
     again = machine.only_the_ledger()
     about = state_subject(EAST, "claim", claim.metadata.uid)
-    recovery.believe_again(again, [message for message in machine.log if message.subject != about])
+    believe_again(again, [message for message in machine.log if message.subject != about])
     recovery.resume(again)
     assert run(again, machine.now_ms) == []
     assert len(again.world.claims[key_of(EAST, claim)].grants) == 1
@@ -138,7 +139,7 @@ def test_a_claim_without_messages_any_more_keeps_its_place_in_the_queue(machine:
     machine.run()
     again = machine.only_the_ledger()
     about = state_subject(EAST, "claim", claim.metadata.uid)
-    recovery.believe_again(again, [message for message in machine.log if message.subject != about])
+    believe_again(again, [message for message in machine.log if message.subject != about])
     recovery.resume(again)
     before = machine.claim(EAST, claim).waiting
     assert before is not None
@@ -157,7 +158,7 @@ def test_a_claim_without_messages_any_more_keeps_its_place_in_the_queue(machine:
 def believed(machine: Driven, messages: Iterable[StoredMessage]) -> set[str]:
     """Names of the claims that a start believes."""
     again = machine.only_the_ledger()
-    recovery.believe_again(again, messages)
+    believe_again(again, messages)
     return {claim.name for claim in again.world.claims.values() if claim.state_sequence}
 
 
@@ -344,7 +345,7 @@ def test_a_ledger_behind_what_a_cluster_knows_grants_nothing_after_a_start_eithe
     granted(machine, east, an_immediate_claim("old"))
     cut = Machine(World(machine.federation), machine.index, IDENTITY)
     recovery.fold_ledger(cut, machine.ledger[:3])
-    recovery.believe_again(cut, machine.log[: cut.world.position])
+    believe_again(cut, machine.log[: cut.world.position])
     recovery.resume(cut)
     west.tells(an_immediate_claim("new"))
     cut.feed(machine.log[cut.world.position :])

@@ -37,6 +37,7 @@ from schemas.wire.codec import decode_claim_state
 from schemas.wire.ledger import Adopted, Allocate, GrantEnded, OutcomeRecorded
 from schemas.wire.state import ObjectName, SyncFinished
 from schemas.wire.subjects import state_subject
+from tests.believing import believe_again
 from tests.protocol.harness import POOL, AllocatedTwiceError, GrantLeakedError, Late, Stage, UnsettledError
 from tests.simulation.agent import AgentRun, Call
 from tests.simulation.broker import BrokerRun
@@ -405,7 +406,7 @@ class ForgetsWhoWaits(BrokerRun):
 
     def _recover(self) -> None:
         position = self.read_up_to = self.world.position
-        recovery.believe_again(self.machine, self._log.read(0, position))
+        believe_again(self.machine, self._log.read(0, position))
 
 
 def tell_c8(stage: Stage, start: type[BrokerRun]) -> None:

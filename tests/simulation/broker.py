@@ -11,6 +11,7 @@ from broker.world.keys import ClusterId
 from broker.world.world import World
 from schemas.wire.calls import Ask, Beat
 from schemas.wire.ledger import AnyEntry, LeaderElected, SegmentOpened
+from tests.believing import believe_again
 from tests.simulation.streams import Batch, Ledger, StateLog
 
 Phase = Literal["starts", "elects", "leads", "stopped"]
@@ -88,7 +89,7 @@ class BrokerRun:
             recovery.position_expired(self.machine, self._log.last_messages(), self.read_up_to)
         else:
             self.read_up_to = position
-            recovery.believe_again(self.machine, self._log.read(0, position))
+            believe_again(self.machine, self._log.read(0, position))
         recovery.resume(self.machine)
 
     # --- leading

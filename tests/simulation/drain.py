@@ -10,6 +10,7 @@ from broker.world.world import World
 from cluster_agent.mirror.actions import ReadClaim
 from cluster_agent.mirror.tracked import holds_of, metadata_of
 from cluster_agent.ports import ApiObject
+from tests.believing import believe_again
 from tests.simulation.agent import AgentRun
 from tests.simulation.broker import BrokerRun
 from tests.simulation.cluster import CLASS
@@ -227,7 +228,7 @@ def _check_restart(sim: Simulation, broker: BrokerRun) -> None:
     recovery.fold_ledger(again, sim.ledger.messages)
     if sim.log.has_expired(again.world.position):
         return
-    recovery.believe_again(again, sim.log.read(0, again.world.position))
+    believe_again(again, sim.log.read(0, again.world.position))
     recovery.resume(again)
     again.feed(sim.log.read(again.world.position, sim.log.last_sequence))
     while again.has_work(sim.now_ms):
