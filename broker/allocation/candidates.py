@@ -113,7 +113,7 @@ class View:
 
     def sees(self, place: Place) -> bool:
         """The nodes can use a device there."""
-        return self.group.sees(place.reach) and (not place.binds or bool(self.group.node.name))
+        return self.group.sees(place.reach) and place.is_usable_on(self.group.node)
 
     def charged(self, pool: IndexedPool, alternative: Alternative, budget: Budget) -> dict[Cause, int]:
         """The devices of the pool on which no selector is false, by the first cause that rules them out.
@@ -143,7 +143,7 @@ class View:
                 charge(Cause.NODE, mask)
         if pool.pool.problem is not None:
             charge(problem_of(pool), left)
-        charge(Cause.COUNTERS, pool.never if left & pool.drawing else 0)
+        charge(Cause.COUNTERS, pool.never & ~pool.drawn if left & pool.drawing else 0)
         for standing, mask in pool.standings:
             if untolerated(standing.taints, alternative.tolerations):
                 charge(Cause.TAINT, mask)

@@ -13,7 +13,7 @@ from broker.allocation.capacity import CapacityAsk, Consumption, consumption_of,
 from broker.allocation.cel.engine import BoundDevice, SelectorEngine, SelectorFailure
 from broker.allocation.columns import DEVICES_MAX, SliceColumns, bits
 from broker.allocation.constraints import Values, attribute_values
-from broker.allocation.nodes import EVERYWHERE, NodeGroup, Reach, reach_of
+from broker.allocation.nodes import EVERYWHERE, NodeGroup, NodeView, Reach, reach_of
 from broker.allocation.supplies import PoolSupply
 from broker.allocation.taints import blocking_taints
 from broker.allocation.unsupported import unsupported_in_device, unsupported_in_slice
@@ -29,10 +29,16 @@ class Place(NamedTuple):
     """Where a device can be used.
 
     binds: only on a node that is known by name.
+    skips: only on a node that can skip node operations.
     """
 
     reach: Reach
-    binds: bool
+    binds: bool = False
+    skips: bool = False
+
+    def is_usable_on(self, node: NodeView) -> bool:
+        """The node can do what the device needs of it, apart from reaching it."""
+        return (not self.binds or node.name != "") and (not self.skips or node.skips_operations)
 
 
 class Standing(NamedTuple):
@@ -160,14 +166,16 @@ class SliceBlock:
         spec, pool = self.slice.spec, self.pool.key
         per_device = spec.per_device_node_selection
         reach = EVERYWHERE if per_device else reach_of(spec.node_name, spec.all_nodes, spec.node_selector)
-        usual = Standing(Place(reach, False), (), unsupported_in_slice(pool, self.slice))
+        skips = bool(spec.skip_node_operations)
+        usual = Standing(Place(reach, skips=skips), (), unsupported_in_slice(pool, self.slice))
         masks: dict[Standing, int] = {}
         usual_mask = self.everything
         for index, device in enumerate(self.devices):
             unsupported = usual.unsupported or unsupported_in_device(pool, self.slice, self.first + index)
             if per_device or device.taints or device.binds_to_node or unsupported != usual.unsupported:
                 where = reach_of(device.node_name, device.all_nodes, device.node_selector) if per_device else reach
-                standing = Standing(Place(where, bool(device.binds_to_node)), blocking_taints(device), unsupported)
+                place = Place(where, bool(device.binds_to_node), skips)
+                standing = Standing(place, blocking_taints(device), unsupported)
                 masks[standing] = masks.get(standing, 0) | 1 << index
                 usual_mask &= ~(1 << index)
         if usual_mask:
@@ -357,6 +365,11 @@ class IndexedPool:
     def taken(self) -> int:
         """The devices of which nobody can have anything, unless with admin access."""
         return self.whole | self.used & ~self.shared
+
+    @property
+    def drawn(self) -> int:
+        """The devices that draw nothing more when somebody gets a share of them: others have shares already."""
+        return self.shared & self.parted
 
     # --- devices
 

@@ -56,8 +56,9 @@ class Attempt:
     def everyone(self) -> View:
         """What all nodes in question together see."""
         name = next((group.node.name for group in self.groups if group.node.name), "")
-        together = NodeGroup(NodeView(name), frozenset().union(*(group.reaches or () for group in self.groups)))
-        return View(self.snapshot, self.fleet, together)
+        skips = any(group.node.skips_operations for group in self.groups)
+        reaches = frozenset().union(*(group.reaches or () for group in self.groups))
+        return View(self.snapshot, self.fleet, NodeGroup(NodeView(name, skips_operations=skips), reaches))
 
     @cached_property
     def _reporter(self) -> Reporter:

@@ -1,6 +1,7 @@
 """Which nodes reach which devices, and what an allocation says about it.
 
-Sources: nodeName, nodeSelector, allNodes and perDeviceNodeSelection of ResourceSlice; corev1.NodeSelector.
+Sources: nodeName, nodeSelector, allNodes, perDeviceNodeSelection and skipNodeOperations of ResourceSlice (KEP-5945);
+corev1.NodeSelector; Node.status.declaredFeatures.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -8,17 +9,30 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from schemas.resource import NodeSelector, NodeSelectorRequirement, NodeSelectorTerm
+from schemas.resource import Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm
+
+OPTIONAL_NODE_OPERATIONS = "DRAOptionalNodeOperations"  # what a kubelet declares that can skip a driver's operations
 
 
 class NodeView(msgspec.Struct, frozen=True):
     """A node as selectors see it.
 
     name: "" for a node that is only supposed to exist (see `hypothetical_nodes`): nothing can be bound to it.
+    skips_operations: its kubelet can leave out what a slice's skipNodeOperations names; supposed of a node that is not
+        known.
     """
 
     name: str
     labels: Mapping[str, str] = msgspec.field(default_factory=dict)
+    skips_operations: bool = True
+
+
+def node_views(nodes: Mapping[str, Node]) -> list[NodeView]:
+    """Known nodes, by name and in its order."""
+    return [
+        NodeView(name, node.metadata.labels, OPTIONAL_NODE_OPERATIONS in node.status.declared_features)
+        for name, node in sorted(nodes.items())
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +115,7 @@ def _integer(text: str | None) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class NodeGroup:
-    """Nodes that reach the same devices, so that one search speaks for all of them.
+    """Nodes that can use the same devices, so that one search speaks for all of them.
 
     node: the first of them.
     reaches: what they reach besides EVERYWHERE; None means whatever there is (used only to explain a failure).
@@ -130,10 +144,10 @@ def node_groups(nodes: Iterable[NodeView], reaches: Iterable[Reach]) -> list[Nod
             by_name.setdefault(reach.node_name, []).append(reach)
         elif reach.selector is not None:
             selected.append(reach)
-    groups: dict[frozenset[Reach], NodeGroup] = {}
+    groups: dict[tuple[frozenset[Reach], bool], NodeGroup] = {}
     for node in nodes:
         seen = frozenset([*by_name.get(node.name, ()), *(each for each in selected if each.includes(node))])
-        groups.setdefault(seen, NodeGroup(node, seen))
+        groups.setdefault((seen, node.skips_operations), NodeGroup(node, seen))
     return list(groups.values())
 
 

@@ -9,7 +9,8 @@ claim to what passes by itself. So "5 in use" means five devices that would do i
 4. capacity: it does not have the capacity that is asked for, or only in other amounts
 5. derived attribute: a derived attribute of the request could not be computed for it
 6. unsupported: it has a field that this release cannot honour
-7. node: the node (or every node that may be chosen) does not reach it, or it binds to a node and none is known
+7. node: the node (or every node that may be chosen) does not reach it, or cannot skip the node operations that the
+   device has none of; or it binds to a node and none is known
 8. pool incomplete: slices of its pool are missing
 9. pool invalid: its pool contradicts itself
 10. counters: it draws more from shared counters than they have, even if all other devices are free

@@ -10,8 +10,9 @@ from broker.allocation.candidates import View
 from broker.allocation.cel.engine import SelectorFailure
 from broker.allocation.columns import Cell, Value, bits, value_text, values_of_cell
 from broker.allocation.constraints import DistinctAttribute, MatchAttribute, constraint_of
+from broker.allocation.devices import Place
 from broker.allocation.index import Fleet, IndexedDevice, IndexedPool
-from broker.allocation.nodes import NodeGroup
+from broker.allocation.nodes import OPTIONAL_NODE_OPERATIONS, NodeGroup
 from broker.allocation.offer import Offer
 from broker.allocation.reasons import Cause, RequestReport, RuledOut
 from broker.allocation.requests import Alternative, Asks, claim_name
@@ -46,8 +47,9 @@ class _Tally:
             self.is_cut_off |= next(details, None) is not None
 
     def text(self) -> str:
-        shown = list(self.details)[:_DETAILS_SHOWN]
-        hidden = len(self.details) - len(shown)
+        told = [each for each in self.details if each]
+        shown = told[:_DETAILS_SHOWN]
+        hidden = len(told) - len(shown)
         more = " and more" if self.is_cut_off else f" and {hidden} more" if hidden else ""
         return ", ".join(shown) + more
 
@@ -158,12 +160,23 @@ class Reporter:
         if cause is Cause.POOL_INCOMPLETE or cause is Cause.POOL_INVALID:
             yield f"{pool.key.pool}: {pool.pool.problem}"
             return
-        if cause is Cause.NODE or cause is Cause.AVOIDED:
+        if cause is Cause.AVOIDED:
             yield ""
+            return
+        if cause is Cause.NODE:
+            for standing, of_standing in pool.standings:
+                if of_standing & mask:
+                    yield self._why_not_from(standing.place)
             return
         for block, of_block in pool.layout.split(mask):
             for index in bits(of_block):
                 yield from self._details_of(cause, self.fleet.matching.device(block, index), alternative)
+
+    def _why_not_from(self, place: Place) -> str:
+        group = self.everyone.group
+        if group.sees(place.reach) and place.skips and not group.node.skips_operations:
+            return f"no node in question declares {OPTIONAL_NODE_OPERATIONS}"
+        return "it binds to a node, and none is known" if group.sees(place.reach) else ""
 
     def _details_of(self, cause: Cause, device: IndexedDevice, alternative: Alternative) -> Iterator[str]:
         supplies = self.everyone.supplies
@@ -300,7 +313,9 @@ def _phrase(ruled_out: RuledOut, node: str | None) -> str:
         case Cause.UNSUPPORTED:
             return f"{count} with what this release does not support ({detail})"
         case Cause.NODE:
-            return f"{count} not reached from {f'node {node}' if node else 'any node'}"
+            return (
+                f"{count} not reached from {f'node {node}' if node else 'any node'}{f' ({detail})' if detail else ''}"
+            )
         case Cause.POOL_INCOMPLETE if count == 0:
             return f"what all are is unknown until the pool is complete ({detail})"
         case Cause.POOL_INVALID if count == 0:

@@ -75,8 +75,7 @@ class Room:
 
 def undrawable(pool: IndexedPool, among: int, in_use: InUse) -> int:
     """Those of the devices for which others have left too little in the counters, or do not go together with them."""
-    # Further shares of a device draw nothing.
-    must_draw = among & pool.drawing & ~(pool.shared & pool.parted) & ~pool.never
+    must_draw = among & pool.drawing & ~pool.drawn & ~pool.never
     if not must_draw or not in_use.of_pool(pool.key):
         return 0
     counters = pool.supply.counters(in_use)

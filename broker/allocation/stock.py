@@ -6,6 +6,7 @@ a stock that was just made gives the same answers.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import product, starmap
 from typing import NamedTuple, Protocol
 
 from broker.allocation.capacity import CapacityAsk
@@ -208,14 +209,14 @@ class Stock:
         self._read = end
         changed: dict[IndexedPool, int | None] = {}
         if changes is None:
-            changed = dict.fromkeys([*self.fleet.pools, *self._places_by_pool])
+            changed = dict.fromkeys([*self.fleet.pools, *self._places_by_pool, *self.failing])
         for pool, devices in changes or ():
             before = changed.get(pool, 0)
             changed[pool] = None if before is None or devices is None else before | devices
         for pool, of_pool in changed.items():
             if pool in self.fleet.position:
                 self._put(pool, of_pool, in_use)
-            elif pool in self._places_by_pool:
+            else:
                 self._drop(pool)
 
     def _put(self, pool: IndexedPool, changed: int | None, in_use: InUse) -> None:
@@ -278,10 +279,10 @@ class Stock:
         crowded |= self._room.full(pool, self.terms.capacity, affected, in_use)
         crowded |= undrawable(pool, affected, in_use)
         self._crowded[pool] = _Crowded(pool.layout, crowded, is_overdrawn)
-        return taken | pool.never | crowded
+        return taken | pool.never & ~pool.drawn | crowded
 
     def _drop(self, pool: IndexedPool) -> None:
-        for place in self._places_by_pool.pop(pool):
+        for place in self._places_by_pool.pop(pool, ()):
             before = self.parts[place].count
             self.parts[place].drop(pool)
             self._count(place.reach, self.parts[place].count - before)
@@ -302,19 +303,24 @@ class Stock:
         elif len(self.parts) == 1 and _ON_ALL_NODES in self.parts:
             places = (_ON_ALL_NODES,)
         else:
-            places = (Place(reach, binds) for reach in (EVERYWHERE, *group.reaches) for binds in (False, True))
-        can_bind = bool(group.node.name) or Cause.NODE in self.terms.ignored
-        return [self.parts[each] for each in places if each in self.parts and (can_bind or not each.binds)]
+            places = _places_of(group.reaches)
+        is_any_node = Cause.NODE in self.terms.ignored
+        return [
+            self.parts[each] for each in places if each in self.parts and (is_any_node or each.is_usable_on(group.node))
+        ]
 
     def matched_for(self, group: NodeGroup) -> int:
         """How many devices the nodes of the group reach that match, held or not."""
         if group.reaches is None:
             return sum(part.matched for part in self.parts.values())
-        places = (Place(reach, binds) for reach in (EVERYWHERE, *group.reaches) for binds in (False, True))
-        return sum(self.parts[each].matched for each in places if each in self.parts)
+        return sum(self.parts[each].matched for each in _places_of(group.reaches) if each in self.parts)
 
 
-_ON_ALL_NODES = Place(EVERYWHERE, False)
+_ON_ALL_NODES = Place(EVERYWHERE)
+
+
+def _places_of(reaches: Iterable[Reach]) -> Iterator[Place]:
+    return starmap(Place, product((EVERYWHERE, *reaches), (False, True), (False, True)))
 
 
 def problem_of(pool: IndexedPool) -> Cause:

@@ -14,7 +14,7 @@ from rich.text import Text
 from broker.allocation.allocate import allocate
 from broker.allocation.cel import default_engine
 from broker.allocation.index import DeviceIndex
-from broker.allocation.nodes import NodeView
+from broker.allocation.nodes import node_views
 from broker.allocation.reasons import NoFit, RequestReport
 from broker.allocation.result import with_share_ids
 from broker.allocation.snapshot import Snapshot
@@ -192,7 +192,7 @@ def _snapshot(given: OfflineInput, node: str | None) -> Snapshot:
     return Snapshot(
         pools=world.inventory.pools_of_scopes([cluster_scope(cluster), *fabrics, *world.inventory.label_scopes()]),
         classes={name: each for (_, name), each in world.classes.items()},
-        nodes=[NodeView(name, nodes[name].metadata.labels) for name in sorted(nodes)] if nodes else None,
+        nodes=node_views(nodes) if nodes else None,
         node=node,
         in_use=world.in_use,  # as it is at each call
     )

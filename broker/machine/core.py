@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from broker.allocation.index import DeviceIndex
-from broker.allocation.nodes import NodeView
+from broker.allocation.nodes import NodeView, node_views
 from broker.machine.effects import ALGORITHM, Effects, Identity, Notice, NoticeLevel
 from broker.machine.queue import PendingQueue
 from broker.world import fold
@@ -153,9 +153,7 @@ class Core:
         """The nodes of a cluster by name; the same list until one of them changes. None where there are none."""
         if cluster not in self._node_views:
             nodes = self.world.nodes.get(cluster)
-            self._node_views[cluster] = (
-                [NodeView(name, nodes[name].metadata.labels) for name in sorted(nodes)] if nodes else None
-            )
+            self._node_views[cluster] = node_views(nodes) if nodes else None
         return self._node_views[cluster]
 
     def wake_devices(self, devices: Iterable[DeviceKey]) -> None:

@@ -101,12 +101,22 @@ class Pod(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     status: PodStatus = field(default_factory=PodStatus)
 
 
+class NodeStatus(ApiStruct, frozen=True, kw_only=True):
+    """What we read of a node's status.
+
+    declared_features: what its kubelet can do that others cannot. Source: KEP-5328.
+    """
+
+    declared_features: list[str] = field(default_factory=list)
+
+
 class Node(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """A machine of a cluster: its name and labels, for node selectors."""
+    """A machine of a cluster: its name and labels, for node selectors, and what its kubelet can do."""
 
     api_version: str = "v1"
     kind: str = "Node"
     metadata: ObjectMeta = field(default_factory=ObjectMeta)
+    status: NodeStatus = field(default_factory=NodeStatus)
 
 
 class Namespace(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

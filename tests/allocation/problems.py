@@ -67,7 +67,12 @@ DERIVATIONS = [
     "[]",
 ]
 VALUES: list[AttributeValue] = [0, 1, 2, [0, 1], [1, 2], [0, 3]]
-NODES = [NodeView("n1", {"zone": "a"}), NodeView("n2", {"zone": "b"}), NodeView("n3", {"zone": "b"}), NodeView("n4")]
+NODES = [
+    NodeView("n1", {"zone": "a"}),
+    NodeView("n2", {"zone": "b"}),
+    NodeView("n3", {"zone": "b"}, skips_operations=False),
+    NodeView("n4", skips_operations=False),
+]
 # Counters of three sets. The last one is usually not there.
 COUNTERS = {"gpu-0": ["slices", "memory"], "gpu-1": ["slices"], "gpu-2": ["slices"]}
 POLICIES = [

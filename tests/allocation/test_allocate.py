@@ -492,6 +492,9 @@ def test_shares_of_a_partition_draw_once(device_index: DeviceIndex) -> None:
     held = InUse({DeviceKey(pool.key, "p1"): use})
     one = a_claim(a_request(capacity=asking(memory="2")))
     assert devices(allocate_claim(one, a_snapshot(pool, in_use=held), device_index)) == ["p1"]
+    shrunk = partitioned(a_partition("p0", 3, **shared), a_partition("p1", 3, **shared), slices=2)
+    assert devices(allocate_claim(one, a_snapshot(shrunk, in_use=held), device_index)) == ["p1"]
+    assert isinstance(allocate_claim(one, a_snapshot(shrunk), device_index), NoFit)
 
 
 def test_a_pool_that_is_overdrawn_gives_nothing_that_draws(device_index: DeviceIndex) -> None:
@@ -545,6 +548,17 @@ def test_what_nodes_need_not_do_is_copied(device_index: DeviceIndex) -> None:
     found = allocate_claim(a_claim(), a_snapshot(a_pool(a_slice(skip_node_operations=["*"]))), device_index)
     assert isinstance(found, AllocationResult)
     assert found.devices.results[0].skip_node_operations == ["*"]
+
+
+def test_devices_with_skipped_operations_are_for_nodes_that_can_skip_them(device_index: DeviceIndex) -> None:
+    fleet = a_pool(a_slice([a_device("skipping")], pool="a", skip_node_operations=["*"]))
+    old, new = NodeView("old", skips_operations=False), NodeView("new")
+    assert isinstance(allocate_claim(a_claim(), a_snapshot(fleet, nodes=[old]), device_index), NoFit)
+    assert devices(allocate_claim(a_claim(), a_snapshot(fleet, nodes=[old, new]), device_index)) == ["skipping"]
+    both = a_snapshot(fleet, a_pool(a_slice([a_device("plain")], pool="b")), nodes=[old])
+    assert devices(allocate_claim(a_claim(), both, device_index)) == ["plain"]
+    # All means all that match, wherever they can be used.
+    assert isinstance(allocate_claim(a_claim(a_request_for_all()), both, device_index), NoFit)
 
 
 def test_derived_attributes_make_different_devices_comparable(device_index: DeviceIndex) -> None:

@@ -178,6 +178,14 @@ INVALID = a_pool(a_slice([a_device(), a_device()]))
             id="the given node does not reach it",
         ),
         pytest.param(
+            a_snapshot(a_pool(a_slice(skip_node_operations=["*"])), nodes=[NodeView("n1", skips_operations=False)]),
+            [a_request()],
+            Reason.NO_MATCHING_NODE,
+            "request gpu: 0 of 1 device of class gpu.example.com can be used: "
+            "1 not reached from any node (no node in question declares DRAOptionalNodeOperations)",
+            id="no node can skip operations",
+        ),
+        pytest.param(
             a_snapshot(
                 *(a_pool(a_slice(pool=node, node_selector=a_node_selector(name=node))) for node in ("n1", "n2")),
                 nodes=[NodeView(name, {"name": name}) for name in ("n1", "n2")],

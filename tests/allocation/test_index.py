@@ -113,6 +113,17 @@ def test_pools_that_are_gone_are_forgotten(engine: SelectorEngine) -> None:
     assert "to-be-forgotten" not in [each.metadata.name for each in known]
 
 
+def test_a_pool_is_forgotten_that_no_request_can_use_and_a_selector_fails_on(engine: SelectorEngine) -> None:
+    index = DeviceIndex(engine)
+    gone = a_pool(a_slice([a_device("d1", capacity=None)], pool="gone"))
+    kept = a_pool(a_slice([a_device("d2", size=9)], pool="kept"))
+    wanted = a_request("gpu", SMALL, capacity=CapacityRequirements(requests={"memory": "1"}))
+    for pools in ([gone, kept], [kept]):
+        found = allocate_claim(a_claim(wanted), a_snapshot(*pools), index)
+        assert isinstance(found, NoFit)
+        assert found == allocate_claim(a_claim(wanted), a_snapshot(*pools), DeviceIndex(engine))
+
+
 def test_pools_of_one_name_in_two_scopes_are_two_pools(engine: SelectorEngine) -> None:
     index = DeviceIndex(engine)
     for scope, name in (("cluster/east", "e"), ("cluster/west", "w"), ("cluster/east", "e")):

@@ -10,6 +10,8 @@ from fractions import Fraction
 from itertools import combinations, product
 from typing import NamedTuple
 
+from hypothesis import reject
+
 from broker.allocation.cel.engine import SelectorEngine, SelectorFailure
 from broker.allocation.nodes import NodeView
 from broker.allocation.snapshot import Snapshot
@@ -33,6 +35,8 @@ from schemas.resource import (
     ResourceClaim,
     ResourceSlice,
 )
+
+_COMBINATIONS_MAX = 20_000
 
 RequestSpec = ExactDeviceRequest | DeviceSubRequest
 
@@ -128,8 +132,8 @@ def is_wanted(request: RequestSpec, placed: Placed, snapshot: Snapshot, engine: 
     return matches(of_class, placed, engine) and matches(request.selectors, placed, engine)
 
 
-def is_free(request: RequestSpec, placed: Placed, snapshot: Snapshot) -> bool:
-    """Nothing but the node, the other devices of the claims, and what devices have in common is in the way."""
+def is_free(request: RequestSpec, placed: Placed, snapshot: Snapshot, node: NodeView) -> bool:
+    """Nothing but where it is, the other devices of the claims, and what devices have in common is in the way."""
     use = snapshot.in_use.get(placed.key)
     is_admin = isinstance(request, ExactDeviceRequest) and bool(request.admin_access)
     is_held = use is not None and (use.is_whole or not placed.device.allow_multiple_allocations)
@@ -137,6 +141,7 @@ def is_free(request: RequestSpec, placed: Placed, snapshot: Snapshot) -> bool:
         placed.pool.is_usable
         and is_supported(placed)
         and not is_tainted(placed.device, request.tolerations)
+        and (node.skips_operations or not placed.slice.spec.skip_node_operations)
         and (is_admin or not is_held)
         and placed.key not in snapshot.avoid
         and amounts(request, placed.device) is not None
@@ -368,7 +373,7 @@ def _claim_faults(
         for placed in mine:
             if not is_wanted(spec, placed, snapshot, engine):
                 yield f"{placed.key} does not match {name}"
-            if not is_free(spec, placed, snapshot):
+            if not is_free(spec, placed, snapshot, node):
                 yield f"{placed.key} may not be used for {name}"
             if not reaches(placed, node):
                 yield f"{placed.key} is not reached from {node.name}"
@@ -408,7 +413,10 @@ def _selector_faults(allocation: AllocationResult, placed: Sequence[Placed], nod
 def brute_force(
     claims: Sequence[ResourceClaim], snapshot: Snapshot, nodes: Sequence[NodeView], engine: SelectorEngine
 ) -> list[list[tuple[str, str]]] | None:
-    """The first solution on the first node that has one: for each claim (request, device) in order."""
+    """The first solution on the first node that has one: for each claim (request, device) in order.
+
+    Rejects the example of a Hypothesis test where that takes more than some seconds.
+    """
     for node in nodes:
         for given in _solutions(claims, snapshot, node, engine):
             return [
@@ -429,11 +437,13 @@ def _solutions(
         sets = [
             [Given(index, name, placed, spec) for placed in chosen]
             for name, spec in choice
-            for chosen in _sets_for(spec, ordered, snapshot, engine)
+            for chosen in _sets_for(spec, ordered, snapshot, node, engine)
             if spec.allocation_mode != "All" or not sees_a_spoilt_pool(snapshot, node)
         ]
         ways.append(sets)
-    for combination in product(*ways):
+    for number, combination in enumerate(product(*ways)):
+        if number == _COMBINATIONS_MAX:
+            reject()
         given = [each for part in combination for each in part]
         if next(too_much(given, snapshot), None) is None and all(
             not violates(constraint, [each for each in given if each.claim_index == index], engine)
@@ -450,14 +460,14 @@ def _waiting_pools_last(seen: Sequence[Placed]) -> list[Placed]:
 
 
 def _sets_for(
-    spec: RequestSpec, seen: Sequence[Placed], snapshot: Snapshot, engine: SelectorEngine
+    spec: RequestSpec, seen: Sequence[Placed], snapshot: Snapshot, node: NodeView, engine: SelectorEngine
 ) -> Iterator[Sequence[Placed]]:
     wanted = [
         placed
         for placed in seen
         if is_wanted(spec, placed, snapshot, engine) and amounts(spec, placed.device) is not None
     ]
-    free = [placed for placed in wanted if is_free(spec, placed, snapshot)]
+    free = [placed for placed in wanted if is_free(spec, placed, snapshot, node)]
     if spec.allocation_mode != "All":
         yield from combinations(free, spec.count)
     elif wanted and wanted == free:
