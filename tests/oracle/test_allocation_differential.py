@@ -148,7 +148,8 @@ class Comparison:
         try:
             self._compare(problem)
         except AssertionError as error:
-            least = minimal(problem, lambda less: self._difference(less) == _kind_of(error))
+            kind = _kind_of(error)
+            least = minimal(problem, lambda less: self._difference(less) == kind)
             error.add_note(f"the least problem that differs:\n{msgspec.json.encode(least).decode()}")
             raise
 
