@@ -35,7 +35,7 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-bench: $(READY)
+bench: $(READY) oracle
 	@$(BIN)/python -m tests.bench
 
 oracle: build/oracle

@@ -5,10 +5,11 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.bench import allocation, cel, decode, end_to_end, machine, start
+from tests.bench import allocation, cel, decode, end_to_end, machine, start, upstream
 from tests.bench.measure import Table, progress
 
 BENCHMARKS: dict[str, Callable[[], list[Table]]] = {
+    "upstream": upstream.measure,
     "allocation": allocation.measure,
     "machine": machine.measure,
     "start": start.measure,

@@ -4,8 +4,12 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.bench import allocation, cel, decode, end_to_end, machine, start
+from tests.bench import allocation, cel, decode, end_to_end, machine, start, upstream
 from tests.bench.measure import Table, growth
+from tests.oracle.client import Oracle
+from tests.oracle.fixture import oracle
+
+__all__ = ["oracle"]
 
 
 @pytest.mark.parametrize(
@@ -20,7 +24,16 @@ from tests.bench.measure import Table, growth
     ],
 )
 def test_every_row_has_a_cell_for_every_column(run: Callable[[], list[Table]]) -> None:
-    tables = run()
+    check(run())
+
+
+def test_both_sides_of_a_comparison_with_upstream_place_the_same_claims(oracle: Oracle) -> None:
+    compared, grown = upstream.measure((upstream.Run("one", 128, 5, "1/50"),), (64,))
+    check([compared, grown])
+    assert compared.rows[0][-1] == "5"
+
+
+def check(tables: list[Table]) -> None:
     assert tables
     for table in tables:
         assert table.rows
