@@ -7,6 +7,7 @@ stands for device i.
 
 from collections.abc import Hashable, Iterable, Sequence
 from functools import lru_cache
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -33,12 +34,17 @@ class Column:
     codes: for each device the index of its cell.
     """
 
-    __slots__ = ("_masks", "cells", "codes")
+    __slots__ = ("__weakref__", "_masks", "cells", "codes")
 
     def __init__(self, cells: tuple[Cell, ...], codes: bytes) -> None:
         self.cells = cells
         self.codes = codes
         self._masks: list[int] | None = None  # for each code its devices, once asked for
+
+    @property
+    def has_few_cells(self) -> bool:
+        """Then slices that agree in this place have one and the same column."""
+        return len(self.cells) <= _FEW_CELLS
 
     @property
     def everything(self) -> int:
@@ -65,7 +71,7 @@ class Column:
 
     def split(self, mask: int) -> Iterable[int]:
         """The devices of the mask as one mask for each cell that occurs among them."""
-        if len(self.cells) <= _FEW_CELLS:
+        if self.has_few_cells:
             if self._masks is None:
                 self._masks = [self.mask(code) for code in range(len(self.cells))]
             return [part for each in self._masks if (part := each & mask)]
@@ -90,18 +96,33 @@ def bits(mask: int) -> list[int]:
     return found
 
 
+# Most slices have the same few models, sizes and capacities as others. Columns of 1 and of true would be taken for equal
+# here, but no place has both (see Cell).
+_COLUMNS: WeakValueDictionary[tuple[tuple[Cell, ...], bytes], Column] = WeakValueDictionary()
+
+
+def column_with(cells: tuple[Cell, ...], codes: bytes) -> Column:
+    """The column with these cells and codes; the same one each time where it has few cells."""
+    if len(cells) > _FEW_CELLS:
+        return Column(cells, codes)
+    found = _COLUMNS.get((cells, codes))
+    if found is None:
+        found = _COLUMNS[cells, codes] = Column(cells, codes)
+    return found
+
+
 def column_of(cells: Iterable[Cell]) -> Column:
     """The column with these cells, one for each device."""
     codes: dict[Cell, int] = {}
     coded = bytes([codes.setdefault(cell, len(codes)) for cell in cells])
-    return Column(tuple(codes), coded)
+    return column_with(tuple(codes), coded)
 
 
 def joint_column(columns: Sequence[Column]) -> Column:
     """The column whose cells are the tuples of the columns' cells."""
     joint = column_of(zip(*(each.codes for each in columns), strict=True))
     cells = [each.cells for each in columns]
-    return Column(
+    return column_with(
         tuple(
             tuple(cell[code] for cell, code in zip(cells, codes, strict=True))
             for codes in joint.cells
@@ -148,7 +169,7 @@ class SliceColumns:
         """What the devices have at a place that a selector reads."""
         match field.parts:
             case ("driver",):
-                return Column((self._driver,), bytes(len(self._devices)))
+                return column_with((self._driver,), bytes(len(self._devices)))
             case ("attributes" | "capacity" as kind, domain, name):
                 known = self._attributes if kind == "attributes" else self._capacity
                 long = known.get(f"{domain}/{name}")
@@ -206,7 +227,7 @@ class SliceColumns:
             assert isinstance(cell, tuple)
             there = zip(known, cell, strict=True)
             cells.append((self._driver, *((key, each) for key, each in there if each is not None)))
-        return Column(tuple(cells), joint.codes)
+        return column_with(tuple(cells), joint.codes)
 
     @property
     def profiles(self) -> Column:
@@ -218,7 +239,7 @@ class SliceColumns:
         return self._profiles
 
     def _empty(self) -> Column:
-        return Column((None,), bytes(len(self._devices)))
+        return column_with((None,), bytes(len(self._devices)))
 
     def _find_unreadable(self) -> int:
         found = 0
@@ -249,7 +270,7 @@ def _attribute_column(attributes: Sequence[DeviceAttribute | None]) -> Column:
         if code is None:
             code = codes[fields] = len(codes)
         coded.append(code)
-    return Column(tuple(_compact(fields) for fields in codes), bytes(coded))
+    return column_with(tuple(_compact(fields) for fields in codes), bytes(coded))
 
 
 _STRING = DeviceAttribute.__struct_fields__.index("string")

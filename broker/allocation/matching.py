@@ -18,7 +18,7 @@ from broker.allocation.cel.engine import (
     Verdict,
 )
 from broker.allocation.cel.fields import FieldPath, fields_read, texts_required
-from broker.allocation.columns import Cell, bits
+from broker.allocation.columns import Cell, Column, bits
 from broker.allocation.constraints import Values, derived_values
 from broker.allocation.devices import IndexedDevice, IndexedPool, Layout, SliceBlock
 
@@ -29,6 +29,7 @@ _COMBINATIONS_KEPT = 500_000
 _MASKS_KEPT = 500_000
 _DEVICES_KEPT = 50_000
 _DERIVED_KEPT = 500_000
+_COLUMNS_KEPT = 10_000  # for each chain
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +59,22 @@ class Combinations(NamedTuple):
     numbers: frozenset[int]
 
 
+class Alike(NamedTuple):
+    """The devices of a slice by what a selector reads of them: number and mask of each combination."""
+
+    parts: list[tuple[int, int]]
+    numbers: frozenset[int]
+
+
+_NONE_ALIKE = Alike([], frozenset())
+
+
 class _Matched:
     """What one chain says, pool by pool."""
 
     __slots__ = (
         "alike_by_block",
+        "alike_by_columns",
         "before",
         "combinations_by_pool",
         "failures",
@@ -80,12 +92,13 @@ class _Matched:
         self.before = before  # the chain without its last selector; None if that is empty
         self.position = len(chain) - 1
         self.selector = selector
-        self.fields: list[FieldPath] = sorted(fields_read(chain[-1]))
         self.required = texts_required(chain[-1])
+        self.fields: list[FieldPath] = sorted({*fields_read(chain[-1]), *self.required})
         self.numbers: dict[tuple[Cell, ...], int] = {}  # of the combinations that occur, from 0
         self.verdicts: dict[int, Verdict] = {}  # of those that were asked about, by number
         self.numbers_by_block: dict[SliceBlock, frozenset[int]] = {}
-        self.alike_by_block: dict[SliceBlock, list[tuple[int, int]]] = {}  # counted, and not yet asked about
+        self.alike_by_block: dict[SliceBlock, Alike] = {}  # counted, and not yet asked about
+        self.alike_by_columns: dict[tuple[int, tuple[Column, ...]], Alike] = {}  # for those of few cells
         self.combinations_by_pool: dict[IndexedPool, Combinations] = {}
         self.matches_by_pool: dict[IndexedPool, Matches] = {}
         self.failures: dict[SliceBlock, dict[int, FailedSelector]] = {}  # by index in the block
@@ -203,7 +216,7 @@ class Matching:
             if block not in matched.numbers_by_block:
                 found = self._alike(block, mask & ~block.columns.unreadable, matched)
                 matched.alike_by_block[block] = found
-                matched.numbers_by_block[block] = frozenset([number for number, _ in found])
+                matched.numbers_by_block[block] = found.numbers
         parts = [matched.numbers_by_block[each] for each in pool.layout.blocks if each in matched.numbers_by_block]
         numbers: frozenset[int] = frozenset().union(*parts)
         matched.combinations_by_pool[pool] = Combinations(pool.layout, numbers)
@@ -274,7 +287,7 @@ class Matching:
         alike = matched.alike_by_block.pop(block, None)
         if alike is None:
             alike = self._alike(block, asked & ~block.columns.unreadable, matched)
-        for number, mask in alike:
+        for number, mask in alike.parts:
             verdict = self._verdict(block, mask, number, matched)
             if verdict is True:
                 found |= mask
@@ -284,16 +297,28 @@ class Matching:
             matched.failures[block] = failures
         return found | _mask_of(failures) if failures else found
 
-    def _alike(self, block: SliceBlock, asked: int, matched: _Matched) -> list[tuple[int, int]]:
-        """The devices by what the last selector of the chain reads of them: number and mask of each combination.
+    def _alike(self, block: SliceBlock, asked: int, matched: _Matched) -> Alike:
+        """The devices by what the last selector of the chain reads of them.
 
         Those are left out on which it is false whatever else they have (`texts_required`).
         """
-        for field, texts in matched.required.items():
-            asked &= block.columns.of_field(field).without_other_texts(texts)
+        columns = tuple([block.columns.of_field(field) for field in matched.fields])
+        if not all([column.has_few_cells for column in columns]):
+            return self._sorted_out(asked, columns, matched)
+        found = matched.alike_by_columns.get((asked, columns))
+        if found is None:
+            if len(matched.alike_by_columns) >= _COLUMNS_KEPT:
+                matched.alike_by_columns.clear()
+            found = matched.alike_by_columns[asked, columns] = self._sorted_out(asked, columns, matched)
+        return found
+
+    def _sorted_out(self, asked: int, columns: Sequence[Column], matched: _Matched) -> Alike:
+        for field, column in zip(matched.fields, columns, strict=True):
+            texts = matched.required.get(field)
+            if texts is not None:
+                asked &= column.without_other_texts(texts)
         if not asked:
-            return []
-        columns = [block.columns.of_field(field) for field in matched.fields]
+            return _NONE_ALIKE
         parts = [asked]
         for column in columns:
             if len(column.cells) > 1:
@@ -304,7 +329,7 @@ class Matching:
             index = (mask & -mask).bit_length() - 1
             cells = tuple([column.cells[column.codes[index]] for column in columns])
             found.append((numbers.setdefault(cells, len(numbers)), mask))
-        return found
+        return Alike(found, frozenset([number for number, _ in found]))
 
     def _verdict(self, block: SliceBlock, mask: int, number: int, matched: _Matched) -> Verdict:
         verdict = matched.verdicts.get(number)
