@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from broker.allocation.budget import Budget, BudgetExceededError
-from broker.allocation.candidates import View, hopeful_groups
+from broker.allocation.candidates import View, hopeful_groups, terms_of
 from broker.allocation.explain import Attempt, explain, explain_exceeded_budget, explain_failed_selector
-from broker.allocation.index import DeviceIndex
+from broker.allocation.index import DeviceIndex, Fleet
 from broker.allocation.narrow import narrow
 from broker.allocation.problem import pose
 from broker.allocation.reasons import NoFit, Reason
-from broker.allocation.requests import read_requests
+from broker.allocation.requests import Request, read_requests
 from broker.allocation.result import allocation_of
 from broker.allocation.search import Search, SelectorFailedError
 from broker.allocation.snapshot import Snapshot
@@ -18,11 +18,20 @@ from schemas.resource import AllocationResult, ResourceClaim
 DEFAULT_STEP_BUDGET = 50_000  # with the explanation at most about a tenth of a second
 
 
+class MoreToAskError(Exception):
+    """What selectors say about the devices is not all known yet, and the allowance for asking was spent."""
+
+
 def allocate_claim(
-    claim: ResourceClaim, snapshot: Snapshot, device_index: DeviceIndex, *, step_budget: int = DEFAULT_STEP_BUDGET
+    claim: ResourceClaim,
+    snapshot: Snapshot,
+    device_index: DeviceIndex,
+    *,
+    step_budget: int = DEFAULT_STEP_BUDGET,
+    allowance: Budget | None = None,
 ) -> AllocationResult | NoFit:
     """Allocate one claim; see `allocate`."""
-    found = allocate([claim], snapshot, device_index, step_budget=step_budget)
+    found = allocate([claim], snapshot, device_index, step_budget=step_budget, allowance=allowance)
     return found if isinstance(found, NoFit) else found[0]
 
 
@@ -32,12 +41,16 @@ def allocate(
     device_index: DeviceIndex,
     *,
     step_budget: int = DEFAULT_STEP_BUDGET,
+    allowance: Budget | None = None,
 ) -> list[AllocationResult] | NoFit:
     """Allocate all claims on one node, as kube-scheduler does for the claims of one pod, or none of them.
 
     claims: without an allocation; valid (`schemas.resource.validate`).
     device_index: the same one for every call, so that what selectors said is not asked again.
     step_budget: for all nodes together, see `budget`. As much again may be spent to find out why nothing fits.
+    allowance: for asking selectors about devices, which is no part of the step budget: it takes as long as it takes,
+        and is done once for all claims that come. Without an allowance all of it is done at once.
+    Raises: MoreToAskError, with an allowance that did not suffice. The next call goes on where this one ended.
     Returns: one allocation per claim, in their order, without timestamps and shareIDs (see `result`). The snapshot is
         not changed.
 
@@ -56,10 +69,12 @@ def allocate(
     if isinstance(requests, NoFit):
         return requests
     fleet = device_index.fleet(snapshot.pools, snapshot.in_use)
+    if allowance is not None:
+        _ask_ahead(fleet, requests, allowance)
     groups = fleet.groups(snapshot.nodes, snapshot.node)
-    attempt = Attempt(claims, requests, snapshot, fleet, groups, Budget(step_budget, budget))
+    attempt = Attempt(claims, requests, snapshot, fleet, groups, Budget(step_budget))
     try:
-        for group in hopeful_groups(fleet, groups, requests, frozenset(), budget):
+        for group in hopeful_groups(fleet, groups, requests, frozenset()):
             problem = narrow(pose(requests, View(snapshot, fleet, group), claims, budget), budget)
             chosen = Search(problem, budget).run() if problem is not None else None
             if chosen is not None:
@@ -72,3 +87,11 @@ def allocate(
     except BudgetExceededError:
         return explain_exceeded_budget(attempt, step_budget)
     return explain(attempt)
+
+
+def _ask_ahead(fleet: Fleet, requests: Sequence[Request], allowance: Budget) -> None:
+    try:
+        for each in (each for request in requests for each in request.alternatives):
+            fleet.ask_ahead(terms_of(each, frozenset()), dict.fromkeys(each.derived.values()), allowance)
+    except BudgetExceededError:
+        raise MoreToAskError from None

@@ -3,17 +3,17 @@
 One step is about a microsecond. What takes longer is charged for more, and always the same, whether or not its result
 is kept from an earlier claim: what was decided must not depend on what a process happens to remember.
 
-What is charged: compiling a claim's own expressions, by their length; evaluating an expression on a device, by what it
-costs at worst; looking at devices one by one, in candidates, narrowing, search and reports; and each try of a candidate
-with all that it means for constraints, counters and capacities.
+What is charged: compiling a claim's own expressions, by their length; looking at devices one by one, in candidates,
+narrowing, search and reports; and each try of a candidate with all that it means for constraints, counters and
+capacities. What is not: evaluating expressions on devices. However long that takes, the claim must be placed, and it is
+done once for all claims that come; so it is done ahead, a piece at a time (`allocate` with an allowance), and a budget
+says how large a piece.
 """
-
-from collections.abc import Hashable
 
 # A fifth of what it takes, which is some 11 us: else a selector as long as the API allows, 10 KiB, would be too long
 # for any claim. Each is compiled only once, so what a claim with new ones can cost beyond its budget, it costs once.
 _COMPILE_STEPS_PER_BYTE = 2
-_EVALUATION_STEPS = 3
+_EVALUATION_STEPS = 15  # most of it for making a device ready
 _BYTES_PER_STEP = 25
 _COST_PER_STEP = 30  # in Kubernetes' units: a comprehension of 1,000 rounds costs 10,000 and takes 0.3 ms
 
@@ -23,17 +23,13 @@ class BudgetExceededError(Exception):
 
 
 class Budget:
-    """The steps that are left.
+    """The steps that are left."""
 
-    before: a budget of the same claim; what was charged there once is not charged here again.
-    """
+    __slots__ = ("_left", "steps")
 
-    __slots__ = ("_charged", "_left", "steps")
-
-    def __init__(self, steps: int, before: "Budget | None" = None) -> None:
+    def __init__(self, steps: int) -> None:
         self.steps = steps
         self._left = steps
-        self._charged: set[Hashable] = before._charged if before is not None else set()
 
     def spend(self, steps: int = 1) -> None:
         """Take some steps.
@@ -44,14 +40,14 @@ class Budget:
         if self._left < 0:
             raise BudgetExceededError
 
-    def spend_once(self, key: Hashable, steps: int) -> None:
-        """Take the steps for a piece of work that is kept: further uses of it cost nothing.
+    def begin(self, steps: int) -> None:
+        """Take the steps for a piece of work that cannot be divided: possible as long as any are left.
 
         Raises: BudgetExceededError.
         """
-        if key not in self._charged:
-            self.spend(steps)
-            self._charged.add(key)
+        if self._left <= 0:
+            raise BudgetExceededError
+        self._left -= steps
 
     @property
     def left(self) -> int:

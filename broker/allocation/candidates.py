@@ -82,7 +82,7 @@ class View:
         offer = self._offers.get(terms)
         if offer is None:
             offer = self._offers[terms] = Offer(
-                self.fleet.stock(terms, budget), self.fleet, self.group, self.avoided, self.in_order
+                self.fleet.stock(terms), self.fleet, self.group, self.avoided, self.in_order
             )
         devices, count = None, offer.count
         if alternative.derived:
@@ -175,20 +175,18 @@ def terms_of(alternative: Alternative, ignored: frozenset[Cause]) -> Terms:
 
 
 def hopeful_groups(
-    fleet: Fleet, groups: Groups, requests: Sequence[Request], ignored: frozenset[Cause], budget: Budget
+    fleet: Fleet, groups: Groups, requests: Sequence[Request], ignored: frozenset[Cause]
 ) -> Iterable[NodeGroup]:
     """The groups whose nodes reach enough devices for each request, in order; others need not be tried.
 
     Where most nodes of a cluster are full, this does not look at those.
-    Raises: BudgetExceededError.
     """
     if len(groups) == 1:
         return groups
     wanted: list[list[tuple[Stock, int]]] = []  # for each request that not all nodes can satisfy
     for request in requests:
         ways = [
-            (fleet.stock(terms_of(each, ignored), budget), 1 if each.takes_all else each.count)
-            for each in request.alternatives
+            (fleet.stock(terms_of(each, ignored)), 1 if each.takes_all else each.count) for each in request.alternatives
         ]
         if all(stock.count_by_reach.get(EVERYWHERE, 0) < count for stock, count in ways):
             wanted.append(ways)

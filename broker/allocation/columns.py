@@ -96,8 +96,8 @@ def bits(mask: int) -> list[int]:
     return found
 
 
-# Most slices have the same few models, sizes and capacities as others. Columns of 1 and of true would be taken for equal
-# here, but no place has both (see Cell).
+# Most slices have the same few models, sizes and capacities as others. Here 1 and true would be taken for equal, but no
+# place has both (see Cell).
 _COLUMNS: WeakValueDictionary[tuple[tuple[Cell, ...], bytes], Column] = WeakValueDictionary()
 
 

@@ -75,15 +75,21 @@ class Attempt:
             pass
         return found
 
+    @property
+    def is_counted(self) -> bool:
+        """The budget lasted for all reports."""
+        return len(self.reports) == sum(len(request.alternatives) for request in self.requests)
+
     def no_fit(self, reason: Reason, message: str) -> NoFit:
         """The answer, with the reports and with what could change it."""
         reports = tuple(self.reports.values())
         alternatives = [each for request in self.requests for each in request.alternatives]
         classes = dict.fromkeys(each.device_class.metadata.name for each in alternatives)
-        is_counted = len(reports) == len(alternatives)
         waits_on = WaitsOn(
             # What was not counted may wait for any pool.
-            pools=tuple(sorted(self._reporter.contended if is_counted else {each.key for each in self.fleet.pools})),
+            pools=tuple(
+                sorted(self._reporter.contended if self.is_counted else {each.key for each in self.fleet.pools})
+            ),
             classes=tuple(classes),
             slices=True,
             nodes=bool(self.fleet.reaches)
@@ -126,7 +132,7 @@ def explain(attempt: Attempt) -> NoFit:
         return attempt.no_fit(Reason.TOO_MANY_DEVICES, too_many)
     reason = _reason(attempt)
     message = attempt.sentences()
-    if not attempt.short:
+    if not attempt.short and attempt.is_counted:
         message = f"what the requests can use does not fit together: {message}"
     if reason is Reason.NO_MATCHING_DEVICE:
         incomplete = [pool.pool for pool in attempt.fleet.in_trouble() if not pool.pool.is_complete]
@@ -187,7 +193,6 @@ def _reason(attempt: Attempt) -> Reason:
     ignored: frozenset[Cause] = frozenset()
     groups = attempt.groups
     seen = {each.cause for report in attempt.reports.values() for each in report.ruled_out}
-    is_counted = len(attempt.reports) == sum(len(request.alternatives) for request in attempt.requests)
     for cause, reason in _REASONS.items():
         ignored |= {cause}
         if cause is Cause.NODE:
@@ -195,7 +200,7 @@ def _reason(attempt: Attempt) -> Reason:
         elif cause is Cause.IN_USE:
             if not attempt.snapshot.in_use:
                 continue  # even where nothing is ruled out by holders, what they leave may not be enough together
-        elif is_counted and cause not in seen:
+        elif attempt.is_counted and cause not in seen:
             continue  # nothing was ruled out by it
         if _would_fit(attempt, groups, ignored, with_constraints=True):
             return reason
@@ -208,7 +213,7 @@ def _would_fit(attempt: Attempt, groups: Groups, ignored: frozenset[Cause], with
     """The claims would fit, or nobody can tell: then it is better to wait for too much than for nothing."""
     budget = attempt.budget
     try:
-        for group in hopeful_groups(attempt.fleet, groups, attempt.requests, ignored, budget):
+        for group in hopeful_groups(attempt.fleet, groups, attempt.requests, ignored):
             view = View(attempt.snapshot, attempt.fleet, group, ignored)
             problem = narrow(pose(attempt.requests, view, attempt.claims, budget, with_constraints), budget)
             if problem is not None and Search(problem, budget).run() is not None:

@@ -12,7 +12,7 @@ said), `room` (capacity and counters), `stock` (what is free for whom). How to c
 from collections.abc import Callable, Iterable, Sequence
 from typing import overload
 
-from broker.allocation.budget import Budget, evaluation_steps
+from broker.allocation.budget import Budget
 from broker.allocation.cel.engine import (
     DerivedAttribute,
     Selector,
@@ -22,7 +22,7 @@ from broker.allocation.cel.engine import (
 )
 from broker.allocation.constraints import Values
 from broker.allocation.devices import IndexedDevice, IndexedPool, SliceBlock
-from broker.allocation.matching import Chain, FailedSelector, Matching, Questions
+from broker.allocation.matching import Asking, Chain, FailedSelector, Matching
 from broker.allocation.nodes import NodeGroup, NodeView, Reach, hypothetical_nodes, node_groups
 from broker.allocation.room import Room
 from broker.allocation.stock import Change, Stock, Terms
@@ -40,6 +40,8 @@ _FLEETS_KEPT = 256  # sets of pools; each cluster has one
 _STOCKED_KEPT = 500_000  # pools of stocks; beyond that the least recently used half is forgotten
 _CLASSES_KEPT = 10_000
 _TIDY_AFTER = 64  # allocations; then what is kept is counted
+_STEPS_FOR_DERIVED = 3
+_DERIVED_AHEAD = 5_000  # devices; with the budget of a broker a search does not get to more
 
 
 class Fleet:
@@ -63,7 +65,7 @@ class Fleet:
         self._read = -1  # up to where the log of the PoolsOfScopes was read; -1: not at all
         self._checked = 0  # up to where the index's own log was
         self._stocks: dict[Terms, Stock] = {}  # the least recently used first
-        self._questions: dict[Chain, Questions] = {}  # the same
+        self._asking: dict[Chain, Asking] = {}  # the same
         self.troubled: dict[IndexedPool, None] = {}
         self.waiting: dict[IndexedPool, None] = {}
         self.sharing: dict[IndexedPool, None] = {}
@@ -141,19 +143,46 @@ class Fleet:
             self._groups = (nodes, only, Groups(node_groups(_nodes(nodes, only, reaches), reaches)))
         return self._groups[2]
 
-    def stock(self, terms: Terms, budget: Budget) -> Stock:
-        """The devices that meet the terms, as of now.
+    def ask_ahead(self, terms: Terms, derived: Iterable[str], allowance: Budget) -> None:
+        """Find out what a request with these terms and derived attributes needs to know, as far as it is allowed.
 
-        budget: charged for asking the selectors, once for each claim, as if nothing was known.
-        Raises: BudgetExceededError.
+        Raises: BudgetExceededError. Another call goes on where this one ended.
         """
         for length in range(1, len(terms.chain) + 1):
-            self._charge(terms.chain[:length], budget)
+            self._ask(terms.chain[:length], allowance)
+        stock = self._stock(terms)
+        stock.catch_up(self._index.in_use, allowance)
+        left = _DERIVED_AHEAD
+        for expression in derived:
+            for block, mask in stock.live():
+                if left > 0:
+                    left -= mask.bit_count()
+                    self.matching.derive_ahead(block, mask, expression, allowance)
+
+    def _ask(self, chain: Chain, allowance: Budget) -> None:
+        asking = self._asking.pop(chain, None)
+        if asking is None or not asking.is_valid:
+            asking = Asking(chain, self.matching)
+        self._asking[chain] = asking
+        log = self._index.layout_changes
+        if asking.read != log.end:
+            changed = log.since(asking.read)
+            for pool in dict.fromkeys(self.pools if changed is None else changed):
+                asking.change(pool, pool in self.position)
+            asking.read = log.end
+        asking.go_on(allowance)
+
+    def stock(self, terms: Terms) -> Stock:
+        """The devices that meet the terms, as of now."""
+        found = self._stock(terms)
+        found.catch_up(self._index.in_use)
+        return found
+
+    def _stock(self, terms: Terms) -> Stock:
         found = self._stocks.pop(terms, None)
         if found is None:
             found = Stock(terms, self, self.matching, self.room, self._index.changes)
         self._stocks[terms] = found
-        found.catch_up(self._index.in_use)
         return found
 
     def derive(self, device: IndexedDevice, expression: str, budget: Budget) -> Values | SelectorFailure | None:
@@ -161,29 +190,12 @@ class Fleet:
 
         Raises: BudgetExceededError.
         """
-        cost = self.matching.cost_of_attribute(expression)
-        budget.spend_once((id(device), expression), evaluation_steps(expression, cost))
+        budget.spend(_STEPS_FOR_DERIVED)
         return self.matching.derive(device, expression)
 
     def pool_supply(self, key: PoolKey) -> PoolSupply:
         """The counters of one of the pools."""
         return self._by_key[key].supply
-
-    def _charge(self, chain: Chain, budget: Budget) -> None:
-        questions = self._questions.pop(chain, None)
-        if questions is None or not questions.is_valid:
-            questions = Questions(chain, self.matching)
-        self._questions[chain] = questions
-        changes = self._index.layout_changes
-        if questions.read != changes.end:
-            changed = changes.since(questions.read)
-            if changed is None:
-                changed = [*self.pools, *questions.pools]
-            for pool in dict.fromkeys(changed):
-                questions.change(pool, pool in self.position)
-            questions.read = changes.end
-        steps = evaluation_steps(chain[-1], self.matching.cost(chain))
-        budget.spend_once(chain, questions.count(enough=budget.left // steps) * steps)
 
     def catch_up(self) -> None:
         """Bring all that is kept up to date at once, which otherwise happens when it is asked for."""
@@ -193,15 +205,14 @@ class Fleet:
     @property
     def size(self) -> int:
         """How many pools of stocks it keeps."""
-        questions = sum(len(each.pools) for each in self._questions.values())
-        return questions + sum(each.size for each in self._stocks.values())
+        return sum(each.size for each in self._stocks.values())
 
     def forget_half(self) -> None:
         """Forget the stocks that were not asked for recently."""
         for terms in list(self._stocks)[: (len(self._stocks) + 1) // 2]:
             del self._stocks[terms]
-        for chain in list(self._questions)[: (len(self._questions) + 1) // 2]:
-            del self._questions[chain]
+        for chain in list(self._asking)[: (len(self._asking) + 1) // 2]:
+            del self._asking[chain]
 
     def release(self) -> None:
         """Nobody uses the fleet any more."""

@@ -4,11 +4,11 @@ Verdicts are kept by expression and combination, so that a new or changed slice 
 chain of selectors says about a pool is kept as a mask, of which a changed slice costs only its own part.
 """
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from broker.allocation.budget import Budget, evaluation_steps
 from broker.allocation.cel.engine import (
     DerivedAttribute,
     Selector,
@@ -30,6 +30,7 @@ _MASKS_KEPT = 500_000
 _DEVICES_KEPT = 50_000
 _DERIVED_KEPT = 500_000
 _COLUMNS_KEPT = 10_000  # for each chain
+_STEPS_FOR_BLOCK = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +53,8 @@ class Matches(NamedTuple):
     failing: int
 
 
-class Combinations(NamedTuple):
-    """What the last selector of a chain would be asked about in a pool: numbers of combinations of what it reads."""
-
-    layout: Layout
-    numbers: frozenset[int]
-
-
-class Alike(NamedTuple):
-    """The devices of a slice by what a selector reads of them: number and mask of each combination."""
-
-    parts: list[tuple[int, int]]
-    numbers: frozenset[int]
-
-
-_NONE_ALIKE = Alike([], frozenset())
+# The devices of a slice by what a selector reads of them: number and mask of each combination.
+Alike = list[tuple[int, int]]
 
 
 class _Matched:
@@ -76,12 +64,10 @@ class _Matched:
         "alike_by_block",
         "alike_by_columns",
         "before",
-        "combinations_by_pool",
         "failures",
         "fields",
         "matches_by_pool",
         "numbers",
-        "numbers_by_block",
         "position",
         "required",
         "selector",
@@ -96,10 +82,8 @@ class _Matched:
         self.fields: list[FieldPath] = sorted({*fields_read(chain[-1]), *self.required})
         self.numbers: dict[tuple[Cell, ...], int] = {}  # of the combinations that occur, from 0
         self.verdicts: dict[int, Verdict] = {}  # of those that were asked about, by number
-        self.numbers_by_block: dict[SliceBlock, frozenset[int]] = {}
-        self.alike_by_block: dict[SliceBlock, Alike] = {}  # counted, and not yet asked about
+        self.alike_by_block: dict[SliceBlock, Alike] = {}  # sorted out, and not asked about yet
         self.alike_by_columns: dict[tuple[int, tuple[Column, ...]], Alike] = {}  # for those of few cells
-        self.combinations_by_pool: dict[IndexedPool, Combinations] = {}
         self.matches_by_pool: dict[IndexedPool, Matches] = {}
         self.failures: dict[SliceBlock, dict[int, FailedSelector]] = {}  # by index in the block
 
@@ -107,7 +91,6 @@ class _Matched:
         """They are not in their pool any more."""
         for block in blocks:
             self.failures.pop(block, None)
-            self.numbers_by_block.pop(block, None)
             self.alike_by_block.pop(block, None)
 
 
@@ -119,7 +102,9 @@ class Matching:
         self._matched: dict[Chain, _Matched] = {}  # the least recently used first
         self._masks_kept = 0
         self._devices: dict[tuple[SliceBlock, int], IndexedDevice] = {}
-        self._derived_kept = 0
+        self._derived: dict[tuple[str, tuple[Cell, ...]], Values | SelectorFailure | None] = {}
+        self._derived_kept = 0  # at devices
+        self._fields_of_attribute: dict[str, list[FieldPath]] = {}
 
     def compile(self, expression: str) -> Selector | SelectorCompileError:
         """The compiled selector, or why it does not compile."""
@@ -135,23 +120,45 @@ class Matching:
         except SelectorCompileError as error:
             return error
 
-    def cost_of_attribute(self, expression: str) -> int:
-        """What it costs at worst to compute a derived attribute, in Kubernetes' units."""
-        compiled = self.compile_attribute(expression)
-        assert not isinstance(compiled, SelectorCompileError), f"{expression!r} was not compiled before its use"
-        return compiled.cost
-
     def derive(self, device: IndexedDevice, expression: str) -> Values | SelectorFailure | None:
         """The values of a derived attribute whose expression compiles; None: an empty list."""
         if device.derived is None:
             device.derived = {}
         if expression not in device.derived:
-            compiled = self.compile_attribute(expression)
-            assert not isinstance(compiled, SelectorCompileError), f"{expression!r} was not compiled before its use"
             self._derived_kept += 1
-            found = compiled.evaluate(device.bound(self._engine))
-            device.derived[expression] = found if isinstance(found, SelectorFailure) else derived_values(found)
+            device.derived[expression] = self._derive(device.block, device.index, expression, None)
         return device.derived[expression]
+
+    def derive_ahead(self, block: SliceBlock, mask: int, expression: str, allowance: Budget) -> None:
+        """Compute a derived attribute of these devices; then `derive` has it at hand.
+
+        Raises: BudgetExceededError, and what was computed until then is kept.
+        """
+        for index in bits(mask):
+            self._derive(block, index, expression, allowance)
+
+    def _derive(
+        self, block: SliceBlock, index: int, expression: str, allowance: Budget | None
+    ) -> Values | SelectorFailure | None:
+        """Once for all devices that agree in what the expression reads."""
+        fields = self._fields_of_attribute.get(expression)
+        if fields is None:
+            fields = self._fields_of_attribute[expression] = sorted(fields_read(expression))
+        columns = [block.columns.of_field(field) for field in fields]
+        is_readable = not block.columns.unreadable >> index & 1
+        key = (expression, tuple([column.cells[column.codes[index]] for column in columns])) if is_readable else None
+        if key is not None and key in self._derived:
+            return self._derived[key]
+        compiled = self.compile_attribute(expression)
+        assert not isinstance(compiled, SelectorCompileError), f"{expression!r} was not compiled before its use"
+        if allowance is not None:
+            allowance.begin(evaluation_steps(expression, compiled.cost))
+        device = block.columns.reduced(block.devices[index], fields) if is_readable else block.devices[index]
+        value = compiled.evaluate(self._engine.bind(block.slice.spec.driver, device))
+        found = value if isinstance(value, SelectorFailure) else derived_values(value)
+        if key is not None:
+            self._derived[key] = found
+        return found
 
     # --- devices
 
@@ -167,22 +174,31 @@ class Matching:
         if len(self._devices) > _DEVICES_KEPT or self._derived_kept > _DERIVED_KEPT:
             self._devices.clear()
             self._derived_kept = 0
+        if len(self._derived) > _DERIVED_KEPT or len(self._fields_of_attribute) > _DERIVED_KEPT:
+            self._derived.clear()
+            self._fields_of_attribute.clear()
         if self._masks_kept > _MASKS_KEPT:
             self._forget_half()
 
     def tidy_combinations(self) -> None:
         """The same for what takes longer to find out."""
-        if sum(len(each.numbers) for each in self._matched.values()) > _COMBINATIONS_KEPT:
-            self._forget_half()
+        kept = sum(len(each.numbers) for each in self._matched.values())
+        for chain in list(self._matched)[:-1]:  # never the latest, which somebody may be asking right now
+            if kept <= _COMBINATIONS_KEPT:
+                break
+            kept -= len(self._matched[chain].numbers)
+            self._forget(chain)
 
     def _forget_half(self) -> None:
-        for chain in list(self._matched)[: (len(self._matched) + 1) // 2]:
-            self._masks_kept -= len(self._matched.pop(chain).matches_by_pool)
+        for chain in list(self._matched)[: len(self._matched) // 2]:
+            self._forget(chain)
+
+    def _forget(self, chain: Chain) -> None:
+        self._masks_kept -= len(self._matched.pop(chain).matches_by_pool)
 
     def forget_pool(self, pool: IndexedPool) -> None:
         """The pool is gone."""
         for matched in self._matched.values():
-            matched.combinations_by_pool.pop(pool, None)
             if matched.matches_by_pool.pop(pool, None) is not None:
                 self._masks_kept -= 1
         self.forget_blocks(pool.layout.blocks)
@@ -201,26 +217,27 @@ class Matching:
         """What is kept for the chain was not forgotten in the meantime."""
         return self._matched.get(chain) is matched
 
-    def cost(self, chain: Chain) -> int:
-        """What one evaluation of the chain's last selector costs at worst, in Kubernetes' units."""
-        return self.of(chain).selector.cost
+    def ask_ahead(self, pool: IndexedPool, chain: Chain, allowance: Budget) -> None:
+        """Ask the last selector of the chain about a pool, after all before it; then `match` has the answer at hand.
 
-    def combinations(self, pool: IndexedPool, chain: Chain) -> frozenset[int]:
-        """What the last selector of the chain has to be asked about in a pool; it is not asked here."""
+        Raises: BudgetExceededError, and what was found out until then is kept.
+        """
         matched = self.of(chain)
-        known = matched.combinations_by_pool.get(pool)
+        known = matched.matches_by_pool.get(pool)
         if known is not None and known.layout is pool.layout:
-            return known.numbers
+            return
         before = self._before(pool, matched)
+        steps = evaluation_steps(chain[-1], matched.selector.cost)
         for block, mask in pool.layout.split(before.possible & ~before.failing):
-            if block not in matched.numbers_by_block:
-                found = self._alike(block, mask & ~block.columns.unreadable, matched)
-                matched.alike_by_block[block] = found
-                matched.numbers_by_block[block] = found.numbers
-        parts = [matched.numbers_by_block[each] for each in pool.layout.blocks if each in matched.numbers_by_block]
-        numbers: frozenset[int] = frozenset().union(*parts)
-        matched.combinations_by_pool[pool] = Combinations(pool.layout, numbers)
-        return numbers
+            allowance.begin(_STEPS_FOR_BLOCK)
+            alike = matched.alike_by_block.get(block)
+            if alike is None:
+                alike = matched.alike_by_block[block] = self._alike(block, mask & ~block.columns.unreadable, matched)
+            for number, devices in alike:
+                if number not in matched.verdicts:
+                    allowance.begin(steps)
+                    self._verdict(block, devices, number, matched)
+        self._match(pool, matched)
 
     def match(self, pool: IndexedPool, chain: Chain) -> Matches:
         """Ask a chain, whose expressions compile, about the devices of a pool."""
@@ -287,7 +304,7 @@ class Matching:
         alike = matched.alike_by_block.pop(block, None)
         if alike is None:
             alike = self._alike(block, asked & ~block.columns.unreadable, matched)
-        for number, mask in alike.parts:
+        for number, mask in alike:
             verdict = self._verdict(block, mask, number, matched)
             if verdict is True:
                 found |= mask
@@ -303,7 +320,7 @@ class Matching:
         Those are left out on which it is false whatever else they have (`texts_required`).
         """
         columns = tuple([block.columns.of_field(field) for field in matched.fields])
-        if not all([column.has_few_cells for column in columns]):
+        if not all(column.has_few_cells for column in columns):
             return self._sorted_out(asked, columns, matched)
         found = matched.alike_by_columns.get((asked, columns))
         if found is None:
@@ -318,7 +335,7 @@ class Matching:
             if texts is not None:
                 asked &= column.without_other_texts(texts)
         if not asked:
-            return _NONE_ALIKE
+            return []
         parts = [asked]
         for column in columns:
             if len(column.cells) > 1:
@@ -329,7 +346,7 @@ class Matching:
             index = (mask & -mask).bit_length() - 1
             cells = tuple([column.cells[column.codes[index]] for column in columns])
             found.append((numbers.setdefault(cells, len(numbers)), mask))
-        return Alike(found, frozenset([number for number, _ in found]))
+        return found
 
     def _verdict(self, block: SliceBlock, mask: int, number: int, matched: _Matched) -> Verdict:
         verdict = matched.verdicts.get(number)
@@ -344,48 +361,37 @@ def _mask_of(indices: Collection[int]) -> int:
     return sum(1 << index for index in indices)
 
 
-class Questions:
-    """How many combinations the last selector of a chain has to be asked about in all pools of a fleet.
+class Asking:
+    """Asks the last selector of a chain about the pools of a fleet, as far as anybody allows, and goes on later.
 
-    It is what a claim is charged for, whether or not the answers are known already.
+    read: up to where the log of changed layouts was read.
     """
 
     def __init__(self, chain: Chain, matching: Matching) -> None:
-        self.read = -1  # up to where the log of changed layouts was read
+        self.read = -1
         self._chain = chain
         self._matching = matching
-        self._matched = matching.of(chain)  # whose numbers these are
-        self._by_pool: dict[IndexedPool, frozenset[int]] = {}
-        self._pools_by_number: Counter[int] = Counter()
-        self._uncounted: dict[IndexedPool, None] = {}
+        self._matched = matching.of(chain)
+        self._left: dict[IndexedPool, None] = {}
 
     @property
     def is_valid(self) -> bool:
-        """The combinations still have the same numbers."""
+        """What it found out was not forgotten."""
         return self._matching.is_current(self._chain, self._matched)
-
-    @property
-    def pools(self) -> Collection[IndexedPool]:
-        """Those that something has to be asked about in."""
-        return self._by_pool.keys()
 
     def change(self, pool: IndexedPool, is_there: bool) -> None:
         """The pool's slices are not what they were."""
-        for number in self._by_pool.pop(pool, ()):
-            self._pools_by_number[number] -= 1
-            if not self._pools_by_number[number]:
-                del self._pools_by_number[number]
         if is_there:
-            self._uncounted[pool] = None
+            self._left[pool] = None
         else:
-            self._uncounted.pop(pool, None)
+            self._left.pop(pool, None)
 
-    def count(self, enough: int) -> int:
-        """How many they are; it is not counted further than up to more than `enough`."""
-        while self._uncounted and len(self._pools_by_number) <= enough:
-            pool, _ = self._uncounted.popitem()
-            found = self._matching.combinations(pool, self._chain)
-            if found:
-                self._by_pool[pool] = found
-                self._pools_by_number.update(found)
-        return len(self._pools_by_number)
+    def go_on(self, allowance: Budget) -> None:
+        """Ask about what is left.
+
+        Raises: BudgetExceededError.
+        """
+        while self._left:
+            pool = next(iter(self._left))
+            self._matching.ask_ahead(pool, self._chain, allowance)
+            del self._left[pool]

@@ -9,8 +9,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import product, starmap
 from typing import NamedTuple, Protocol
 
+from broker.allocation.budget import Budget
 from broker.allocation.capacity import CapacityAsk
-from broker.allocation.devices import IndexedPool, Layout, Place, Standing
+from broker.allocation.devices import IndexedPool, Layout, Place, SliceBlock, Standing
 from broker.allocation.matching import Chain, Matching
 from broker.allocation.nodes import EVERYWHERE, NodeGroup, Reach
 from broker.allocation.reasons import Cause
@@ -20,6 +21,8 @@ from broker.allocation.tally import Attributes, Tally
 from broker.world.changes import Changes
 from broker.world.usage import InUse
 from schemas.resource import DeviceToleration
+
+_STEPS_FOR_POOL = 20
 
 
 class Terms(NamedTuple):
@@ -192,6 +195,7 @@ class Stock:
         self._room = room
         self._changes = changes
         self._read = -1  # up to where
+        self._left: dict[IndexedPool, int | None] = {}  # changed pools; which of the devices did, None: any of them
         self._places_by_pool: dict[IndexedPool, Collection[Place]] = {}
         self._crowded: dict[IndexedPool, _Crowded] = {}
 
@@ -200,24 +204,34 @@ class Stock:
         """How many pools it keeps something of."""
         return len(self._places_by_pool)
 
-    def catch_up(self, in_use: InUse) -> None:
-        """Take in what has changed since the last time."""
-        end = self._changes.end
-        if self._read == end:
-            return
-        changes = self._changes.since(self._read)
-        self._read = end
-        changed: dict[IndexedPool, int | None] = {}
-        if changes is None:
-            changed = dict.fromkeys([*self.fleet.pools, *self._places_by_pool, *self.failing])
-        for pool, devices in changes or ():
-            before = changed.get(pool, 0)
-            changed[pool] = None if before is None or devices is None else before | devices
-        for pool, of_pool in changed.items():
+    def catch_up(self, in_use: InUse, allowance: Budget | None = None) -> None:
+        """Take in what has changed since the last time.
+
+        Raises: BudgetExceededError where not all is allowed at once; another call goes on where this one ended.
+        """
+        log = self._changes
+        if self._read != log.end:
+            changes = log.since(self._read)
+            self._read = log.end
+            if changes is None:
+                self._left = dict.fromkeys([*self.fleet.pools, *self._places_by_pool, *self.failing])
+            for pool, devices in changes or ():
+                before = self._left.get(pool, 0)
+                self._left[pool] = None if before is None or devices is None else before | devices
+        while self._left:
+            if allowance is not None:
+                allowance.begin(_STEPS_FOR_POOL)
+            pool, of_pool = self._left.popitem()
             if pool in self.fleet.position:
                 self._put(pool, of_pool, in_use)
             else:
                 self._drop(pool)
+
+    def live(self) -> Iterator[tuple[SliceBlock, int]]:
+        """The free devices, wherever they can be used; in no particular order."""
+        for part in self.parts.values():
+            for pool, live in part.live.items():
+                yield from pool.layout.split(live.mask)
 
     def _put(self, pool: IndexedPool, changed: int | None, in_use: InUse) -> None:
         terms = self.terms

@@ -96,7 +96,7 @@ class Broker:
         tell: Callable[[Notice], None] = lambda _: None,
     ) -> None:
         self._connection = connection
-        self._index = DeviceIndex(engine)
+        self._engine = engine
         self._settings = settings
         self._tell = tell
         self._asks = Asks(connection)
@@ -189,7 +189,9 @@ class Broker:
 
     async def _fold_ledger(self) -> Machine:
         identity = Identity(self._settings.instance, self._settings.build, self._settings.settings_digest)
-        machine = Machine(World(self._settings.federation), self._index, identity)
+        # An index for each term: when a claim's selectors are all asked depends on what it knows already, and a replay
+        # of the term begins knowing nothing.
+        machine = Machine(World(self._settings.federation), DeviceIndex(self._engine), identity)
         async with aclosing(self._ledger.read(0)) as batches:
             async for batch in batches:
                 recovery.fold_ledger(machine, batch)

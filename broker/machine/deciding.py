@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from broker.allocation.allocate import allocate_claim
+from broker.allocation.allocate import MoreToAskError, allocate_claim
+from broker.allocation.budget import Budget
 from broker.allocation.reasons import NoFit, Reason
 from broker.allocation.requests import ADMIN_ACCESS_LABEL
 from broker.allocation.result import with_share_ids
@@ -27,6 +28,8 @@ from schemas.wire.ledger import Allocate, ConsumerRef, ReasonChanged, RequestSta
 
 HARD_CLAIMS_IN_ROUND = 1  # of those whose search was given up before: they wait for each other, nobody waits for them
 TRY_HARD_AGAIN_MS = 60_000
+# For asking selectors that are new, or new slices, in one round: some 20 ms, in steps of broker.allocation.budget.
+ASKING_STEPS = 20_000
 TEXT_LENGTH_MAX = 4_000  # of what an entry says to people; the ledger takes entries of at most 1 MiB
 EXPLANATION_BYTES_MAX = 128 * 1024
 _NOT_ABOUT_DEVICES = frozenset(
@@ -72,6 +75,7 @@ class Round:
         self._reached: dict[ClusterId, Reached] = {}
         self._classes: dict[ClusterId, dict[str, DeviceClass]] = {}
         self._failed: dict[bytes, Verdict] = {}
+        self._asking_left = ASKING_STEPS
 
     def reached(self, cluster: ClusterId) -> Reached:
         """Pools that `cluster` reaches and whose clusters were all heard."""
@@ -100,7 +104,10 @@ class Round:
         )
 
     def allocate(self, claim: Claim, spec: ResourceClaim) -> AllocationResult | Verdict:
-        """Search, unless an equal claim was searched for in vain in this round: then the answer is the same."""
+        """Search, unless an equal claim was searched for in vain in this round: then the answer is the same.
+
+        Raises: MoreToAskError.
+        """
         snapshot = self.snapshot(claim)
         likeness = msgspec.json.encode(
             (claim.key.cluster, spec.spec, snapshot.allows_admin_access, sorted(map(str, claim.avoid)))
@@ -108,15 +115,23 @@ class Round:
         failed = self._failed.get(likeness)
         if failed is not None:
             return failed
-        found = allocate_claim(spec, snapshot, self.core.index, step_budget=STEP_BUDGET)
+        found = self._search(spec, snapshot)
         if isinstance(found, NoFit) and found.reason == Reason.DEVICES_AVOIDED:
             # Rejected before, but the time to wait for something else has passed.
-            snapshot = msgspec.structs.replace(snapshot, avoid=frozenset())
-            found = allocate_claim(spec, snapshot, self.core.index, step_budget=STEP_BUDGET)
+            found = self._search(spec, msgspec.structs.replace(snapshot, avoid=frozenset()))
         if isinstance(found, NoFit):
             verdict = self._failed[likeness] = _no_fit_verdict(self.core, self, claim, found)
             return verdict
         return found
+
+    def _search(self, spec: ResourceClaim, snapshot: Snapshot) -> AllocationResult | NoFit:
+        """Half of what is left for asking is for this claim: so those behind it get on, however much it has to ask."""
+        share = self._asking_left // 2
+        allowance = Budget(share)
+        try:
+            return allocate_claim(spec, snapshot, self.core.index, step_budget=STEP_BUDGET, allowance=allowance)
+        finally:
+            self._asking_left -= share - allowance.left
 
 
 def decide(core: Core) -> None:
@@ -131,6 +146,8 @@ def decide(core: Core) -> None:
             return
         try:
             verdict = _decide(core, turn, claim)
+        except MoreToAskError:
+            continue  # it stays due, and goes on in the next round
         except InvariantError:
             raise
         except Exception as error:  # one claim must not stop every replica in turn

@@ -120,7 +120,7 @@ def measure(runs: Sequence[Run] = RUNS, sizes: Sequence[int] = SIZES) -> list[Ta
             [
                 "The median of the claims; of `fill`, all together. Target: how much of upstream's time it may be,",
                 "or how much at all. Upstream is kube-scheduler's allocator (Go) with all features on.",
-                f"It gives up after {CLAIM_TIMEOUT_S} s. p99: the slowest, often the first, which makes ready what others find.",
+                f"It gives up after {CLAIM_TIMEOUT_S} s. p99: the slowest, often the first, which finds out for all.",
             ],
         ),
         Table(

@@ -6,7 +6,6 @@ from typing import Protocol
 import pytest
 
 from broker.allocation.cel.engine import SelectorEngine, default_engine
-from broker.allocation.index import DeviceIndex
 from broker.world.check import check
 from broker.world.federation import Federation
 from schemas.wire.ledger import Inputs, LeaderElected
@@ -30,7 +29,7 @@ def start(engine: SelectorEngine) -> Iterator[Starter]:
     started: list[Driven] = []
 
     def start_one(federation: Federation, other: SelectorEngine | None = None, /) -> Driven:
-        started.append(Driven(federation, DeviceIndex(other or engine)))
+        started.append(Driven(federation, other or engine))
         return started[-1]
 
     yield start_one

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from broker.allocation.cel.engine import SelectorEngine
 from broker.allocation.index import DeviceIndex
 from broker.machine import Effects, Identity, Machine, Notice, recovery
 from broker.machine.core import MAX_BATCH
@@ -60,9 +61,10 @@ _KINDS: dict[type, str] = {ResourceSlice: "slice", DeviceClass: "class", Node: "
 class Driven:
     """One leader, its log and its ledger."""
 
-    def __init__(self, federation: Federation, index: DeviceIndex) -> None:
+    def __init__(self, federation: Federation, engine: SelectorEngine) -> None:
         self.federation = federation
-        self.index = index
+        self.index = DeviceIndex(engine)
+        self._engine = engine
         self.log: list[StoredMessage] = []
         self.ledger: list[StoredMessage] = []
         self.now_ms = 1_000_000
@@ -128,7 +130,7 @@ class Driven:
 
     def replay(self) -> list[bytes]:
         """The ledger once more: the same messages in the recorded steps, from nothing."""
-        again = self._a_machine(self.ledger[:2])
+        again = self._a_machine(self.ledger[:2], DeviceIndex(self._engine))
         recovery.resume(again)
         made = [message.payload for message in self.ledger[:2]]
         position = 0
@@ -153,8 +155,8 @@ class Driven:
         """Another leader's machine before it has read the log."""
         return self._a_machine(self.ledger)
 
-    def _a_machine(self, ledger: Iterable[StoredMessage]) -> Machine:
-        machine = Machine(World(self.federation), self.index, IDENTITY)
+    def _a_machine(self, ledger: Iterable[StoredMessage], index: DeviceIndex | None = None) -> Machine:
+        machine = Machine(World(self.federation), index or self.index, IDENTITY)
         recovery.fold_ledger(machine, ledger)
         return machine
 

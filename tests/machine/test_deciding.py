@@ -15,6 +15,7 @@ from tests.builders import (
     a_choice,
     a_claim,
     a_class,
+    a_device,
     a_node_selector,
     a_request,
     a_slice,
@@ -43,6 +44,34 @@ from tests.machine.driven import (
 
 def the_reason(machine: Driven) -> ReasonChanged:
     return machine.last(ReasonChanged)[1]
+
+
+# --- selectors that take long to ask
+
+
+def test_a_claim_whose_selector_takes_long_to_ask_holds_up_nobody(machine: Driven) -> None:
+    east, west = everyone_heard(machine)
+    east.publishes(
+        *(
+            a_slice(
+                [a_device(f"d{n}", uuid=f"u{n}") for n in range(first, first + 128)],
+                name=f"s{first}",
+                pool="large",
+                slice_count=24,
+            )
+            for first in range(0, 3_072, 128)
+        )
+    )
+    machine.run()
+    slow = an_immediate_claim("slow", a_request("gpu", f'device.attributes["{DRIVER}"].uuid.endsWith("u3071")'))
+    east.tells(slow)
+    west.tells(an_immediate_claim("plain"))
+    first = machine.step()
+    assert [each.name for each in first.entries if isinstance(each, Allocate)] == ["plain"]
+    assert machine.claim(EAST, slow).waiting is None
+    rest = machine.run()
+    assert [devices_of(each) for each in rest if isinstance(each, Allocate)] == [["d3071"]]
+    assert reasons(machine, slow) == []
 
 
 # --- what must be known first
