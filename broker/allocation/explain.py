@@ -42,7 +42,8 @@ _REASONS = {
 class Attempt:
     """An allocation that failed, with all that it looked at.
 
-    budget: for finding out why.
+    budget: for finding out why. Half of it is for counting, so that there is a reason even where there is too much to
+        count.
     """
 
     claims: Sequence[ResourceClaim]
@@ -62,7 +63,9 @@ class Attempt:
 
     @cached_property
     def _reporter(self) -> Reporter:
-        return Reporter(self.snapshot, self.fleet, self.everyone, self.groups, self.budget)
+        counting = Budget(self.budget.left // 2)
+        self.budget.spend(counting.steps)
+        return Reporter(self.snapshot, self.fleet, self.everyone, self.groups, counting)
 
     @cached_property
     def reports(self) -> dict[Alternative, RequestReport]:
@@ -195,6 +198,8 @@ def _reason(attempt: Attempt) -> Reason:
     seen = {each.cause for report in attempt.reports.values() for each in report.ruled_out}
     for cause, reason in _REASONS.items():
         ignored |= {cause}
+        if cause is Cause.AVOIDED and not attempt.snapshot.avoid:
+            continue
         if cause is Cause.NODE:
             groups = Groups([ANY_NODE])
         elif cause is Cause.IN_USE:

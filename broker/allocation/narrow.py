@@ -56,7 +56,9 @@ def narrow(problem: Problem, budget: Budget) -> Problem | None:
 def _is_plain(problem: Problem) -> bool:
     """Looking at the devices would not show more than the counts did, or it would take too long."""
     alternatives = [each for request in problem.requests for each in request.alternatives]
-    if len(alternatives) == 1 and sum(map(len, problem.constraints_by_claim)) < 2 and not alternatives[0].derived:
+    if any(each.derived for each in alternatives):
+        return False  # the index does not count those, and every device was looked at already
+    if len(alternatives) == 1 and sum(map(len, problem.constraints_by_claim)) < 2:
         return True
     return any(problem.candidates[each].devices.has(_FEW_DEVICES + 1) for each in alternatives)
 

@@ -82,8 +82,8 @@ def test_only_a_changed_slice_is_asked_about_again(engine: SelectorEngine) -> No
 def test_derived_attributes_are_computed_in_pieces(engine: SelectorEngine) -> None:
     computed = DeviceDerivedAttribute(name="example.com/x", expression=f'{UUID} + "x"')
     claim = a_claim(a_request(count=2, derived_attributes=[computed]), constraints=[a_match("example.com/x")])
-    index, snapshot = DeviceIndex(engine), a_snapshot(a_pool(*slices_of_different_devices(300)))
-    assert len(in_pieces(claim, snapshot, index, [])) >= 5
+    index, snapshot = DeviceIndex(engine), a_snapshot(a_pool(*slices_of_different_devices(600)))
+    assert len(in_pieces(claim, snapshot, index, [])) > 8
     found = allocate_claim(claim, snapshot, index, step_budget=25_000)
     assert isinstance(found, NoFit)
     assert found.reason is Reason.CONSTRAINT_UNSATISFIABLE
