@@ -28,11 +28,13 @@ class NodeView(msgspec.Struct, frozen=True):
 
 
 def node_views(nodes: Mapping[str, Node]) -> list[NodeView]:
-    """Known nodes, by name and in its order."""
-    return [
-        NodeView(name, node.metadata.labels, OPTIONAL_NODE_OPERATIONS in node.status.declared_features)
-        for name, node in sorted(nodes.items())
-    ]
+    """The nodes of a cluster, by name and in its order.
+
+    They all skip operations or none does: the pod may come to any that the node selector of the allocation allows,
+    which cannot say what a kubelet must be able to do, and kube-scheduler drops the allocation where it cannot.
+    """
+    skips = all(OPTIONAL_NODE_OPERATIONS in each.status.declared_features for each in nodes.values())
+    return [NodeView(name, node.metadata.labels, skips) for name, node in sorted(nodes.items())]
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,7 +175,7 @@ class Reporter:
     def _why_not_from(self, place: Place) -> str:
         group = self.everyone.group
         if group.sees(place.reach) and place.skips and not group.node.skips_operations:
-            return f"no node in question declares {OPTIONAL_NODE_OPERATIONS}"
+            return f"not every node declares {OPTIONAL_NODE_OPERATIONS}"
         return "it binds to a node, and none is known" if group.sees(place.reach) else ""
 
     def _details_of(self, cause: Cause, device: IndexedDevice, alternative: Alternative) -> Iterator[str]:

@@ -181,7 +181,7 @@ INVALID = a_pool(a_slice([a_device(), a_device()]))
             [a_request()],
             Reason.NO_MATCHING_NODE,
             "request gpu: 0 of 1 device of class gpu.example.com can be used: "
-            "1 not reached from any node (no node in question declares DRAOptionalNodeOperations)",
+            "1 not reached from any node (not every node declares DRAOptionalNodeOperations)",
             id="no node can skip operations",
         ),
         pytest.param(

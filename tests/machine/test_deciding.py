@@ -5,7 +5,7 @@ import pytest
 
 from broker.allocation.cel.engine import BoundDevice, DerivedAttribute, Selector, SelectorEngine, Verdict
 from broker.machine.deciding import MAX_RESERVED_FOR, TRY_HARD_AGAIN_MS
-from schemas.resource import DeviceRequest, DeviceTaint, DeviceTaintRule, Node, ObjectMeta
+from schemas.resource import DeviceRequest, DeviceTaint, DeviceTaintRule, Node, NodeStatus, ObjectMeta
 from schemas.resource.taint_rule import DeviceTaintRuleSpec, DeviceTaintSelector
 from schemas.wire.ledger import Allocate, ClassBrokered, ReasonChanged
 from schemas.wire.state import Consumer
@@ -72,6 +72,20 @@ def test_a_claim_whose_selector_takes_long_to_ask_holds_up_nobody(machine: Drive
     rest = machine.run()
     assert [devices_of(each) for each in rest if isinstance(each, Allocate)] == [["d3071"]]
     assert reasons(machine, slow) == []
+
+
+def test_skipped_operations_are_for_clusters_whose_nodes_all_can_skip_them(machine: Driven) -> None:
+    east, _ = everyone_heard(machine, devices=0)
+    east.publishes(a_slice(pool="skipping", skip_node_operations=["*"]))
+    able = NodeStatus(declared_features=["DRAOptionalNodeOperations"])
+    east.publishes(Node(metadata=ObjectMeta(name="new"), status=able), Node(metadata=ObjectMeta(name="old")))
+    claim = an_immediate_claim()
+    east.tells(claim)
+    machine.run()
+    assert reason(machine, east, claim) == "NoMatchingNode"
+    assert "not every node declares DRAOptionalNodeOperations" in the_reason(machine).message
+    east.publishes(Node(metadata=ObjectMeta(name="old"), status=able))
+    assert [type(each) for each in machine.run()] == [Allocate]
 
 
 # --- what must be known first
