@@ -45,6 +45,7 @@ def stream_configs(settings: StreamSettings, shard: str, segment: int) -> list[d
             "max_msgs_per_subject": 64,
             "discard": "new",
             "discard_new_per_subject": False,
+            "allow_atomic": True,
             "duplicate_window": _ns(120),
             **_common(settings),
         },

@@ -23,6 +23,7 @@ from broker.world.usage import InUse
 from schemas.resource import DeviceToleration
 
 _STEPS_FOR_POOL = 20
+_FEW_POOLS = 32  # that the decisions before have changed: part of any decision
 
 
 class Terms(NamedTuple):
@@ -219,7 +220,7 @@ class Stock:
                 before = self._left.get(pool, 0)
                 self._left[pool] = None if before is None or devices is None else before | devices
         while self._left:
-            if allowance is not None:
+            if allowance is not None and len(self._left) > _FEW_POOLS:
                 allowance.begin(_STEPS_FOR_POOL)
             pool, of_pool = self._left.popitem()
             if pool in self.fleet.position:
