@@ -32,6 +32,7 @@ LEDGER = "DRA_LEDGER_main_0"
 CLAIMS = 10_000
 LATENCY_CLAIMS, LATENCY_RATE = 2_000, 200  # claims, and claims a second
 BATCH = 200  # messages
+ALL_MODELS = 320  # devices, in which each model occurs twice
 READY_DEADLINE_S = 30.0
 DEADLINE_S = 180.0
 
@@ -43,10 +44,10 @@ def measure(claims: int = CLAIMS, latency_claims: int = LATENCY_CLAIMS) -> list[
 
 async def _measure(claims: int, latency_claims: int) -> list[Table]:
     progress(f"throughput: {count(claims)} claims at once")
-    async with _a_federation(claims + claims // 10 + 20) as load:
+    async with _a_federation(claims + claims // 10 + ALL_MODELS) as load:
         decided, entries, entry_bytes = await load.all_at_once(claims)
     progress(f"throughput: {count(latency_claims)} claims, {LATENCY_RATE} a second")
-    async with _a_federation(latency_claims + latency_claims // 10 + 20) as load:
+    async with _a_federation(latency_claims + latency_claims // 10 + ALL_MODELS) as load:
         delays = sorted(await load.steadily(latency_claims))
     progress("throughput: the server alone")
     alone = await _server_alone(entries, entry_bytes)
