@@ -202,8 +202,8 @@ class Stock:
 
     @property
     def size(self) -> int:
-        """How many pools it keeps something of."""
-        return len(self._places_by_pool)
+        """How many pools it keeps something of; one more, for it is something itself."""
+        return 1 + len(self._places_by_pool)
 
     def catch_up(self, in_use: InUse, allowance: Budget | None = None) -> None:
         """Take in what has changed since the last time.
@@ -227,6 +227,7 @@ class Stock:
                 self._put(pool, of_pool, in_use)
             else:
                 self._drop(pool)
+        self._left = {}  # an emptied dict keeps its size
 
     def live(self) -> Iterator[tuple[SliceBlock, int]]:
         """The free devices, wherever they can be used; in no particular order."""
