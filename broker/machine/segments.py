@@ -105,7 +105,7 @@ class LedgerStart:
         self._goes_up = False
         self._error: CheckpointError | None = None
         self.damaged: list[CheckpointError] = []  # to be told
-        self.last_sequence = 0  # that was read of the last segment; 0: it is empty
+        self.last_sequence = 0  # of all that was read
         self.wanted: int | None = None
         self.machine = new_machine()
         self._fold = SegmentFold(self.machine.world, 0)
@@ -114,8 +114,8 @@ class LedgerStart:
 
     def add(self, messages: Sequence[StoredMessage]) -> None:
         """Entries of the wanted segment. Raises: WireError, InvariantError."""
-        if self.wanted == self._segments[-1] and messages:
-            self.last_sequence = messages[-1].stream_sequence
+        if messages:
+            self.last_sequence = max(self.last_sequence, messages[-1].stream_sequence)
         if self._error is None:
             try:
                 self._fold.add(messages)

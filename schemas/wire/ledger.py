@@ -344,9 +344,10 @@ def entry_place(entry: AnyEntry) -> tuple[str, str, str]:
             return entry.cluster, "claim" if isinstance(entry, _CLAIM_KINDS) else "record", entry.uid
 
 
-def own_sequence(entry: Decision | Adopted, stream_sequence: int) -> int:
-    """The ledger sequence by which a decision or adoption is known, wherever it is stated."""
-    return entry.ledger_sequence or stream_sequence
+def own_sequence(entry: AnyEntry, stream_sequence: int) -> int:
+    """The ledger sequence by which an entry is known: a checkpoint states decisions again, elsewhere."""
+    own = entry.ledger_sequence if isinstance(entry, Allocate | Release | Adopted) else 0
+    return own or stream_sequence
 
 
 def checkpoint_checksum(opened: SegmentOpened, payloads: Iterable[bytes]) -> str:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.wire import codec
-from schemas.wire.calls import Ask, Beat, DeadLetter, LeaderBeacon
+from schemas.wire.calls import Ask, Beat, DeadLetter, LeaderBeacon, LedgerGoesOn
 from schemas.wire.codec import Call, WireError, cloud_event_headers, encode, message_type, peek_epoch, trace_parent
 from schemas.wire.ledger import (
     Adopted,
@@ -301,6 +301,10 @@ CALLS: list[tuple[msgspec.Struct, bytes]] = [
             b'{"type":"dev.dragoman.deadletter.v1","cluster":"east","subject":"dra.v1.state.east.claim.u1",'
             b'"stream_sequence":12,"reason":"NotJSON","message":"message is not JSON","payload":"ew=="}'
         ),
+    ),
+    (
+        LedgerGoesOn("DRA_LEDGER_main_1"),
+        b'{"type":"dev.dragoman.ledger-goes-on.v1","stream":"DRA_LEDGER_main_1"}',
     ),
     (
         LeaderBeacon(2, "broker-0"),
