@@ -32,8 +32,11 @@ class StreamSettings(msgspec.Struct, frozen=True):
     dead_letters_age_s: int = 30 * 24 * HOUR_S
 
 
-def stream_configs(settings: StreamSettings, shard: str, segment: int) -> list[dict[str, Any]]:
-    """The streams, as JetStream's API names their settings."""
+def stream_configs(settings: StreamSettings, shard: str, segment: int, first_sequence: int = 0) -> list[dict[str, Any]]:
+    """The streams, as JetStream's API names their settings.
+
+    first_sequence: of the ledger's segment, where it is to be made after others; see `ledger_segments`.
+    """
     return [
         {
             "name": STATE_STREAM,
@@ -61,6 +64,7 @@ def stream_configs(settings: StreamSettings, shard: str, segment: int) -> list[d
             # Short: expected-last-sequence already keeps a batch from being stored twice, and ids that the server
             # remembers from a batch that was never stored would only have the same batch refused when it is repeated.
             "duplicate_window": _ns(1),
+            **({"first_seq": first_sequence} if first_sequence else {}),
             **_common(settings),
         },
         {
@@ -80,8 +84,16 @@ def stream_configs(settings: StreamSettings, shard: str, segment: int) -> list[d
     ]
 
 
+class _StreamNames(msgspec.Struct):
+    streams: list[str] | None = None
+
+
 async def ensure_streams(
-    connection: Connection, settings: StreamSettings, shard: str = "main", segment: int = 0
+    connection: Connection,
+    settings: StreamSettings,
+    shard: str = "main",
+    segment: int = 0,
+    first_sequence: int = 0,
 ) -> None:
     """Make the streams that are absent; check those that are there.
 
@@ -92,11 +104,19 @@ async def ensure_streams(
         wanted, found = (".".join(map(str, numbers)) for numbers in (SERVER_VERSION_MIN, version))
         raise StreamSettingsError([f"nats-server is {found}, {wanted} or later is needed"])
     differences = []
-    for config in stream_configs(settings, shard, segment):
+    for config in stream_configs(settings, shard, segment, first_sequence):
         present = await _present(connection, config)
         differences += _differences(config, present)
     if differences:
         raise StreamSettingsError(differences)
+
+
+async def ledger_segments(connection: Connection, shard: str) -> list[int]:
+    """The segments of a ledger that there are, ascending. Raises: BusUnavailableError, BusRefusedError."""
+    answer = await connection.api("STREAM.NAMES", {"subject": f"{PREFIX}.ledger.{shard}.>"})
+    prefix = ledger_stream(shard, 0)[:-1]
+    names = [name.removeprefix(prefix) for name in msgspec.json.decode(answer, type=_StreamNames).streams or []]
+    return sorted(int(number) for number in names if number.isdigit())
 
 
 async def _present(connection: Connection, config: dict[str, Any]) -> dict[str, Any]:

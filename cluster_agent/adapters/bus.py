@@ -14,6 +14,8 @@ from schemas.client.errors import BusError, BusRefusedError, BusUnavailableError
 from schemas.client.follow import WINDOW, Delivered, Follower, Pull, create_consumer, follow
 from schemas.client.reader import StreamReader
 from schemas.wire.bus import OutgoingMessage, ReceivedMessage, StoredMessage, pack
+from schemas.wire.codec import WireError, decode_entry
+from schemas.wire.ledger import own_sequence
 from schemas.wire.subjects import PREFIX, STATE_STREAM, ask_subject, beat_subject, encode_key
 
 _log = logging.getLogger(__name__)
@@ -138,11 +140,12 @@ class AgentBus:
             for stream in await ledger_streams(self._connection, self._cluster)
             if (message := await StreamReader(self._connection, stream).last(subject)) is not None
         ]
-        return max(found, key=lambda message: message.stream_sequence, default=None)
+        return max(found, key=_known_by, default=None)
 
     async def last_ledger_messages(self, pattern: str = ">") -> list[StoredMessage]:
         """The last entry of each subject `dra.v1.ledger.*.*.<cluster>.<pattern>`, ascending by ledger sequence.
 
+        The sequence is an entry's own, where a checkpoint states it again.
         pattern: `claim.>` gives all last decisions, `class.>` the brokered classes. A subject names its segment, so one
             key may come once per segment: the last one counts.
         Raises: BusUnavailableError, BusRefusedError.
@@ -151,7 +154,7 @@ class AgentBus:
         for stream in await ledger_streams(self._connection, self._cluster):
             reader = StreamReader(self._connection, stream)
             found += await reader.last_messages([f"{PREFIX}.ledger.*.*.{self._cluster}.{pattern}"])
-        return sorted(found, key=lambda message: message.stream_sequence)
+        return sorted(found, key=_known_by)
 
     def follow_asks(
         self, messages_max: int = 100
@@ -165,8 +168,10 @@ class AgentBus:
 
 
 class LedgerFollower:
-    """Ledger entries for one cluster, segment after segment. Made by `AgentBus.follow_ledger`.
+    """Ledger entries for one cluster, of the last segment. Made by `AgentBus.follow_ledger`.
 
+    Whatever is unsettled when a segment is closed the next one states again: there is nothing to wait for in the old
+    one, where an entry that takes long to settle would keep all that follows it waiting.
     It knows of one shard at a time: with several, each needs a follower of its own.
     Two agents of one cluster share the consumer and each get a part of the entries: an ack moves it on, and proves
     nothing about what became of a decision.
@@ -179,6 +184,13 @@ class LedgerFollower:
         self._segment = ""
         self._pull: Pull | None = None
         self._held = AsyncExitStack()
+        self._told_of = ""  # a segment's stream
+        self._waiting = anyio.CancelScope()
+
+    def goes_on_in(self, stream: str) -> None:
+        """The broker says that the ledger goes on in `stream`: look at once, not after a while."""
+        self._told_of = stream
+        self._waiting.cancel()
 
     async def next_batch(self, messages_max: int = WINDOW) -> list[Delivered]:
         """The next entries: those that are there, at once; else wait until there is one. Never empty.
@@ -191,12 +203,14 @@ class LedgerFollower:
                 await self._start()
             assert self._pull is not None
             delivered: list[Delivered] = []
-            with anyio.move_on_after(LOOK_FOR_SEGMENTS_S) as waiting:
-                delivered = await self._pull.take(messages_max)
+            if self._told_of in ("", self._segment):
+                with anyio.move_on_after(LOOK_FOR_SEGMENTS_S) as self._waiting:
+                    delivered = await self._pull.take(messages_max)
             if delivered:
                 return delivered
-            # Lost, or silent for long: then there may be a later segment, and this one is closed for good.
-            if not waiting.cancelled_caught or await self._has_later():
+            self._told_of = ""
+            # Lost, or silent for long, or told: then there may be a later segment, and this one is closed for good.
+            if not self._waiting.cancelled_caught or await self._has_later():
                 await self.close()
 
     async def ack(self, delivered: Delivered) -> None:
@@ -213,18 +227,16 @@ class LedgerFollower:
         await held.aclose()
 
     async def _start(self) -> None:
-        """Listen to the first segment that has something for us, or else to the last; try until there is one."""
+        """Listen to the last segment; try until there is one."""
         told = ""
         while True:
             try:
                 streams = await ledger_streams(self._connection, self._cluster)
                 if not streams:
                     raise BusUnavailableError("no ledger exists yet: the broker makes it")
-                if self._segment not in streams:
-                    self._segment = streams[0]
+                self._segment = streams[-1]
                 name = f"agent_{self._cluster}"
-                while await self._left(self._segment, name) == 0 and self._segment != streams[-1]:
-                    self._segment = streams[streams.index(self._segment) + 1]
+                await self._ensure_consumer(self._segment, name)
                 pull = Pull(self._connection, self._segment, name)
                 await self._held.enter_async_context(pull.opened())
             except BusError as error:
@@ -236,10 +248,10 @@ class LedgerFollower:
             self._pull = pull
             return
 
-    async def _left(self, stream: str, name: str) -> int:
-        """How many entries the durable consumer still has to deliver, or to hear an ack for; it is made if absent."""
+    async def _ensure_consumer(self, stream: str, name: str) -> None:
+        """Make the durable consumer if it is absent."""
         try:
-            answer = await self._connection.api(f"CONSUMER.INFO.{stream}.{name}")
+            await self._connection.api(f"CONSUMER.INFO.{stream}.{name}")
         except BusRefusedError as error:
             if error.err_code != CONSUMER_NOT_FOUND:
                 raise
@@ -253,9 +265,6 @@ class LedgerFollower:
                 "opt_start_seq": self._after + 1,
             }
             await create_consumer(self._connection, stream, name, config, [f"{PREFIX}.ledger.*.*.{self._cluster}.>"])
-            answer = await self._connection.api(f"CONSUMER.INFO.{stream}.{name}")
-        info = msgspec.json.decode(answer, type=_ConsumerInfo)
-        return info.num_pending + info.num_ack_pending
 
     async def _has_later(self) -> bool:
         try:
@@ -272,6 +281,15 @@ async def ledger_streams(connection: Connection, cluster: str) -> list[str]:
     """
     answer = await connection.api("STREAM.NAMES", {"subject": f"{PREFIX}.ledger.*.*.{cluster}.>"})
     return sorted(msgspec.json.decode(answer, type=_StreamNames).streams or [], key=_shard_and_segment)
+
+
+def _known_by(message: StoredMessage) -> int:
+    """The ledger sequence by which the entry is known; where it stands, if it cannot be read."""
+    try:
+        entry = decode_entry(message.payload)
+    except WireError:
+        return message.stream_sequence
+    return own_sequence(entry, message.stream_sequence)
 
 
 def _shard_and_segment(stream: str) -> tuple[str, int]:
@@ -295,8 +313,3 @@ class _StreamInfo(msgspec.Struct):
 
 class _StreamNames(msgspec.Struct):
     streams: list[str] | None = None
-
-
-class _ConsumerInfo(msgspec.Struct):
-    num_pending: int = 0
-    num_ack_pending: int = 0

@@ -19,6 +19,12 @@ class Ask(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag
     objects: list[ObjectName] = []
 
 
+class LedgerGoesOn(msgspec.Struct, frozen=True, tag_field="type", tag="dev.dragoman.ledger-goes-on.v1"):
+    """The ledger goes on in another segment's stream: follow that one. Not needed, but sooner than finding it."""
+
+    stream: str
+
+
 class DeadLetter(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="dev.dragoman.deadletter.v1"):
     """A message that could not be applied, kept with its reason.
 
