@@ -1,7 +1,7 @@
 """Ledger entries: what was decided and what became of it. The ledger is the source of truth about who holds what.
 
 Kinds of subject: Allocate and Release go to `claim` (so that the last message of a claim's subject is its last
-decision), all else about a claim to `record`; leadership and inputs belong to no cluster.
+decision), all else about a claim to `record`, how a cluster stands to `cluster`; leadership and inputs belong to none.
 """
 
 from collections.abc import Mapping
@@ -12,8 +12,10 @@ import msgspec
 from schemas.quantity import Quantity, QuantityError
 from schemas.wire.state import Outcome
 
-EndCause = Literal["ClaimDeleted", "ClaimMissing", "AllocationCleared", "AllocationReplaced"]
+EndCause = Literal["ClaimDeleted", "ClaimMissing", "AllocationCleared", "AllocationReplaced", "ClusterEvicted"]
 RequestState = Literal["Pending", "Invalid"]
+Liveness = Literal["Live", "Stale", "Lost", "Returning"]
+Verb = Literal["cordon", "uncordon", "exclude", "evict", "readmit"]
 
 
 class DeviceHold(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -67,11 +69,34 @@ class LeaderElected(Entry, frozen=True, tag="dev.dragoman.ledger.leader-elected.
     build: str
 
 
+class LivenessMark(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="order", tag="mark"):
+    """What the broker's clock says of a cluster. heard_ms: when it was last heard; 0: not by this leader."""
+
+    cluster: str
+    state: Literal["Live", "Stale", "Lost"]
+    heard_ms: int = 0
+
+
+class OperatorCommand(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="order", tag="command"):
+    """What an operator wants of a cluster. state_sequence: for evict, DRA_STATE's last when it was given."""
+
+    verb: Verb
+    cluster: str
+    operator: str
+    reason: str = ""
+    is_fenced: bool = False
+    state_sequence: int = 0
+
+
+Order = LivenessMark | OperatorCommand
+
+
 class Step(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One step of the core: all state messages up to `position` were applied, at `now_ms` of the broker's clock."""
+    """One step of the core, at `now_ms` of the broker's clock: first the orders, then all messages up to `position`."""
 
     position: int
     now_ms: int
+    orders: list[Order] = []
 
 
 class Inputs(Entry, frozen=True, tag="dev.dragoman.ledger.inputs.v1", kw_only=True):
@@ -205,6 +230,69 @@ class ClassBrokered(Entry, frozen=True, tag="dev.dragoman.ledger.class.v1", kw_o
     spec: dict[str, Any] | None = None
 
 
+class ClusterEntry(Entry, frozen=True, kw_only=True):
+    """What all entries about a cluster as such share. The last of each subject is how the cluster stands."""
+
+    cluster: str
+
+
+class LivenessChanged(ClusterEntry, frozen=True, tag="dev.dragoman.ledger.liveness.v1", kw_only=True):
+    """A cluster's agent went silent, or is heard again. heard_ms: when it was last heard, 0 if nobody knows."""
+
+    state: Liveness
+    since_ms: int
+    heard_ms: int = 0
+
+
+class OperatorEntry(ClusterEntry, frozen=True, kw_only=True):
+    """What an operator ordered, with the name that was given and the reason."""
+
+    operator: str
+    reason: str = ""
+    at_ms: int
+
+
+class ClusterCordoned(OperatorEntry, frozen=True, tag="dev.dragoman.ledger.cordoned.v1", kw_only=True):
+    """Nothing new is granted to claims of the cluster, or again it is."""
+
+    is_cordoned: bool
+
+
+class ClusterExcluded(OperatorEntry, frozen=True, tag="dev.dragoman.ledger.excluded.v1", kw_only=True):
+    """Nobody waits for a cluster that was not heard; it ends, without an operator, with its first full sync."""
+
+    is_excluded: bool
+
+
+class ClusterEvicted(OperatorEntry, frozen=True, tag="dev.dragoman.ledger.evicted.v1", kw_only=True):
+    """The cluster is not believed any more. is_fenced: it is cut off, and all of its grants end.
+
+    state_sequence: DRA_STATE's last; only an epoch after it is believed again, and only after ClusterReadmitted.
+    position: up to where its messages were applied.
+    """
+
+    is_fenced: bool
+    state_sequence: int
+    position: int
+
+
+class ClusterReadmitted(OperatorEntry, frozen=True, tag="dev.dragoman.ledger.readmitted.v1", kw_only=True):
+    """The cluster may come back. Its messages after `position` count, and until FenceLifted it is granted nothing.
+
+    is_fenced: its grants have ended: a new run of its agent clears every allocation, and writes every claim once so
+    that no earlier write can land; then its full sync names this entry.
+    """
+
+    is_fenced: bool
+    position: int
+
+
+class FenceLifted(ClusterEntry, frozen=True, tag="dev.dragoman.ledger.fence-lifted.v1", kw_only=True):
+    """The cluster has done what its readmission asks for, and is as any other again."""
+
+    at_ms: int
+
+
 Decision = Allocate | Release
 AnyEntry = (
     SegmentOpened
@@ -218,9 +306,24 @@ AnyEntry = (
     | CollisionFound
     | ReasonChanged
     | ClassBrokered
+    | LivenessChanged
+    | ClusterCordoned
+    | ClusterExcluded
+    | ClusterEvicted
+    | ClusterReadmitted
+    | FenceLifted
 )
 
 _CLAIM_KINDS = (Allocate, Release)
+EVICTION_KEY = "eviction"
+_CLUSTER_KEYS: dict[type[ClusterEntry], str] = {
+    LivenessChanged: "liveness",
+    ClusterCordoned: "cordon",
+    ClusterExcluded: "exclusion",
+    ClusterEvicted: EVICTION_KEY,
+    ClusterReadmitted: EVICTION_KEY,
+    FenceLifted: EVICTION_KEY,
+}
 
 
 def entry_place(entry: AnyEntry) -> tuple[str, str, str]:
@@ -231,4 +334,6 @@ def entry_place(entry: AnyEntry) -> tuple[str, str, str]:
         return "_", "inputs", "batch"
     if isinstance(entry, ClassBrokered):
         return entry.cluster, "class", entry.name
+    if isinstance(entry, ClusterEntry):
+        return entry.cluster, "cluster", _CLUSTER_KEYS[type(entry)]
     return entry.cluster, "claim" if isinstance(entry, _CLAIM_KINDS) else "record", entry.uid

@@ -19,12 +19,20 @@ from schemas.wire.ledger import (
     Allocate,
     AnyEntry,
     ClassBrokered,
+    ClusterCordoned,
+    ClusterEvicted,
+    ClusterExcluded,
+    ClusterReadmitted,
     CollisionFound,
     ConsumerRef,
     DeviceHold,
+    FenceLifted,
     GrantEnded,
     Inputs,
     LeaderElected,
+    LivenessChanged,
+    LivenessMark,
+    OperatorCommand,
     OutcomeRecorded,
     ReasonChanged,
     Release,
@@ -114,6 +122,9 @@ STATE: list[tuple[msgspec.Struct, bytes]] = [
         b'{"type":"dev.dragoman.state.sync-finished.v1","agent_epoch":7,"sync":2,"parts":1,"objects":[["class","gpu"]]}',
     ),
 ]
+
+BY_ADA: dict[str, Any] = {"cluster": "east", "operator": "ada", "reason": "fire", "at_ms": 5_000}
+BY_ADA_JSON = b'"cluster":"east","operator":"ada","reason":"fire","at_ms":5000'
 
 LEDGER: list[tuple[AnyEntry, bytes]] = [
     (
@@ -240,6 +251,34 @@ LEDGER: list[tuple[AnyEntry, bytes]] = [
         ClassBrokered(cluster="east", name="gpu", spec={"selectors": []}),
         b'{"type":"dev.dragoman.ledger.class.v1","cluster":"east","name":"gpu","spec":{"selectors":[]}}',
     ),
+    (
+        LivenessChanged(cluster="east", state="Stale", since_ms=31_000, heard_ms=1_000),
+        (
+            b'{"type":"dev.dragoman.ledger.liveness.v1","cluster":"east","state":"Stale","since_ms":31000,'
+            b'"heard_ms":1000}'
+        ),
+    ),
+    (
+        ClusterCordoned(is_cordoned=True, **BY_ADA),
+        b'{"type":"dev.dragoman.ledger.cordoned.v1",' + BY_ADA_JSON + b',"is_cordoned":true}',
+    ),
+    (
+        ClusterExcluded(is_excluded=True, **BY_ADA),
+        b'{"type":"dev.dragoman.ledger.excluded.v1",' + BY_ADA_JSON + b',"is_excluded":true}',
+    ),
+    (
+        ClusterEvicted(is_fenced=True, state_sequence=99, position=98, **BY_ADA),
+        b'{"type":"dev.dragoman.ledger.evicted.v1",' + BY_ADA_JSON + b',"is_fenced":true,"state_sequence":99,'
+        b'"position":98}',
+    ),
+    (
+        ClusterReadmitted(is_fenced=True, position=120, **BY_ADA),
+        b'{"type":"dev.dragoman.ledger.readmitted.v1",' + BY_ADA_JSON + b',"is_fenced":true,"position":120}',
+    ),
+    (
+        FenceLifted(cluster="east", at_ms=7_000),
+        b'{"type":"dev.dragoman.ledger.fence-lifted.v1","cluster":"east","at_ms":7000}',
+    ),
 ]
 
 CALLS: list[tuple[msgspec.Struct, bytes]] = [
@@ -270,6 +309,25 @@ SHORTEST: list[tuple[msgspec.Struct, bytes]] = [
         b'{"type":"dev.dragoman.ledger.segment-opened.v1","shard":"main","segment":0}',
     ),
     (Inputs(leader_epoch=2), b'{"type":"dev.dragoman.ledger.inputs.v1","leader_epoch":2}'),
+    (
+        Inputs(
+            leader_epoch=2,
+            steps=[
+                Step(5, 1_000, [LivenessMark("east", "Lost", 700)]),
+                Step(6, 2_000, [OperatorCommand("evict", "east", "ada", "fire", is_fenced=True, state_sequence=99)]),
+            ],
+        ),
+        (
+            b'{"type":"dev.dragoman.ledger.inputs.v1","leader_epoch":2,"steps":[{"position":5,"now_ms":1000,'
+            b'"orders":[{"order":"mark","cluster":"east","state":"Lost","heard_ms":700}]},{"position":6,"now_ms":2000,'
+            b'"orders":[{"order":"command","verb":"evict","cluster":"east","operator":"ada","reason":"fire",'
+            b'"is_fenced":true,"state_sequence":99}]}]}'
+        ),
+    ),
+    (
+        SyncFinished(7, 2, 1, [], readmission=40),
+        (b'{"type":"dev.dragoman.state.sync-finished.v1","agent_epoch":7,"sync":2,"parts":1,"readmission":40}'),
+    ),
     (
         Allocate(
             cluster="east",
@@ -546,6 +604,10 @@ def test_other_subjects_are_not_of_state(subject: str) -> None:
         (LEDGER[4][0], ("east", "claim", "u1")),
         *[(entry, ("east", "record", "u1")) for entry, _ in LEDGER[5:10]],
         (LEDGER[10][0], ("east", "class", "gpu")),
+        (LEDGER[11][0], ("east", "cluster", "liveness")),
+        (LEDGER[12][0], ("east", "cluster", "cordon")),
+        (LEDGER[13][0], ("east", "cluster", "exclusion")),
+        *[(entry, ("east", "cluster", "eviction")) for entry, _ in LEDGER[14:17]],
     ],
     ids=by_type,
 )
