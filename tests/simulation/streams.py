@@ -6,7 +6,15 @@ import msgspec
 
 from schemas.wire.bus import MESSAGE_ID, StoredMessage
 from schemas.wire.codec import decode_entry, encode
-from schemas.wire.ledger import Allocate, AnyEntry, Release, entry_place
+from schemas.wire.ledger import (
+    Allocate,
+    AnyEntry,
+    ClusterEvicted,
+    ClusterReadmitted,
+    FenceLifted,
+    Release,
+    entry_place,
+)
 from schemas.wire.subjects import PREFIX, ledger_subject
 
 
@@ -111,6 +119,7 @@ class Ledger:
     def __init__(self, on_stored: Callable[[Batch], None] = lambda _: None) -> None:
         self.messages: list[StoredMessage] = []
         self.decisions: dict[str, list[tuple[int, Allocate | Release]]] = {}  # Allocate and Release by cluster
+        self.evictions: dict[str, tuple[int, AnyEntry]] = {}  # the last entry about a cluster's eviction
         self._on_stored = on_stored
 
     @property
@@ -127,6 +136,8 @@ class Ledger:
             entry = decode_entry(message.payload)
             if isinstance(entry, Allocate | Release):
                 self.decisions.setdefault(entry.cluster, []).append((message.stream_sequence, entry))
+            elif isinstance(entry, ClusterEvicted | ClusterReadmitted | FenceLifted):
+                self.evictions[entry.cluster] = (message.stream_sequence, entry)
         self._on_stored(batch)
         return True
 
