@@ -3,3 +3,7 @@
 
 class AgentReplacedError(Exception):
     """Another agent serves this cluster: stop. Starting again would take the cluster back from it."""
+
+
+class EvictedError(Exception):
+    """An operator has evicted or readmitted the cluster: what this run knows and says counts no more; begin another."""

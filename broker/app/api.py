@@ -6,9 +6,17 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from broker.adapters.api_service import ApiError, Handler
+from broker.errors import DeposedError
 from broker.machine import Machine, report
+from broker.machine.cluster_report import cluster_rows
+from broker.world.keys import ClusterId
+from schemas.client.errors import BusError
+from schemas.wire.ledger import OperatorCommand, Verb
 
 T = TypeVar("T")
+
+OPERATOR_LENGTH_MAX = 253
+REASON_LENGTH_MAX = 1_000
 
 
 class ExplainCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -19,10 +27,28 @@ class ExplainCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cluster: str | None = None
 
 
+class ClusterCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an operator orders. fenced: for evict, the operator vouches that the cluster is cut off from all devices."""
+
+    verb: Verb
+    cluster: str
+    operator: str
+    reason: str = ""
+    fenced: bool = False
+
+
 class World(Protocol):
-    """Whoever can be asked about the machine between two batches."""
+    """Whoever can be asked about the machine between two batches, and told what operators order."""
 
     def ask_world(self, read: Callable[[Machine], T]) -> Awaitable[T]:
+        """See Broker."""
+        ...
+
+    def command(self, command: OperatorCommand) -> Awaitable[str]:
+        """See Broker."""
+        ...
+
+    def heard_ms(self, cluster: ClusterId) -> int:
         """See Broker."""
         ...
 
@@ -52,4 +78,39 @@ def handlers(world: World) -> dict[str, Handler]:
     async def pools(_: bytes) -> bytes:
         return msgspec.json.encode(await world.ask_world(lambda machine: report.pool_rows(machine.world)))
 
-    return {"explain": explain, "claims": claims, "pools": pools}
+    async def clusters(_: bytes) -> bytes:
+        rows = await world.ask_world(lambda machine: cluster_rows(machine.world, world.heard_ms))
+        return msgspec.json.encode(rows)
+
+    async def cluster(payload: bytes) -> bytes:
+        try:
+            call = msgspec.json.decode(payload, type=ClusterCall)
+        except msgspec.DecodeError as error:
+            fields = '{"verb", "cluster", "operator", "reason"?, "fenced"?}'
+            raise ApiError(400, f"cluster takes {fields}: {error}") from error
+        problem = _why_wrong(call)
+        if problem:
+            raise ApiError(400, problem)
+        command = OperatorCommand(call.verb, call.cluster, call.operator, call.reason, call.fenced)
+        try:
+            refusal = await world.command(command)
+        except (DeposedError, BusError) as error:
+            text = f"{error}: look at `dragoman cluster list` whether it was done, and else try again"
+            raise ApiError(503, text) from error
+        if refusal:
+            raise ApiError(409, refusal)
+        return await clusters(b"")
+
+    return {"explain": explain, "claims": claims, "pools": pools, "clusters": clusters, "cluster": cluster}
+
+
+def _why_wrong(call: ClusterCall) -> str:
+    if not call.operator.strip():
+        return "operator: the ledger keeps who ordered it; give a name"
+    if not call.reason.strip() and call.verb != "uncordon":
+        return f"reason: the ledger keeps why; {call.verb} needs one"
+    if len(call.operator) > OPERATOR_LENGTH_MAX or len(call.reason) > REASON_LENGTH_MAX:
+        return f"operator, reason: at most {OPERATOR_LENGTH_MAX} and {REASON_LENGTH_MAX} characters"
+    if call.fenced and call.verb != "evict":
+        return "fenced: only evict takes it"
+    return ""

@@ -7,8 +7,9 @@ leader that hears of a later one, or whose append is refused, drops its world an
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -30,6 +31,7 @@ from broker.app import api
 from broker.app.envelopes import Envelopes
 from broker.errors import DeposedError
 from broker.machine import Effects, Identity, Machine, Notice, recovery
+from broker.machine.liveness import Silence
 from broker.machine.segments import LedgerStart
 from broker.machine.syncs import on_beat
 from broker.world import checkpoint
@@ -43,7 +45,7 @@ from schemas.client.reader import StreamReader
 from schemas.wire.bus import OutgoingMessage, StoredMessage
 from schemas.wire.calls import Ask, Beat, LeaderBeacon, LedgerGoesOn
 from schemas.wire.codec import WireError, decode_call, encode
-from schemas.wire.ledger import AnyEntry, LeaderElected, SegmentOpened
+from schemas.wire.ledger import AnyEntry, LeaderElected, OperatorCommand, SegmentOpened
 from schemas.wire.subjects import STATE_STREAM, ledger_stream
 
 _log = logging.getLogger(__name__)
@@ -76,6 +78,18 @@ class Question(msgspec.Struct, eq=False):
     error: Exception | None = None
 
 
+class Commanded(msgspec.Struct, eq=False):
+    """What an operator orders; answered when what follows from it is stored. refusal: why it cannot be done, or ""."""
+
+    command: OperatorCommand
+    answered: anyio.Event
+    refusal: str | None = None  # None: this broker was deposed, and nobody knows whether it was carried out
+
+
+class HeardOurselves(msgspec.Struct, frozen=True):
+    """Our own beacon came back: the bus carries what is sent, so that who is not heard is silent."""
+
+
 class HeardBeat(msgspec.Struct, frozen=True):
     """A heartbeat of a cluster's agent."""
 
@@ -83,7 +97,7 @@ class HeardBeat(msgspec.Struct, frozen=True):
     beat: Beat
 
 
-Item = list[StoredMessage] | HeardBeat | Question
+Item = list[StoredMessage] | HeardBeat | HeardOurselves | Question | Commanded
 
 
 class Broker:
@@ -105,7 +119,9 @@ class Broker:
         self._use_segment(0)
         # To the task that owns the machine; None while standing by.
         self._items: MemoryObjectSendStream[Item] | None = None
-        self._open_questions: list[Question] = []
+        self._open: list[Question | Commanded] = []
+        self._commands: deque[Commanded] = deque()  # that the machine has, and has not answered
+        self._silence = Silence(0)  # of this term
         self.changed = anyio.Event()  # set when a step was done, and then replaced
         self.counts: dict[str, int] = {}  # notices by code
 
@@ -132,15 +148,14 @@ class Broker:
                 await changed.wait()
                 continue
             question = Question(read, anyio.Event())
-            self._open_questions.append(question)
+            self._open.append(question)
             try:
                 await items.send(question)
                 await question.answered.wait()
             except (anyio.BrokenResourceError, anyio.ClosedResourceError):
                 continue
             finally:
-                if question in self._open_questions:
-                    self._open_questions.remove(question)
+                self._open.remove(question)
             if isinstance(question.error, DeposedError):
                 continue
             if question.error is not None:
@@ -151,6 +166,33 @@ class Broker:
     async def _make_streams(self) -> None:
         segments = await ledger_segments(self._connection, SHARD)
         await ensure_streams(self._connection, self._settings.streams, SHARD, segments[-1] if segments else 0)
+
+    async def command(self, command: OperatorCommand) -> str:
+        """Carry out what an operator orders; returns why it cannot be done, "" if it was, and is in the ledger.
+
+        Raises: DeposedError when nobody knows; BusError when nothing was done.
+        """
+        if command.verb == "evict":  # whatever the cluster's agents have said up to now is of an epoch that is over
+            state = await stream_state(self._connection, STATE_STREAM)
+            command = msgspec.structs.replace(command, state_sequence=state.last_sequence)
+        commanded = Commanded(command, anyio.Event())
+        self._open.append(commanded)
+        try:
+            if self._items is None:
+                raise DeposedError("this broker does not lead")
+            await self._items.send(commanded)
+            await commanded.answered.wait()
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            raise DeposedError("this broker does not lead any more") from error
+        finally:
+            self._open.remove(commanded)
+        if commanded.refusal is None:
+            raise DeposedError("this broker does not lead any more")
+        return commanded.refusal
+
+    def heard_ms(self, cluster: ClusterId) -> int:
+        """When the cluster's agent was heard last, Unix milliseconds; 0: not in this leader's term."""
+        return self._silence.heard_ms.get(cluster, 0)
 
     # --- who leads
 
@@ -287,15 +329,18 @@ class Broker:
             tg.start_soon(self._follow_state, position, send)
             tg.start_soon(self._follow_beats, send)
             tg.start_soon(self._serve_api)
+            self._silence = Silence(_now_ms())
+            self._commands.clear()
             self._items = send
             self._say_changed()
             try:
                 await self._decide(machine, receive)
             finally:
                 self._items = None
-                for question in self._open_questions:
-                    question.error = DeposedError("this broker does not lead any more")
-                    question.answered.set()
+                for each in self._open:
+                    if isinstance(each, Question):
+                        each.error = DeposedError("this broker does not lead any more")
+                    each.answered.set()
 
     async def _decide(self, machine: Machine, receive: MemoryObjectReceiveStream[Item]) -> None:
         """The one task that owns the machine: step and append, answer, take what came, and so on.
@@ -314,7 +359,9 @@ class Broker:
                 for item in items:
                     await self._answer(machine, item)
                 items = []
-                came = await _next_items(machine, receive)
+                # What was answered may have been an order.
+                has_work = machine.has_work(_now_ms())
+                came = _items_there(receive) if has_work else await _next_items(machine, receive)
             items += [item for item in came if not isinstance(item, list)]
             for item in came:
                 if isinstance(item, list):
@@ -331,7 +378,14 @@ class Broker:
         """What waits for the messages before it to be applied, and for the batch to be stored."""
         if isinstance(item, Question):
             _answer_question(machine, item)
+        elif isinstance(item, Commanded):
+            machine.order(item.command)
+            self._commands.append(item)
+        elif isinstance(item, HeardOurselves):
+            for mark in self._silence.marks(machine.world, _now_ms()):
+                machine.order(mark)
         elif isinstance(item, HeardBeat):
+            self._silence.hear(machine.world, item.cluster, item.beat.agent_epoch, _now_ms())
             ask = on_beat(machine.core, item.cluster, item.beat)
             if ask is not None:
                 await self._ask(item.cluster, ask)
@@ -343,6 +397,10 @@ class Broker:
             await self._until_available(partial(self._dead_letters.keep, outgoing))
         if effects.entries:
             await self._append(effects.entries, effects.first_sequence - 1)
+        for refusal in effects.answers:
+            commanded = self._commands.popleft()
+            commanded.refusal = refusal
+            commanded.answered.set()
         for cluster, ask in effects.asks:
             await self._ask(cluster, ask)
         for notice in effects.notices:
@@ -407,6 +465,9 @@ class Broker:
                     continue
                 if isinstance(beacon, LeaderBeacon) and beacon.leader_epoch > epoch:
                     raise DeposedError(f"broker {beacon.instance} leads with epoch {beacon.leader_epoch}")
+                if isinstance(beacon, LeaderBeacon) and beacon.leader_epoch == epoch and self._items is not None:
+                    with suppress(anyio.WouldBlock):  # there is enough to do; the next one will do
+                        self._items.send_nowait(HeardOurselves())
 
     async def _serve_api(self) -> None:
         """Only the leader answers: the others' worlds are empty."""

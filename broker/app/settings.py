@@ -12,6 +12,8 @@ from broker.world.federation import Fabric, Federation
 from broker.world.keys import ClusterId
 
 SEGMENT_ENTRIES_MIN = 1_000
+STALE_AFTER_S_LEAST = 3.0
+SILENCE_S_MOST = 86_400.0  # well below the 72 h that DRA_STATE keeps a message
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
@@ -67,6 +69,16 @@ def check_federation(federation: Federation) -> list[str]:
             problems.append(f"clusters[{index}]: {name!r} is there twice")
     if federation.hub:
         check_cluster("hub", federation.hub)
+    if not STALE_AFTER_S_LEAST <= federation.stale_after_s <= SILENCE_S_MOST:
+        problems.append(
+            f"stale_after_s: {federation.stale_after_s:g} is not between {STALE_AFTER_S_LEAST:g} and "
+            f"{SILENCE_S_MOST:g} s: agents send a heartbeat each second, and some may be late"
+        )
+    if not federation.stale_after_s < federation.lost_after_s <= SILENCE_S_MOST:
+        problems.append(
+            f"lost_after_s: {federation.lost_after_s:g} is not above stale_after_s ({federation.stale_after_s:g}) and "
+            f"at most {SILENCE_S_MOST:g} s: later DRA_STATE forgets what a cluster said"
+        )
     for index, fabric in enumerate(federation.fabrics):
         path = f"fabrics[{index}]"
         check_name(f"{path}.name", fabric.name)

@@ -79,6 +79,8 @@ def run(options: argparse.Namespace) -> int:
 def print_explanation(to: Console, explanation: Explanation) -> None:
     """An explanation for people."""
     to.print(claim_table([explanation.claim]))
+    if explanation.cluster_state not in ("", "Ready"):
+        to.print(f"  cluster {explanation.claim.cluster} is {explanation.cluster_state}, see dragoman cluster list")
     if explanation.waiting_since_ms is not None:
         seconds = max(0, time.time_ns() // 1_000_000 - explanation.waiting_since_ms) // 1000
         to.print(f"  waiting for {seconds} s")

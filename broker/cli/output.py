@@ -12,6 +12,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from broker.machine.cluster_report import ClusterRow, OrderRow
 from broker.machine.report import ClaimRow, PoolRow
 
 _STATE_STYLE = {"Allocated": "green", "Pending": "yellow", "Invalid": "red"}
@@ -78,3 +79,39 @@ def pool_table(rows: Sequence[PoolRow]) -> Table:
     for row in rows:
         table.add_row(row.pool, row.driver, row.scope, str(row.devices), str(row.free), Text(row.problem))
     return table
+
+
+def cluster_table(rows: Sequence[ClusterRow], now_ms: int) -> Group:
+    """How each cluster stands; below it what operators ordered, a sentence for each."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("CLUSTER", "STATE", "CORDON", "HEARD", "SYNCED", "EPOCH", "CLAIMS", "GRANTS", "DEVICES"):
+        right = name in ("HEARD", "EPOCH", "CLAIMS", "GRANTS", "DEVICES")
+        table.add_column(name, no_wrap=True, justify="right" if right else "left")
+    for row in rows:
+        heard = f"{max(0, now_ms - row.heard_ms) // 1000} s ago" if row.heard_ms else "-"
+        table.add_row(
+            row.cluster,
+            Text(row.state, "green" if row.state == "Ready" else "yellow" if row.state in _PASSING else "red"),
+            "yes" if row.cordon else "-",
+            heard,
+            "yes" if row.synced else "no",
+            str(row.epoch),
+            str(row.claims),
+            str(row.grants),
+            str(row.devices),
+        )
+    orders = [
+        Text.assemble((f"{row.cluster}: ", "bold"), f"{what} {_by(order)}")
+        for row in rows
+        for what, order in (("cordoned", row.cordon), ("excluded", row.exclusion), ("evicted", row.eviction))
+        if order is not None
+    ]
+    return Group(table, *([Text(), *orders] if orders else []))
+
+
+_PASSING = ("Waiting", "Stale", "Returning", "Readmitting")
+
+
+def _by(order: OrderRow) -> str:
+    at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(order.at_ms // 1000))
+    return f"by {order.operator} on {at}: {order.reason}"

@@ -52,7 +52,7 @@ def on_claim(
                 if claim.shown != grant.holds and _is_settled(claim, grant):
                     end_grant(core, grant, "AllocationCleared" if claim.shown is None else "AllocationReplaced")
             release_if_rejected(core, claim)
-    if claim.is_shown_without_grant:
+    if claim.is_shown_without_grant and not is_fenced(core, cluster):
         core.to_adopt.add(claim.key)
     core.queue.make_due(claim.key)
 
@@ -88,6 +88,12 @@ def end_missing(core: Core) -> None:
             _end_claim(core, key, cause)
 
 
+def is_fenced(core: Core, cluster: ClusterId) -> bool:
+    """It was evicted as cut off: its agent has yet to clear what it shows, and none of that becomes a grant."""
+    eviction = core.world.cluster(cluster).eviction
+    return eviction is not None and eviction.is_fenced
+
+
 def may_adopt(core: Core) -> bool:
     """Whether it is known which fabric a device is on: where labels say so, only after every cluster was heard."""
     return core.world.inventory.labels_open or not core.world.federation.believe_labels
@@ -105,6 +111,8 @@ def adopt(core: Core) -> None:
             return
         core.to_adopt.discard(claim.key)
         if not claim.is_shown_without_grant or claim.shown is None or claim.spec is None:
+            continue
+        if is_fenced(core, claim.key.cluster):
             continue
         devices = [world.device_key(claim.key.cluster, hold) for hold in claim.shown]
         in_the_way = grants_in_the_way(world, claim)
@@ -263,6 +271,7 @@ def _end_claim(core: Core, key: ClaimKey, cause: EndCause) -> None:
                 uid=key.uid,
                 decision_sequence=claim.unsettled.ledger_sequence,
                 outcome="Gone",
+                message="the cluster was evicted" if cause == "ClusterEvicted" else "",
             )
         )
     for grant in list(claim.grants):

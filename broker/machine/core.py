@@ -12,7 +12,7 @@ from broker.world.keys import ClaimKey, ClusterId, DeviceKey
 from broker.world.world import World
 from schemas.wire.bus import StoredMessage
 from schemas.wire.calls import Ask, DeadLetter
-from schemas.wire.ledger import AnyEntry, EndCause, Inputs, Step
+from schemas.wire.ledger import AnyEntry, EndCause, Inputs, Order, Step
 from schemas.wire.state import ObjectName
 from schemas.wire.subjects import state_subject
 
@@ -39,7 +39,9 @@ class Core:
         self.to_end: deque[tuple[ClaimKey, EndCause, int]] = deque()  # missing in a full sync; with the sync's sequence
         self.asking: set[bytes] = set()  # see deciding: like these are claims that still have selectors to ask
         self.classes_changed = False  # members are to be told
-        self.sync_to_count: tuple[ClusterId, int] | None = None  # finished; counts when `to_end` is done
+        self.sync_to_count: tuple[ClusterId, int, int] | None = None  # finished; counts when `to_end` is done
+        self.orders: list[Order] = []  # carried out in this step
+        self.answers: list[str] = []  # to this step's commands: why not, or ""
         self.is_replaying = False  # a start: messages are taken in without their consequences
         self._node_views: dict[str, list[NodeView] | None] = {}
         self._steps: list[Step] = []
@@ -163,10 +165,10 @@ class Core:
 
     def close_step(self) -> Effects:
         """The step is done: its orders, with the batch if there is something to record."""
-        self._steps.append(Step(self.world.position, self.now_ms))
+        self._steps.append(Step(self.world.position, self.now_ms, self.orders))
         first = self.world.ledger_last + 1
-        effects = Effects([], first, self._dead_letters, self._asks, self._notices)
-        self._dead_letters, self._asks, self._notices = [], [], []
+        effects = Effects([], first, self._dead_letters, self._asks, self._notices, self.answers)
+        self._dead_letters, self._asks, self._notices, self.orders, self.answers = [], [], [], [], []
         if not (self._entries or self.must_record) and len(self._steps) < STEPS_WITHOUT_BATCH:
             return effects
         inputs = Inputs(

@@ -23,7 +23,7 @@ from broker.world.fold import waiting_of
 from broker.world.keys import ClusterId, cluster_scope, fabric_scope
 from broker.world.observe import allocation_holds
 from broker.world.pools import Pool
-from broker.world.records import Claim
+from broker.world.records import Claim, Cluster
 from schemas.resource import AllocationResult, DeviceClass, ResourceClaim
 from schemas.wire.ledger import Allocate, ConsumerRef, ReasonChanged, RequestState
 
@@ -63,6 +63,7 @@ class Reached(NamedTuple):
     pools: Sequence[Pool]
     topics: tuple[str, ...]  # that can change it
     unheard: tuple[str, ...]  # "fabric NAME: CLUSTER, ..." for each fabric that waits for clusters
+    withheld: tuple[tuple[str, str], ...] = ()  # fabrics whose source is silent or evicted: reason and sentence
 
 
 class WaitsForAskingError(Exception):
@@ -217,7 +218,7 @@ def _decide(core: Core, turn: Round, claim: Claim) -> Verdict | None:
     assert spec is not None, f"claim {claim.key} is neither readable nor invalid"
     if spec.metadata.deletion_timestamp is not None:
         return None
-    blocked = _class_verdict(core, turn, claim, spec) or _consumer_verdict(claim, spec)
+    blocked = _cluster_verdict(core, claim) or _class_verdict(core, turn, claim, spec) or _consumer_verdict(claim, spec)
     if blocked is not None:
         # A class that changes can be a better reason than the one that is given now.
         return blocked._replace(topics=_class_topics(core, claim, spec) + blocked.topics)
@@ -231,6 +232,38 @@ def _decide(core: Core, turn: Round, claim: Claim) -> Verdict | None:
         return found
     _record_allocate(core, claim, found)
     return None
+
+
+def _cluster_verdict(core: Core, claim: Claim) -> Verdict | None:
+    """Whether the claim's cluster is granted anything new now."""
+    record = core.world.cluster(claim.key.cluster)
+    reason, text = why_withheld(record) or ("", "")
+    if not reason and record.cordon is not None:
+        by = record.cordon
+        reason, text = "ClusterCordoned", f"cluster {record.name} was cordoned by {by.operator}: {by.reason}"
+    return Verdict("Pending", reason, text, (f"cluster:{record.name}",)) if reason else None
+
+
+def why_withheld(record: Cluster) -> tuple[str, str] | None:
+    """Why nothing new is granted to a cluster, nor of what it is the source of: reason and sentence; None if it is."""
+    name, eviction = record.name, record.eviction
+    if eviction is not None:
+        by = f"cluster {name} was evicted by {eviction.ordered.operator}: {eviction.ordered.reason}"
+        return "ClusterEvicted", f"{by}; it is being readmitted: its agent must finish a full sync" if (
+            eviction.readmitted
+        ) else f"{by}; it comes back with `dragoman cluster readmit {name}`"
+    match record.liveness:
+        case "Stale":
+            return "ClusterStale", f"the agent of cluster {name} is silent: see whether it runs and reaches NATS"
+        case "Lost":
+            return (
+                "ClusterLost",
+                f"the agent of cluster {name} has been silent for long: start it, or evict the cluster",
+            )
+        case "Returning":
+            return "ClusterLost", f"cluster {name} was lost and is heard again: its agent must finish a full sync"
+        case "Live":
+            return None
 
 
 def _class_topics(core: Core, claim: Claim, spec: ResourceClaim) -> tuple[str, ...]:
@@ -303,6 +336,10 @@ def _no_fit_verdict(core: Core, turn: Round, claim: Claim, found: NoFit) -> Verd
     if reached.unheard and found.reason not in _NOT_ABOUT_DEVICES:
         text = f"nothing of {'; '.join(reached.unheard)} is granted before those clusters finished a full sync"
         return Verdict("Pending", "WaitingForCluster", text, tuple(sorted(topics | set(reached.topics))))
+    if reached.withheld and found.reason not in _NOT_ABOUT_DEVICES:
+        reason = reached.withheld[0][0]
+        text = "; ".join(each for _, each in reached.withheld)
+        return Verdict("Pending", reason, text, tuple(sorted(topics | set(reached.topics))), None, explanation)
     until_ms = core.now_ms + TRY_HARD_AGAIN_MS if found.reason == Reason.SEARCH_BUDGET_EXCEEDED else None
     return Verdict("Pending", found.reason.value, found.message, tuple(sorted(topics)), until_ms, explanation)
 
@@ -373,33 +410,42 @@ def class_names(spec: ResourceClaim) -> list[str]:
 def _reached(core: Core, cluster: ClusterId) -> Reached:
     world = core.world
     federation = world.federation
-    scopes, topics, unheard = [], [], []
+    scopes, topics, unheard, withheld = [], [], [], []
 
     def why(name: ClusterId) -> str:
         return f"{name} knows of decisions that the ledger lost" if world.cluster(name).is_ahead else f"{name} silent"
 
-    def consider(scope: str, place: str, must_hear: list[ClusterId]) -> None:
+    def is_silent(name: ClusterId) -> bool:
+        # Nobody vouches for what an excluded cluster itself may have.
+        return not world.cluster(name).is_heard if name == cluster else world.cluster(name).is_waited_for
+
+    def consider(scope: str, place: str, must_hear: list[ClusterId], source: ClusterId) -> None:
         topics.append(f"scope:{scope}")
-        silent = [name for name in must_hear if not world.cluster(name).is_heard]
+        silent = [name for name in must_hear if is_silent(name)]
+        why_not = why_withheld(world.cluster(source)) if source != cluster else None  # else its claims know already
         if silent:
             unheard.append(f"{place} ({', '.join(map(why, silent))})")
+        elif why_not is not None:
+            topics.append(f"cluster:{source}")
+            withheld.append((why_not[0], f"nothing of {place} is granted: {why_not[1]}"))
         else:
             scopes.append(scope)
 
     if federation.believe_labels:
         topics.append("labels")
         if not world.inventory.labels_open:
-            silent = [name for name in federation.clusters if not world.cluster(name).is_heard]
+            silent = [name for name in federation.clusters if is_silent(name)]
             return Reached([], ("heard", *topics), (f"fabrics declared by label ({', '.join(silent)} silent)",))
-    consider(cluster_scope(cluster), f"cluster {cluster}", [cluster])
+    consider(cluster_scope(cluster), f"cluster {cluster}", [cluster], cluster)
     for fabric in federation.fabrics:
         if cluster in fabric.clusters:
-            consider(fabric_scope(fabric.name), f"fabric {fabric.name}", federation.must_be_heard(fabric))
-    for scope in world.inventory.label_scopes():
-        consider(scope, scope.replace("/", " "), list(federation.clusters))
+            must_hear = federation.must_be_heard(fabric)
+            consider(fabric_scope(fabric.name), f"fabric {fabric.name}", must_hear, fabric.source)
+    for scope in world.inventory.label_scopes():  # with a source for each pool, all of them in one process
+        consider(scope, scope.replace("/", " "), list(federation.clusters), cluster)
     if unheard:
         topics.append("heard")
-    return Reached(world.inventory.pools_of_scopes(scopes), tuple(topics), tuple(unheard))
+    return Reached(world.inventory.pools_of_scopes(scopes), tuple(topics), tuple(unheard), tuple(withheld))
 
 
 def _timestamp(unix_ms: int) -> str:

@@ -36,7 +36,8 @@ class Effects(msgspec.Struct):
     entries: one ledger batch, `entries[0]` the Inputs that led to it; empty when there is nothing to record. They get
     the ledger sequences from `first_sequence` on, and are appended expecting `first_sequence - 1` to be the last.
     dead_letters: kept before the append, which moves the recorded position past them; keeping one twice does no harm.
-    asks, notices: only after the append is known to be stored: what nobody can prove must not be seen.
+    asks, notices, answers: only after the append is known to be stored: what nobody can prove must not be seen.
+    answers: to the operators' commands that this step has carried out, in order: why it could not be done, or "".
     """
 
     entries: list[AnyEntry]
@@ -44,3 +45,4 @@ class Effects(msgspec.Struct):
     dead_letters: list[DeadLetter]
     asks: list[tuple[str, Ask]]
     notices: list[Notice]
+    answers: list[str]

@@ -103,6 +103,10 @@ def _is_believed(core: Core, message: StoredMessage, subject: StateSubject, epoc
         return False
     if epoch > cluster.epoch and not core.is_replaying:  # the message with which that run began has expired
         core.note_epoch(cluster.name, epoch)
+    if cluster.is_silenced(message.stream_sequence):
+        text = f"cluster {cluster.name} is evicted: what it says counts after `dragoman cluster readmit {cluster.name}`"
+        core.dead_letter(message, subject.cluster, "ClusterEvicted", text)
+        return False
     cluster.last_sequence = max(cluster.last_sequence, message.stream_sequence)
     return True
 
@@ -169,7 +173,7 @@ def _object(core: Core, message: StoredMessage, subject: StateSubject, state: Ob
     name = ObjectName(subject.kind, subject.key)
     if state.is_tombstone:
         world.know(world.cluster(cluster), name, 0)
-        _forget(core, cluster, name)
+        forget(core, cluster, name)
         return
     world.know(world.cluster(cluster), name, message.stream_sequence)
     error = state.error
@@ -183,7 +187,7 @@ def _object(core: Core, message: StoredMessage, subject: StateSubject, state: Ob
     if error:
         core.dead_letter(message, cluster, "Unreadable", error)
         # What it said before is not true any more, and what it says now cannot be read.
-        _forget(core, cluster, name)
+        forget(core, cluster, name)
 
 
 def _take_in(core: Core, message: StoredMessage, cluster: ClusterId, name: ObjectName, found: object) -> str:
@@ -247,7 +251,8 @@ def _is_brokered(device_class: DeviceClass) -> bool:
     return device_class.metadata.labels.get(BROKERED_LABEL) == "true"
 
 
-def _forget(core: Core, cluster: ClusterId, name: ObjectName) -> None:
+def forget(core: Core, cluster: ClusterId, name: ObjectName) -> None:
+    """An object that is not a claim is gone, or not believed any more."""
     placed = core.world.inventory.placed.get((cluster, name.key)) if name.kind == "slice" else None
     observe.forget_object(core.world, cluster, name)
     if placed is not None and placed.key is not None:
@@ -264,6 +269,8 @@ def _forget(core: Core, cluster: ClusterId, name: ObjectName) -> None:
 def _unreadable(core: Core, message: StoredMessage, subject: StateSubject, reason: str, text: str) -> None:
     """Not even the envelope can be read: nobody knows which run of the agent wrote it."""
     core.dead_letter(message, subject.cluster, reason, text)
+    if core.world.cluster(ClusterId(subject.cluster)).is_silenced(message.stream_sequence):
+        return
     if subject.kind == "claim":
         claims.on_unreadable(core, ClusterId(subject.cluster), subject.key, text, message.stream_sequence)
     elif subject.kind in KINDS:

@@ -5,20 +5,20 @@ The caller stores the batch before it lets anybody see the world, and before the
 in the same steps gives the same bytes: there is no clock, random or await in here.
 
 Where things are: `intake` one message at a time; `claims` what a claim's message does to its grants; `syncs` runs of
-agents and full syncs; `deciding` who gets what; `segments` and `recovery` a start from the ledger; `report` the world
-for people.
+agents and full syncs; `clusters` silent ones and what operators order; `deciding` who gets what; `segments` and
+`recovery` a start from the ledger; `report` the world for people.
 """
 
 from collections import deque
 from collections.abc import Iterable
 
 from broker.allocation.index import DeviceIndex
-from broker.machine import claims, deciding, intake, syncs
+from broker.machine import claims, clusters, deciding, intake, syncs
 from broker.machine.core import Core
 from broker.machine.effects import Effects, Identity
 from broker.world.world import World
 from schemas.wire.bus import StoredMessage
-from schemas.wire.ledger import SegmentClosed
+from schemas.wire.ledger import LivenessMark, Order, SegmentClosed
 
 
 class Machine:
@@ -27,6 +27,7 @@ class Machine:
     def __init__(self, world: World, index: DeviceIndex, identity: Identity) -> None:
         self.core = Core(world, index, identity)
         self._inbox: deque[StoredMessage] = deque()
+        self._orders: deque[Order] = deque()
         self._catch_up_to = 0  # until then the old position stays the recorded one, see feed_after_expiry
 
     @property
@@ -37,6 +38,10 @@ class Machine:
     def feed(self, messages: Iterable[StoredMessage]) -> None:
         """Messages of DRA_STATE, in stream order, each once."""
         self._inbox.extend(messages)
+
+    def order(self, order: Order) -> None:
+        """A mark of the clock, or what an operator commands; carried out in the next step, before any message."""
+        self._orders.append(order)
 
     def feed_after_expiry(self, messages: Iterable[StoredMessage], position: int) -> None:
         """The last message of each subject, where the log between our position and `position` is lost.
@@ -50,7 +55,9 @@ class Machine:
         """Whether a step would do anything."""
         core = self.core
         adopts = bool(core.to_adopt) and claims.may_adopt(core)
-        return bool(self._inbox or core.to_end or core.must_record or adopts or core.queue.has_due(now_ms))
+        return bool(
+            self._orders or self._inbox or core.to_end or core.must_record or adopts or core.queue.has_due(now_ms)
+        )
 
     def wake_at_ms(self) -> int | None:
         """When a claim may be tried again that waits for time to pass; None if none does."""
@@ -64,6 +71,7 @@ class Machine:
         core = self.core
         core.now_ms = max(now_ms, core.now_ms)
         self._finish_sync()
+        self._carry_out_orders()
         while self._inbox and core.has_room() and not core.to_end:
             message = self._inbox.popleft()
             intake.accept(core, message)
@@ -86,6 +94,17 @@ class Machine:
         core.now_ms = max(now_ms, core.now_ms)
         core.record(SegmentClosed(next_segment=core.world.segment + 1))
         return core.close_step()
+
+    def _carry_out_orders(self) -> None:
+        core = self.core
+        while self._orders and core.has_room() and not core.to_end:
+            order = self._orders.popleft()
+            core.orders.append(order)
+            if isinstance(order, LivenessMark):
+                clusters.take_mark(core, order)
+            else:
+                core.answers.append(clusters.carry_out(core, order))
+            claims.end_missing(core)
 
     def _finish_sync(self) -> None:
         """A full sync counts when all that it ends has ended, which may take several batches."""

@@ -7,7 +7,7 @@ or below the recorded position counts as believed, without its consequences, for
 from collections.abc import Iterable
 from typing import Literal
 
-from broker.machine import intake
+from broker.machine import claims, clusters, intake
 from broker.machine.core import Core
 from broker.machine.machine import Machine
 from broker.machine.segments import SegmentFold
@@ -106,9 +106,10 @@ def position_expired(machine: Machine, messages: Iterable[StoredMessage], positi
 def resume(machine: Machine) -> None:
     """All is known again: everything that may be undone is looked at once more."""
     core, world = machine.core, machine.world
+    clusters.resume(core)
     for key in sorted(world.claims):
         # One of which only the ledger knows has ended, or its messages have expired: its cluster's next sync tells.
-        if world.claims[key].is_shown_without_grant:
+        if world.claims[key].is_shown_without_grant and not claims.is_fenced(core, key.cluster):
             core.to_adopt.add(key)
         core.queue.make_due(key)
     if world.federation.believe_labels and world.all_heard():
@@ -132,17 +133,19 @@ class _Belief:
         subject = parse_state_subject(message.subject)
         if subject is None or not _is_expected(self._core, subject):
             return "unreadable"
+        record = self._core.world.cluster(ClusterId(subject.cluster))
+        is_silenced = record.is_silenced(message.stream_sequence)  # it was evicted then, or since
         try:
             said = intake.read(message, subject)
         except WireError:
-            return "unreadable"
+            return "late" if is_silenced else "unreadable"
         epoch = message.stream_sequence if isinstance(said, AgentStarted) else said.agent_epoch
-        final = self._core.world.cluster(ClusterId(subject.cluster)).epoch
+        final = record.epoch
         is_late = epoch < self._newest.get(subject.cluster, 0) or epoch < final <= message.stream_sequence
         if is_late or epoch > message.stream_sequence:
             return "late"
         self._newest[subject.cluster] = epoch
-        return "believed"
+        return "late" if is_silenced else "believed"
 
 
 def _is_of_an_agent(message: StoredMessage) -> bool:

@@ -7,7 +7,9 @@ from typing import Literal
 import msgspec
 
 from broker.allocation.cel import SelectorCompileError, advise
-from broker.machine.deciding import class_names
+from broker.machine.cluster_report import state_of
+from broker.machine.deciding import class_names, why_withheld
+from broker.world.commitments import grants_in_the_way
 from broker.world.keys import ClusterId
 from broker.world.records import Claim
 from broker.world.world import World
@@ -70,11 +72,12 @@ class Explanation(msgspec.Struct, frozen=True):
     waiting_since_ms: int | None
     requests: list[dict[str, object]]  # what became of the devices, see broker.allocation.reasons
     advice: list[AdviceRow]  # on selectors that do not mean what they seem to
+    cluster_state: str = ""  # of the claim's cluster, see broker.machine.cluster_report
 
 
 def claim_rows(world: World) -> list[ClaimRow]:
     """All claims, by cluster, namespace and name."""
-    rows = [claim_row(claim) for claim in world.claims.values() if claim.state_sequence]
+    rows = [_as_known(world, claim, claim_row(claim)) for claim in world.claims.values() if claim.state_sequence]
     return sorted(rows, key=lambda row: (row.cluster, row.namespace, row.name, row.uid))
 
 
@@ -127,7 +130,7 @@ def explain(world: World, claim: Claim) -> Explanation:
     named = class_names(claim.spec) if claim.spec else []
     owner = world.federation.class_owner(claim.key.cluster)
     return Explanation(
-        claim=claim_row(claim),
+        claim=_as_known(world, claim, claim_row(claim)),
         classes=named,
         resource_version=claim.resource_version,
         grants=[grant.ledger_sequence for grant in claim.grants],
@@ -135,7 +138,37 @@ def explain(world: World, claim: Claim) -> Explanation:
         waiting_since_ms=waiting.since_ms if waiting and not claim.grants else None,
         requests=requests,
         advice=_advice(world, owner, claim, named),
+        cluster_state=state_of(world.cluster(claim.key.cluster)),
     )
+
+
+def _as_known(world: World, claim: Claim, row: ClaimRow) -> ClaimRow:
+    """What others say of an allocation: who else has its devices and who keeps them, and whether anybody knows."""
+    if row.state != "Allocated":
+        return row
+    if row.reason == "DeviceHeldTwice":
+        keepers = ", ".join(
+            f"{world.holder_name(grant.claim)} (grant {grant.ledger_sequence})"
+            for grant in grants_in_the_way(world, claim)
+        )
+        text = f"its allocation has devices that {keepers or 'others'} held first and keeps: delete this claim"
+        return msgspec.structs.replace(row, message=text)
+    intruders = sorted(
+        other
+        for other in {key for device in claim.shown_devices for key in world.shown[device]} - {claim.key}
+        if world.claims[other].collision is not None and world.claims[other].is_shown_without_grant
+    )
+    if intruders:
+        names = ", ".join(map(world.holder_name, intruders))
+        return msgspec.structs.replace(
+            row, reason="DeviceHeldTwice", message=f"it keeps its devices, which {names} shows too: delete that claim"
+        )
+    cluster = world.cluster(claim.key.cluster)
+    if cluster.liveness in ("Lost", "Returning") or cluster.eviction is not None:
+        withheld = why_withheld(cluster)
+        assert withheld is not None, f"{cluster.name} is {cluster.liveness}, {cluster.eviction}"
+        return msgspec.structs.replace(row, reason=withheld[0], message=f"this is what was known; {withheld[1]}")
+    return row
 
 
 def pool_rows(world: World) -> list[PoolRow]:

@@ -7,15 +7,17 @@ from broker.machine.core import Core
 from broker.world import observe
 from broker.world.federation import BROKERED_LABEL
 from broker.world.keys import ClusterId
+from broker.world.records import Cluster
 from schemas.wire.calls import Ask, Beat
-from schemas.wire.ledger import ClassBrokered
+from schemas.wire.ledger import ClassBrokered, ClusterExcluded, FenceLifted, LivenessChanged
 from schemas.wire.state import ObjectName, SyncFinished, SyncPart
 
 
 def agent_started(core: Core, cluster: ClusterId, stream_sequence: int) -> None:
     """A new run of the cluster's agent: it is the one that is believed."""
     record = core.world.cluster(cluster)
-    record.last_sequence = max(record.last_sequence, stream_sequence)
+    if not record.is_silenced(stream_sequence):
+        record.last_sequence = max(record.last_sequence, stream_sequence)
     if stream_sequence > record.epoch and not core.is_replaying:
         core.note_epoch(cluster, stream_sequence)
         record.sync_parts.clear()
@@ -67,7 +69,7 @@ def sync_finished(core: Core, cluster: ClusterId, said: SyncFinished, stream_seq
                 claims.on_tombstone(core, cluster, key.uid)
         return
     core.to_end.extend((key, "ClaimMissing", stream_sequence) for key in missing)
-    core.sync_to_count = (cluster, stream_sequence)
+    core.sync_to_count = (cluster, stream_sequence, said.readmission)
 
 
 def count_sync(core: Core) -> None:
@@ -75,26 +77,43 @@ def count_sync(core: Core) -> None:
     if core.sync_to_count is None:
         return
     world = core.world
-    cluster, stream_sequence = core.sync_to_count
+    cluster, stream_sequence, readmission = core.sync_to_count
     core.sync_to_count = None
-    was_heard = world.cluster(cluster).is_heard
+    record = world.cluster(cluster)
+    was_heard = record.is_heard
     core.note_synced(cluster, stream_sequence)
+    _come_back(core, record, readmission)
     if not was_heard:
         core.changed("heard")
         pools.tell_problems(core, world.scopes_from(cluster))
-        _open_labels(core)
+        open_labels(core)
     core.changed(f"nodes:{cluster}", *(f"scope:{scope}" for scope in world.scopes_from(cluster)))
+
+
+def _come_back(core: Core, record: Cluster, readmission: int) -> None:
+    """The cluster was lost, excluded or evicted: with this sync all of it is known again."""
+    if record.liveness != "Live":
+        core.record(LivenessChanged(cluster=record.name, state="Live", since_ms=core.now_ms))
+    if record.exclusion is not None and record.is_heard:
+        core.record(ClusterExcluded(cluster=record.name, is_excluded=False, operator="", at_ms=core.now_ms))
+    if record.eviction is not None and record.eviction.readmitted and record.eviction.readmitted == readmission:
+        core.record(FenceLifted(cluster=record.name, at_ms=core.now_ms))
+        claims = (claim for claim in core.world.claims.values() if claim.key.cluster == record.name)
+        core.to_adopt.update(claim.key for claim in claims if claim.is_shown_without_grant)
+    core.changed(f"cluster:{record.name}")
 
 
 def hold_sync(core: Core) -> None:
     """What a finished sync ends does not fit into the batch: should we crash now, the cluster must sync again."""
-    assert core.sync_to_count is not None, "only a full sync ends claims that are missing"
-    cluster, _ = core.sync_to_count
+    if core.sync_to_count is None:
+        return  # it is an eviction that ends so much
+    cluster, _, _ = core.sync_to_count
     if core.world.cluster(cluster).is_heard:
         core.note_synced(cluster, 0)
 
 
-def _open_labels(core: Core) -> None:
+def open_labels(core: Core) -> None:
+    """Where labels declare fabrics: as soon as nobody is waited for, the slices say where they belong."""
     world = core.world
     if not world.federation.believe_labels or world.inventory.labels_open or not world.all_heard():
         return
@@ -142,6 +161,8 @@ def on_beat(core: Core, cluster: ClusterId, beat: Beat) -> Ask | None:
     record = core.world.cluster(cluster)
     if beat.agent_epoch < record.epoch or core.world.position < beat.last_sequence:
         return None
+    if record.eviction is not None and not record.eviction.readmitted:
+        return None  # it would not be believed
     if record.asked_at or not record.synced_sequence:
         return Ask()  # not answered yet; an ask is not kept, so it is repeated
     if record.last_sequence > beat.last_sequence:

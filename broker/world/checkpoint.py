@@ -5,7 +5,7 @@ Grants and unsettled decisions are stated again on their own subjects, so that a
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import Literal
 
 from msgspec import structs
@@ -13,7 +13,7 @@ from msgspec import structs
 from broker.errors import CheckpointError
 from broker.world import fold
 from broker.world.keys import ClaimKey, ClaimUid, ClusterId, DeviceKey, PoolKey
-from broker.world.records import Claim, Unsettled, Waiting
+from broker.world.records import Claim, Cluster, Eviction, Ordered, Unsettled, Waiting
 from broker.world.world import World
 from schemas.wire.codec import decode_entry, encode
 from schemas.wire.ledger import (
@@ -27,7 +27,9 @@ from schemas.wire.ledger import (
     ClusterKept,
     ConsumersServed,
     DeviceAvoided,
+    EvictionKept,
     GrantKept,
+    OrderKept,
     Release,
     SegmentOpened,
     WaitingKept,
@@ -47,9 +49,7 @@ def checkpoint(world: World, shard: str, segment: int) -> list[AnyEntry]:
     claim's subject stays its last decision, unless that is settled and made no grant.
     """
     clusters = [
-        ClusterKept(name, each.epoch, each.synced_sequence)
-        for name, each in sorted(world.clusters.items())
-        if each.epoch or each.synced_sequence
+        kept for _, each in sorted(world.clusters.items()) if (kept := _cluster_kept(each)) != ClusterKept(each.name)
     ]
     claims = [claim for _, claim in sorted(world.claims.items()) if _is_kept(claim)]
     entries: list[AnyEntry] = [
@@ -118,6 +118,38 @@ def _load_world(world: World, entry: CheckpointWorld) -> None:
     for each in entry.clusters:
         cluster = world.cluster(ClusterId(each.name))
         cluster.epoch, cluster.synced_sequence = each.epoch, each.synced_sequence
+        cluster.liveness, cluster.liveness_since_ms = each.liveness, each.liveness_since_ms
+        cluster.cordon, cluster.exclusion = _ordered(each.cordon), _ordered(each.exclusion)
+        if each.eviction is not None:
+            cluster.eviction = Eviction(
+                Ordered(*structs.astuple(each.eviction.ordered)), each.eviction.is_fenced, each.eviction.readmitted
+            )
+        cluster.silences = list(each.silences)
+
+
+def _cluster_kept(cluster: Cluster) -> ClusterKept:
+    eviction = cluster.eviction
+    return ClusterKept(
+        cluster.name,
+        cluster.epoch,
+        cluster.synced_sequence,
+        cluster.liveness,
+        cluster.liveness_since_ms,
+        _order_kept(cluster.cordon),
+        _order_kept(cluster.exclusion),
+        None
+        if eviction is None
+        else EvictionKept(OrderKept(*astuple(eviction.ordered)), eviction.is_fenced, eviction.readmitted),
+        list(cluster.silences),
+    )
+
+
+def _order_kept(order: Ordered | None) -> OrderKept | None:
+    return None if order is None else OrderKept(*astuple(order))
+
+
+def _ordered(kept: OrderKept | None) -> Ordered | None:
+    return None if kept is None else Ordered(*structs.astuple(kept))
 
 
 def _load_claim(world: World, kept: ClaimKept) -> None:

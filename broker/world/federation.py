@@ -56,11 +56,15 @@ class Federation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     clusters: in order; more may come by themselves, except where labels are believed.
     believe_labels: a ResourceSlice's label `dragoman.dev/fabric` declares a fabric that every cluster reaches. Only
     where one person owns all input; in a federation a member could otherwise add to a fabric.
+    stale_after_s, lost_after_s: how long a cluster's agent may be silent until it is granted nothing new, and until
+    nobody knows what became of it.
     """
 
     fabrics: list[Fabric] = []
     hub: ClusterId = ClusterId("")
     clusters: list[ClusterId] = []
+    stale_after_s: float = 30.0
+    lost_after_s: float = 300.0
     believe_labels: bool = False
     ledger: LedgerSettings = LedgerSettings()
 
@@ -76,6 +80,11 @@ class Federation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         """Whose full syncs must be finished before anything of `fabric` is granted."""
         hub = [self.hub] if self.hub else []
         return sorted({fabric.source, *fabric.clusters, *hub})
+
+    def names(self) -> set[ClusterId]:
+        """All clusters that the config names anywhere."""
+        concerned = {name for fabric in self.fabrics for name in (fabric.source, *fabric.clusters)}
+        return {*self.clusters, *concerned, *([self.hub] if self.hub else [])}
 
     def scope_by_config(self, cluster: ClusterId, driver: str, pool: str) -> str:
         """The scope of a pool that an allocation in `cluster` names, by the config alone."""

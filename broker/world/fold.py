@@ -7,7 +7,7 @@ from msgspec import structs
 
 from broker.errors import InvariantError
 from broker.world.keys import ClaimKey, ClaimUid, ClusterId, DeviceKey, PoolKey
-from broker.world.records import Claim, Grant, Unsettled, Waiting
+from broker.world.records import FOR_EVER, Claim, Eviction, Grant, Ordered, Unsettled, Waiting
 from broker.world.world import World
 from schemas.wire.codec import encode
 from schemas.wire.ledger import (
@@ -17,11 +17,19 @@ from schemas.wire.ledger import (
     CheckpointClaims,
     CheckpointWorld,
     ClassBrokered,
+    ClusterCordoned,
+    ClusterEntry,
+    ClusterEvicted,
+    ClusterExcluded,
+    ClusterReadmitted,
     CollisionFound,
     DeviceHold,
+    FenceLifted,
     GrantEnded,
     Inputs,
     LeaderElected,
+    LivenessChanged,
+    OperatorEntry,
     OutcomeRecorded,
     ReasonChanged,
     Release,
@@ -66,6 +74,8 @@ def apply_entry(world: World, entry: AnyEntry, ledger_sequence: int) -> None:
             _claim(world, entry).waiting = waiting_of(entry)
         case ClassBrokered():
             world.told_classes[ClusterId(entry.cluster), entry.name] = entry.spec
+        case ClusterEntry():
+            _cluster(world, entry, ledger_sequence)
         case _:
             assert_never(entry)
     world.ledger_last = ledger_sequence
@@ -86,6 +96,42 @@ def _inputs(world: World, entry: Inputs) -> None:
         world.cluster(ClusterId(name)).synced_sequence = sequence
     if entry.steps:
         world.position = entry.steps[-1].position
+
+
+def _cluster(world: World, entry: ClusterEntry, ledger_sequence: int) -> None:
+    record = world.cluster(ClusterId(entry.cluster))
+    match entry:
+        case LivenessChanged():
+            record.liveness, record.liveness_since_ms = entry.state, entry.since_ms
+        case ClusterCordoned():
+            record.cordon = _ordered(entry) if entry.is_cordoned else None
+        case ClusterExcluded():
+            record.exclusion = _ordered(entry) if entry.is_excluded else None
+        case ClusterEvicted():
+            record.eviction = Eviction(_ordered(entry), entry.is_fenced)
+            record.epoch = max(record.epoch, entry.state_sequence + 1)
+            record.liveness, record.liveness_since_ms = "Live", entry.at_ms
+            if entry.is_fenced:  # nothing that it ever said counts any more
+                record.synced_sequence, record.silences = 0, [(0, FOR_EVER)]
+            elif not record.is_silenced(FOR_EVER):
+                record.silences.append((entry.position, FOR_EVER))
+        case ClusterReadmitted():
+            if record.eviction is None or record.eviction.readmitted:
+                raise InvariantError(f"{entry.cluster} is readmitted by {ledger_sequence}, and is not evicted")
+            record.eviction = replace(record.eviction, readmitted=ledger_sequence)
+            after, _ = record.silences.pop()
+            record.silences.append((after, entry.position))
+            if entry.is_fenced:  # all that its claims held has ended, and what was known of them is not true any more
+                for claim in [each for each in world.claims.values() if each.key.cluster == record.name]:
+                    world.forget_claim(claim)
+        case FenceLifted():
+            record.eviction = None
+        case _:
+            raise AssertionError(f"{type(entry).__name__} says nothing of a cluster")
+
+
+def _ordered(entry: OperatorEntry) -> Ordered:
+    return Ordered(entry.operator, entry.reason, entry.at_ms)
 
 
 def _allocate(world: World, entry: Allocate, ledger_sequence: int) -> None:

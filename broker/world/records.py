@@ -5,8 +5,32 @@ from typing import Literal
 
 from broker.world.keys import ClaimKey, ClusterId, DeviceKey
 from schemas.resource import ResourceClaim
-from schemas.wire.ledger import DeviceHold, RequestState
+from schemas.wire.ledger import DeviceHold, Liveness, RequestState
 from schemas.wire.state import Consumer, ObjectName, Rejected, Settled
+
+FOR_EVER = 1 << 62  # a stream sequence that no message has
+
+
+@dataclass(slots=True, frozen=True)
+class Ordered:
+    """Who ordered something about a cluster, why and when."""
+
+    operator: str
+    reason: str
+    at_ms: int
+
+
+@dataclass(slots=True, frozen=True)
+class Eviction:
+    """An operator has evicted the cluster; until its fence is lifted it is granted nothing.
+
+    is_fenced: all of its grants end; else they stay (quarantine). readmitted: ledger sequence of its readmission, 0
+    before: until then nothing that it says is believed.
+    """
+
+    ordered: Ordered
+    is_fenced: bool
+    readmitted: int = 0
 
 
 @dataclass(slots=True)
@@ -24,10 +48,28 @@ class Cluster:
     is_ahead: bool = False  # it knows of a decision that the ledger does not have
     asked_at: int = 0  # our position when everything was asked for; 0: nothing is asked for
 
+    # From the ledger alone.
+    liveness: Liveness = "Live"  # as last recorded; Returning: it was lost, and must finish a full sync
+    liveness_since_ms: int = 0
+    cordon: Ordered | None = None
+    exclusion: Ordered | None = None
+    eviction: Eviction | None = None
+    silences: list[tuple[int, int]] = field(default_factory=list)  # its messages after the one, up to the other: void
+
     @property
     def is_heard(self) -> bool:
         """It has finished one full sync in this ledger's life (DESIGN: unheard is not free)."""
         return self.synced_sequence > 0 and not self.is_ahead
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Nobody knows what it holds, and no operator has vouched that nobody need know."""
+        is_cut_off = self.eviction is not None and self.eviction.is_fenced
+        return not self.is_heard and self.exclusion is None and not is_cut_off
+
+    def is_silenced(self, stream_sequence: int) -> bool:
+        """Whether its message at this place of DRA_STATE counts for nothing, for it was evicted."""
+        return any(after < stream_sequence <= until for after, until in self.silences)
 
 
 @dataclass(slots=True, frozen=True)

@@ -62,8 +62,8 @@ class World:
         return record
 
     def all_heard(self) -> bool:
-        """Every cluster of the config has finished a full sync."""
-        return all(self.cluster(name).is_heard for name in self.federation.clusters)
+        """Every cluster of the config has finished a full sync, or need not."""
+        return not any(self.cluster(name).is_waited_for for name in self.federation.clusters)
 
     def scopes_from(self, cluster: ClusterId) -> list[str]:
         """The scopes whose pools `cluster` may speak for."""

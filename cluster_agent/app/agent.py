@@ -18,7 +18,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from cluster_agent.adapters.bus import AgentBus, LedgerFollower, Uncertain
 from cluster_agent.adapters.bus import Published as StoredAt
-from cluster_agent.errors import AgentReplacedError
+from cluster_agent.errors import AgentReplacedError, EvictedError
 from cluster_agent.mirror import Mirror
 from cluster_agent.mirror.actions import (
     Action,
@@ -72,7 +72,7 @@ from schemas.wire.codec import (
     peek_epoch,
     trace_parent,
 )
-from schemas.wire.ledger import Allocate, Release, own_sequence
+from schemas.wire.ledger import EVICTION_KEY, Allocate, ClusterEvicted, ClusterReadmitted, Release, own_sequence
 from schemas.wire.state import AgentStarted, ClaimState, ObjectName, ObjectState
 from schemas.wire.subjects import PREFIX, RUN_KEY, parse_state_subject, run_subject, state_subject
 
@@ -86,6 +86,7 @@ WRITES_AT_ONCE = 8  # four to eight are fastest on a real API server
 RETRY_FIRST_S = 0.1
 RETRY_MOST_S = 5.0
 PUBLISH_AGAIN_S = 0.5
+READMITTED_S = 1.0  # how often an evicted cluster's agent looks whether it may come back
 FOR_EVER_MS = 1 << 62
 
 
@@ -96,26 +97,45 @@ class AgentSettings(msgspec.Struct, frozen=True):
     beat_s: float = 1.0
 
 
+class Standing(msgspec.Struct, frozen=True):
+    """How the cluster stands with the operators.
+
+    sequence: of the last entry about its eviction, 0 if there never was one. readmission, must_clean: see Started.
+    """
+
+    sequence: int = 0
+    readmission: int = 0
+    must_clean: bool = False
+
+
 class Agent:
     """Runs until it is cancelled or another agent takes over."""
 
     def __init__(self, name: str, cluster: Cluster, bus: AgentBus, instance: str, settings: AgentSettings) -> None:
         self.name = name
-        self.mirror = Mirror(name, publishes_all=settings.publishes_all, refresh_ms=FOR_EVER_MS)
         self._cluster = cluster
         self._bus = bus
-        self._instance = instance
         self._settings = settings
         self._publish_limit = anyio.CapacityLimiter(PUBLISHES_AT_ONCE)
         self._write_limit = anyio.CapacityLimiter(WRITES_AT_ONCE)
+        self.synced = anyio.Event()  # the first full sync is published
+        self._runs = 0
+        self._process = instance
+        self._begin_run()
+
+    def _begin_run(self) -> None:
+        """Forget all that a run knows: the next one is as another process."""
+        self.mirror = Mirror(self.name, publishes_all=self._settings.publishes_all, refresh_ms=FOR_EVER_MS)
+        self._instance = f"{self._process}.{self._runs}" if self._runs else self._process
+        self._runs += 1
         # Decisions by claim UID, with their ledger sequences, until they are settled.
         self._unacked: dict[str, list[tuple[int, Delivered]]] = defaultdict(list)
         self._send: MemoryObjectSendStream[Event]
         self._receive: MemoryObjectReceiveStream[Event]
         self._send, self._receive = anyio.create_memory_object_stream[Event](EVENTS_WAITING)
         self._under_way = 0  # actions
-        self.synced = anyio.Event()  # the first full sync is published
         self._follower: LedgerFollower | None = None
+        self._standing = Standing()
 
     @property
     def is_idle(self) -> bool:
@@ -128,7 +148,20 @@ class Agent:
 
         Raises: AgentReplacedError when another agent serves the cluster.
         """
+        while True:
+            evicted = False
+            try:
+                await self._run_once(task_status)
+            except* EvictedError as found:
+                evicted = True
+                _log.warning("agent of %s begins again: %s", self.name, "; ".join(map(str, found.exceptions)))
+            assert evicted, "a run ends by an error only"
+            task_status = anyio.TASK_STATUS_IGNORED
+            self._begin_run()
+
+    async def _run_once(self, task_status: TaskStatus[None]) -> None:
         await self._bus.wait_for_streams()
+        self._standing = await self._until_admitted()
         age_s = await self._until_answered(self._bus.state_age_s)
         if age_s:
             self.mirror.refresh_ms = int(age_s * 1000 / 3)
@@ -150,6 +183,29 @@ class Agent:
                 await self._ack_settled(event)
 
     # --- the start
+
+    async def _until_admitted(self) -> Standing:
+        """How the cluster stands; waits while it is evicted, for nothing that it says would be believed."""
+        told = 0
+        while True:
+            entries = await self._until_answered(lambda: self._bus.last_ledger_messages(f"cluster.{EVICTION_KEY}"))
+            if not entries:
+                return Standing()
+            sequence, entry = entries[-1].stream_sequence, decode_entry(entries[-1].payload)
+            if isinstance(entry, ClusterReadmitted):
+                return Standing(sequence, sequence, entry.is_fenced)
+            if not isinstance(entry, ClusterEvicted):
+                return Standing(sequence)
+            if sequence != told:
+                told = sequence
+                _log.error(
+                    "cluster %s was evicted by %s (%s): waiting for `dragoman cluster readmit %s`",
+                    self.name,
+                    entry.operator,
+                    entry.reason,
+                    self.name,
+                )
+            await anyio.sleep(READMITTED_S)
 
     async def _take_epoch(self) -> int:
         subject = run_subject(self.name)
@@ -203,7 +259,18 @@ class Agent:
             entry = decode_entry(entry_message.payload)
             if isinstance(entry, Allocate | Release):
                 decisions.append((own_sequence(entry, entry_message.stream_sequence), entry))
-        return Started(epoch, run_sequence, sync_parts, last_messages, objects, decisions, listed_at)
+        standing = self._standing
+        return Started(
+            epoch,
+            run_sequence,
+            sync_parts,
+            last_messages,
+            objects,
+            decisions,
+            listed_at,
+            standing.readmission,
+            standing.must_clean,
+        )
 
     async def _list(self, kind: Kind) -> tuple[list[ObjectSeen], str]:
         listing = await self._until_answered(lambda: self._cluster.list_objects(kind))
@@ -266,6 +333,9 @@ class Agent:
                         await self._send.send(DecisionSeen(sequence, entry))
                     else:
                         await follower.ack(delivered)
+                    is_eviction = isinstance(entry, ClusterEvicted | ClusterReadmitted)
+                    if is_eviction and delivered.message.stream_sequence > self._standing.sequence:
+                        raise EvictedError(f"ledger entry {delivered.message.stream_sequence} {type(entry).__name__}")
 
     async def _follow_asks(self) -> None:
         async with self._bus.follow_asks() as asks:

@@ -15,6 +15,13 @@ from schemas.wire.state import AgentMessage, ClaimState, ObjectName, ObjectState
 Decision = Allocate | Release
 
 
+class Cleaning(msgspec.Struct, frozen=True):
+    """The cluster was evicted as cut off, and is readmitted: a claim of before must have no allocation.
+
+    Nor may any earlier write for it land any more. It is settled as a decision is, with the readmission's sequence.
+    """
+
+
 class ClaimRef(msgspec.Struct, frozen=True, order=True):
     """A claim as the API server addresses it, and as we know it."""
 
@@ -62,6 +69,8 @@ class Started(msgspec.Struct, frozen=True):
     objects: list[ObjectSeen]
     decisions: list[tuple[int, Decision]]  # the ledger's last decision of each claim, with its ledger sequence
     listed_at: dict[str, int] = {}  # resourceVersion of the list of each kind
+    readmission: int = 0  # ledger sequence of the ClusterReadmitted under which this run begins; 0: there is none
+    must_clean: bool = False  # it was cut off: see Cleaning
 
 
 class Watched(msgspec.Struct, frozen=True):

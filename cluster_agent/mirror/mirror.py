@@ -13,6 +13,7 @@ from cluster_agent.mirror.actions import (
     Asked,
     ClaimRead,
     ClaimRejected,
+    Cleaning,
     DecisionSeen,
     Event,
     Exit,
@@ -65,6 +66,7 @@ class Mirror:
         self.refresh_ms = refresh_ms
         self.epoch = 0
         self.has_synced = False
+        self.readmission = 0  # under which this run began, see Started
         self.tracked: dict[ObjectName, Tracked] = {}
         self.consumers = Consumers()
         self._digest = 0
@@ -82,6 +84,7 @@ class Mirror:
         self._wants_sync = False
         self._republishes = False  # everything was asked for, and the sync after it is still to come
         self._owed: set[ObjectName] = set()  # must be published before the sync may say that it is finished
+        self._to_clean: set[ObjectName] = set()  # a part of _owed, until it is published that they are
         self._sync_queue: list[SyncPart | SyncFinished] = []  # the sync that is being published; nothing else is then
         self._sync_in_flight: Publish | None = None
         self._actions: list[Action] = []
@@ -163,6 +166,10 @@ class Mirror:
             if last.message is not None and last.message.agent_epoch < self.epoch < last.stream_sequence:
                 # The agent before us spoke after us: nobody believes it, so what it said is still to be said.
                 self.tracked[last.name].published = None
+        self.readmission = event.readmission
+        if event.readmission:  # nothing that was said before it counts
+            for tracked in self.tracked.values():
+                tracked.published = None
         met = set(self.tracked)
         self._wants_sync = True
         for seen in event.objects:
@@ -170,7 +177,11 @@ class Mirror:
         for tracked in self.tracked.values():
             if tracked.object is None:  # it went while no agent was there
                 tracked.view_version = max(tracked.subject_version, 1)
+        if event.must_clean:
+            self._clean({decision.uid for _, decision in event.decisions})
         for sequence, decision in event.decisions:
+            if event.must_clean and sequence < event.readmission:
+                continue  # its grant has ended
             name = ObjectName("claim", decision.uid)
             known = self.tracked.get(name)
             if known is None or sequence <= known.decision_sequence:
@@ -179,9 +190,21 @@ class Mirror:
             if name not in met and known.object is not None:
                 # Its messages have expired, so nobody knows what was written for it: find out before doing anything.
                 self._actions += settling.settle(known, known.job)
-        self._owed = {each.name for each in self.tracked.values() if self._differs(each)}
+        self._owed = {each.name for each in self.tracked.values() if self._differs(each)} | self._to_clean
         for tracked in list(self.tracked.values()):
             self._advance(tracked)
+
+    def _clean(self, decided: set[str]) -> None:
+        """No claim of before may keep an allocation, or get one by a write that is still under way.
+
+        decided: UIDs of claims for which something was ever decided.
+        """
+        for tracked in self.tracked.values():
+            if tracked.name.kind != "claim" or tracked.object is None or tracked.decision_sequence >= self.readmission:
+                continue  # a run before us has done it
+            if tracked.name.key in decided or self._is_our_business(tracked):
+                tracked.job = Job(self.readmission, Cleaning())
+                self._to_clean.add(tracked.name)
 
     def _exit(self, sequence: int) -> None:
         self._actions.append(Exit(f"another agent serves cluster {self.cluster} (its message {sequence})"))
@@ -331,9 +354,16 @@ class Mirror:
         if tracked.in_flight is not None or not tracked.view_is_current:
             return
         if not self._differs(tracked):
-            self._owed.discard(tracked.name)
+            self._is_told(tracked)
         elif not self._holds_back:
             self._publish(tracked)
+
+    def _is_told(self, tracked: Tracked) -> None:
+        """The sync need not wait for the object any more, unless it has to be cleaned before that."""
+        if tracked.published_decision >= self.readmission or tracked.published_version is None:
+            self._to_clean.discard(tracked.name)
+        if tracked.name not in self._to_clean:
+            self._owed.discard(tracked.name)
 
     def _look_for(self, tracked: Tracked) -> None:
         """The subject's last message, of an agent before us, knows the object as of a resourceVersion; we never saw it.
@@ -410,7 +440,7 @@ class Mirror:
         tracked.in_flight = None
         self._in_flight -= 1
         self._note_published(tracked, action.message, stream_sequence, self._now_ms)
-        self._owed.discard(tracked.name)
+        self._is_told(tracked)
         if action.message.is_tombstone and tracked.object is None and tracked.job and tracked.job.stage == "start":
             tracked.job = None  # of a claim that we never saw: its tombstone settles all that there is
         self._advance(tracked)
@@ -499,7 +529,7 @@ class Mirror:
         self._sync_queue = [
             SyncPart(self.epoch, self._sync, number, part) for number, part in enumerate(parts[:-1], start=1)
         ]
-        self._sync_queue.append(SyncFinished(self.epoch, self._sync, len(parts) - 1, parts[-1]))
+        self._sync_queue.append(SyncFinished(self.epoch, self._sync, len(parts) - 1, parts[-1], self.readmission))
         self._publish_next_part()
 
     def _publish_next_part(self) -> None:

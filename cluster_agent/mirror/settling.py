@@ -7,11 +7,12 @@ read, and if it has no allocation, written with a mark: that voids whatever was 
 reported. See `model/README.md` of the design for the histories that these rules exclude.
 """
 
-from typing import assert_never
+from typing import Any, assert_never
 
 from cluster_agent.mirror.actions import (
     Action,
     ClaimRead,
+    Cleaning,
     ClearAllocation,
     ReadClaim,
     RemoveFinalizer,
@@ -48,6 +49,8 @@ def advance(tracked: Tracked) -> list[Action]:
         return _finish(tracked, job, "Gone", "the claim was deleted")
     if tracked.object is None or not tracked.view_is_current:
         return []  # the watch will bring it
+    if isinstance(job.decision, Cleaning):
+        return settle(tracked, job)
     if holds_of(tracked.object) == job.decision.holds:
         return _allocated(tracked, job)
     if not isinstance(job.decision, Allocate):
@@ -120,7 +123,7 @@ def _wrote(tracked: Tracked, job: Job, event: Wrote) -> list[Action]:
 
 
 def _failed(tracked: Tracked, job: Job, event: WriteFailed) -> list[Action]:
-    if isinstance(event.action, Void):
+    if isinstance(event.action, Void) or isinstance(job.decision, Cleaning):
         if event.cause == "invalid":  # refused for what it says, an admission policy perhaps: not at once again
             job.stage = "stuck"
             return []
@@ -139,6 +142,8 @@ def _read(tracked: Tracked, job: Job, event: ClaimRead) -> list[Action]:
         return _finish(tracked, job, "Gone", "the claim was deleted")
     tracked.own_version = max(tracked.own_version, event.resource_version)
     found = holds_of(event.object)
+    if isinstance(job.decision, Cleaning):
+        return _clean(tracked, job, event.object)
     if not isinstance(job.decision, Allocate):
         if found != job.decision.holds:
             return _finish(tracked, job, "Applied")
@@ -149,8 +154,20 @@ def _read(tracked: Tracked, job: Job, event: ClaimRead) -> list[Action]:
         return _finish(tracked, job, "Applied")
     if found is not None:
         return _finish(tracked, job, "Conflict", "the claim has another allocation")
+    return _void(tracked, job, event.object)
+
+
+def _clean(tracked: Tracked, job: Job, claim: dict[str, Any]) -> list[Action]:
+    """Either write voids what was sent before; it is guarded by what was just read."""
+    job.failure = ("Applied", "the cluster was readmitted")
+    if holds_of(claim) is not None:
+        return [ClearAllocation(tracked.ref, job.ledger_sequence, with_allocation(claim, job.decision))]
+    return _void(tracked, job, claim)
+
+
+def _void(tracked: Tracked, job: Job, claim: dict[str, Any]) -> list[Action]:
     job.voids += 1
-    return [Void(tracked.ref, job.ledger_sequence, with_void_mark(event.object, job.ledger_sequence, job.voids))]
+    return [Void(tracked.ref, job.ledger_sequence, with_void_mark(claim, job.ledger_sequence, job.voids))]
 
 
 def _finish(tracked: Tracked, job: Job, outcome: Outcome, message: str = "") -> list[Action]:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from cluster_agent.mirror.actions import ClaimRef, Decision, Publish
+from cluster_agent.mirror.actions import ClaimRef, Cleaning, Decision, Publish
 from schemas.resource.untyped import allocation_of, as_dict, as_text, results_of, texts_in
 from schemas.wire.codec import encode
 from schemas.wire.ledger import Allocate, DeviceHold, canonical_amounts
@@ -28,7 +28,7 @@ class Job:
     """
 
     ledger_sequence: int
-    decision: Decision
+    decision: Decision | Cleaning
     stage: Literal["start", "sent", "stuck"] = "start"
     failure: tuple[Outcome, str] = ("Conflict", "")
     is_unknown: bool = False  # the last write's result is not known; it is tried again where that is safe
@@ -138,8 +138,8 @@ def with_void_mark(claim: dict[str, Any], ledger_sequence: int, attempt: int) ->
     return {**claim, "metadata": {**metadata, "annotations": annotations}}
 
 
-def with_allocation(claim: dict[str, Any], decision: Decision) -> dict[str, Any]:
-    """The claim with what an Allocate says in its status, or without what a Release names."""
+def with_allocation(claim: dict[str, Any], decision: Decision | Cleaning) -> dict[str, Any]:
+    """The claim with what an Allocate says in its status, or without any allocation."""
     status = dict(as_dict(claim.get("status")))
     status.pop("reservedFor", None)
     status.pop("devices", None)

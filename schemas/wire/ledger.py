@@ -1,7 +1,7 @@
 """Ledger entries: what was decided and what became of it. The ledger is the source of truth about who holds what.
 
 Kinds of subject: Allocate and Release go to `claim` (so that the last message of a claim's subject is its last
-decision), all else about a claim to `record`; leadership and inputs belong to no cluster.
+decision), all else about a claim to `record`, how a cluster stands to `cluster`; leadership and inputs belong to none.
 """
 
 import hashlib
@@ -13,8 +13,10 @@ import msgspec
 from schemas.quantity import Quantity, QuantityError
 from schemas.wire.state import Outcome
 
-EndCause = Literal["ClaimDeleted", "ClaimMissing", "AllocationCleared", "AllocationReplaced"]
+EndCause = Literal["ClaimDeleted", "ClaimMissing", "AllocationCleared", "AllocationReplaced", "ClusterEvicted"]
 RequestState = Literal["Pending", "Invalid"]
+Liveness = Literal["Live", "Stale", "Lost", "Returning"]
+Verb = Literal["cordon", "uncordon", "exclude", "evict", "readmit"]
 
 
 class DeviceHold(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -72,12 +74,37 @@ class SegmentClosed(Entry, frozen=True, tag="dev.dragoman.ledger.segment-closed.
     next_segment: int
 
 
+class OrderKept(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Who ordered something about a cluster; see OperatorEntry."""
+
+    operator: str
+    reason: str = ""
+    at_ms: int = 0
+
+
+class EvictionKept(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A cluster is evicted. readmitted: ledger sequence of its ClusterReadmitted, 0 before."""
+
+    ordered: OrderKept
+    is_fenced: bool
+    readmitted: int = 0
+
+
 class ClusterKept(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the ledger holds of a cluster; see Inputs."""
+    """What the ledger holds of a cluster; see Inputs, and the entries about clusters.
+
+    silences: its messages in DRA_STATE after the one sequence, up to the other, count for nothing.
+    """
 
     name: str
     epoch: int = 0
     synced_sequence: int = 0
+    liveness: Liveness = "Live"
+    liveness_since_ms: int = 0
+    cordon: OrderKept | None = None
+    exclusion: OrderKept | None = None
+    eviction: EvictionKept | None = None
+    silences: list[tuple[int, int]] = []
 
 
 class CheckpointWorld(Entry, frozen=True, tag="dev.dragoman.ledger.checkpoint-world.v1", kw_only=True):
@@ -160,11 +187,34 @@ class LeaderElected(Entry, frozen=True, tag="dev.dragoman.ledger.leader-elected.
     build: str
 
 
+class LivenessMark(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="order", tag="mark"):
+    """What the broker's clock says of a cluster. heard_ms: when it was last heard; 0: not by this leader."""
+
+    cluster: str
+    state: Literal["Live", "Stale", "Lost"]
+    heard_ms: int = 0
+
+
+class OperatorCommand(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="order", tag="command"):
+    """What an operator wants of a cluster. state_sequence: for evict, DRA_STATE's last when it was given."""
+
+    verb: Verb
+    cluster: str
+    operator: str
+    reason: str = ""
+    is_fenced: bool = False
+    state_sequence: int = 0
+
+
+Order = LivenessMark | OperatorCommand
+
+
 class Step(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One step of the core: all state messages up to `position` were applied, at `now_ms` of the broker's clock."""
+    """One step of the core, at `now_ms` of the broker's clock: first the orders, then all messages up to `position`."""
 
     position: int
     now_ms: int
+    orders: list[Order] = []
 
 
 class Inputs(Entry, frozen=True, tag="dev.dragoman.ledger.inputs.v1", kw_only=True):
@@ -301,6 +351,69 @@ class ClassBrokered(Entry, frozen=True, tag="dev.dragoman.ledger.class.v1", kw_o
     spec: dict[str, Any] | None = None
 
 
+class ClusterEntry(Entry, frozen=True, kw_only=True):
+    """What all entries about a cluster as such share. The last of each subject is how the cluster stands."""
+
+    cluster: str
+
+
+class LivenessChanged(ClusterEntry, frozen=True, tag="dev.dragoman.ledger.liveness.v1", kw_only=True):
+    """A cluster's agent went silent, or is heard again. heard_ms: when it was last heard, 0 if nobody knows."""
+
+    state: Liveness
+    since_ms: int
+    heard_ms: int = 0
+
+
+class OperatorEntry(ClusterEntry, frozen=True, kw_only=True):
+    """What an operator ordered, with the name that was given and the reason."""
+
+    operator: str
+    reason: str = ""
+    at_ms: int
+
+
+class ClusterCordoned(OperatorEntry, frozen=True, tag="dev.dragoman.ledger.cordoned.v1", kw_only=True):
+    """Nothing new is granted to claims of the cluster, or again it is."""
+
+    is_cordoned: bool
+
+
+class ClusterExcluded(OperatorEntry, frozen=True, tag="dev.dragoman.ledger.excluded.v1", kw_only=True):
+    """Nobody waits for a cluster that was not heard; it ends, without an operator, with its first full sync."""
+
+    is_excluded: bool
+
+
+class ClusterEvicted(OperatorEntry, frozen=True, tag="dev.dragoman.ledger.evicted.v1", kw_only=True):
+    """The cluster is not believed any more. is_fenced: it is cut off, and all of its grants end.
+
+    state_sequence: DRA_STATE's last; only an epoch after it is believed again, and only after ClusterReadmitted.
+    position: up to where its messages were applied.
+    """
+
+    is_fenced: bool
+    state_sequence: int
+    position: int
+
+
+class ClusterReadmitted(OperatorEntry, frozen=True, tag="dev.dragoman.ledger.readmitted.v1", kw_only=True):
+    """The cluster may come back. Its messages after `position` count, and until FenceLifted it is granted nothing.
+
+    is_fenced: its grants have ended: a new run of its agent clears every allocation, and writes every claim once so
+    that no earlier write can land; then its full sync names this entry.
+    """
+
+    is_fenced: bool
+    position: int
+
+
+class FenceLifted(ClusterEntry, frozen=True, tag="dev.dragoman.ledger.fence-lifted.v1", kw_only=True):
+    """The cluster has done what its readmission asks for, and is as any other again."""
+
+    at_ms: int
+
+
 Decision = Allocate | Release
 AnyEntry = (
     SegmentOpened
@@ -317,9 +430,24 @@ AnyEntry = (
     | CollisionFound
     | ReasonChanged
     | ClassBrokered
+    | LivenessChanged
+    | ClusterCordoned
+    | ClusterExcluded
+    | ClusterEvicted
+    | ClusterReadmitted
+    | FenceLifted
 )
 
 _CLAIM_KINDS = (Allocate, Release)
+EVICTION_KEY = "eviction"
+_CLUSTER_KEYS: dict[type[ClusterEntry], str] = {
+    LivenessChanged: "liveness",
+    ClusterCordoned: "cordon",
+    ClusterExcluded: "exclusion",
+    ClusterEvicted: EVICTION_KEY,
+    ClusterReadmitted: EVICTION_KEY,
+    FenceLifted: EVICTION_KEY,
+}
 
 
 _LEADER_KEYS: dict[type, str] = {
@@ -340,6 +468,8 @@ def entry_place(entry: AnyEntry) -> tuple[str, str, str]:
             return "_", "inputs", "batch"
         case ClassBrokered():
             return entry.cluster, "class", entry.name
+        case ClusterEntry():
+            return entry.cluster, "cluster", _CLUSTER_KEYS[type(entry)]
         case _:
             return entry.cluster, "claim" if isinstance(entry, _CLAIM_KINDS) else "record", entry.uid
 

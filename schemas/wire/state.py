@@ -114,12 +114,16 @@ class SyncPart(
 class SyncFinished(
     msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="dev.dragoman.state.sync-finished.v1"
 ):
-    """A full sync is finished: what lives, as published up to this message, is this and the parts before it."""
+    """A full sync is finished: what lives, as published up to this message, is this and the parts before it.
+
+    readmission: ledger sequence of the ClusterReadmitted whose cleaning this run has done; 0: it met none.
+    """
 
     agent_epoch: int
     sync: int
     parts: int  # how many SyncPart messages came before
     objects: list[ObjectName] = []
+    readmission: int = 0
 
 
 AgentMessage = AgentStarted | SyncPart | SyncFinished

@@ -11,7 +11,7 @@ from broker.cli.main import main
 from cluster_agent.adapters.manifest_cluster import ManifestCluster
 from tests.manifests import claim_manifest, write_manifests
 
-COMMANDS = ("demo", "up", "allocate", "explain", "broker", "agent")
+COMMANDS = ("demo", "up", "allocate", "explain", "broker", "agent", "cluster")
 
 
 def run(*arguments: str) -> int:
@@ -78,6 +78,14 @@ def test_prints_its_version(capsys: pytest.CaptureFixture[str]) -> None:
         pytest.param(["up", "--cluster", "a={root}", "-o", "xml"], "invalid choice: 'xml'", id="an unknown format"),
         pytest.param(["explain"], "the following arguments are required: NAMESPACE/NAME", id="explain what"),
         pytest.param(["explain", "ml/"], "'ml/' is not NAMESPACE/NAME", id="explain half a name"),
+        pytest.param(["cluster"], "the following arguments are required: VERB", id="a cluster without verb"),
+        pytest.param(["cluster", "cordon"], "the following arguments are required: CLUSTER", id="cordon which"),
+        pytest.param(
+            ["cluster", "evict", "east"], "the following arguments are required: --reason", id="evict without reason"
+        ),
+        pytest.param(
+            ["cluster", "evict", "east", "--reason", "fire"], "nobody can be asked here: give --yes", id="evict unasked"
+        ),
         pytest.param(["broker"], "the following arguments are required: --config", id="a broker without config"),
         pytest.param(
             ["broker", "--config", "{root}/none.yaml"], "cannot be read: No such file", id="a broker without file"

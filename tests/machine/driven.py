@@ -6,7 +6,7 @@ same world a second time, from the log in the recorded steps and from the ledger
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -25,7 +25,18 @@ from schemas.resource import DeviceClass, DeviceRequest, DeviceTaintRule, Node, 
 from schemas.wire.bus import StoredMessage
 from schemas.wire.calls import Ask, DeadLetter
 from schemas.wire.codec import decode_entry, encode
-from schemas.wire.ledger import Allocate, AnyEntry, Inputs, LeaderElected, ReasonChanged, SegmentClosed, SegmentOpened
+from schemas.wire.ledger import (
+    Allocate,
+    AnyEntry,
+    Inputs,
+    LeaderElected,
+    LivenessMark,
+    OperatorCommand,
+    ReasonChanged,
+    SegmentClosed,
+    SegmentOpened,
+    Verb,
+)
 from schemas.wire.state import (
     AgentStarted,
     ClaimState,
@@ -55,6 +66,7 @@ WITH_HUB = Federation(
     clusters=[HUB, EAST, WEST],
 )
 
+_NOT_FACTS = ("sync", "sync_parts", "asked_at")  # of a cluster: what is under way
 E = TypeVar("E", bound=AnyEntry)
 Shareable = ResourceSlice | DeviceClass | Node | DeviceTaintRule
 _KINDS: dict[type, str] = {ResourceSlice: "slice", DeviceClass: "class", Node: "node", DeviceTaintRule: "taintrule"}
@@ -74,6 +86,7 @@ class Driven:
         self.letters: list[DeadLetter] = []
         self.asks: list[tuple[str, Ask]] = []
         self.notices: list[Notice] = []
+        self.answers: list[str] = []
         self._append([SegmentOpened(shard="main", segment=0), LeaderElected(instance="broker-0", build="test")])
         self.machine = self.only_the_ledger()
         recovery.resume(self.machine)
@@ -104,6 +117,7 @@ class Driven:
         self.letters += effects.dead_letters
         self.asks += effects.asks
         self.notices += effects.notices
+        self.answers += effects.answers
         return effects
 
     def run(self, *, after_ms: int = 0) -> list[AnyEntry]:
@@ -121,6 +135,18 @@ class Driven:
         self._append(checkpoint(self.world, "main", self.world.segment + 1))
         opened(self.world, self.world.segment + 1, len(self.ledger))
         check(self.world)
+
+    def mark(self, cluster: str, state: Literal["Live", "Stale", "Lost"]) -> list[AnyEntry]:
+        """The clock says so; returns what was recorded."""
+        self.machine.order(LivenessMark(cluster, state))
+        return self.run()
+
+    def command(self, verb: Verb, cluster: str, *, fenced: bool = False) -> str:
+        """An operator orders something; returns why it cannot be done."""
+        last = len(self.log) if verb == "evict" else 0
+        self.machine.order(OperatorCommand(verb, cluster, "ada", "maintenance", fenced, last))
+        self.run()
+        return self.answers[-1]
 
     def recorded(self, kind: type[E]) -> dict[int, E]:
         """All entries of a kind by their ledger sequence."""
@@ -150,6 +176,8 @@ class Driven:
         for entry, after in zip(entries, [*entries[1:], None], strict=True):
             steps = entry.steps if isinstance(entry, Inputs) else []
             for step in steps:
+                for order in step.orders:
+                    again.order(order)
                 again.feed(self.log[position : step.position])
                 position = step.position
                 closes = isinstance(after, SegmentClosed) and step is steps[-1]
@@ -261,7 +289,14 @@ class Agent:
         """The tombstone of a claim."""
         return self.removes("claim", claim.metadata.uid)
 
-    def syncs(self, *, parts: Iterable[Iterable[ObjectName]] = (), promised: int | None = None, epoch: int = 0) -> int:
+    def syncs(
+        self,
+        *,
+        parts: Iterable[Iterable[ObjectName]] = (),
+        promised: int | None = None,
+        epoch: int = 0,
+        readmission: int = 0,
+    ) -> int:
         """A full sync: what is not in the parts is in its last message, which promises as many parts as there were."""
         self._syncs += 1
         listed: set[ObjectName] = set()
@@ -271,7 +306,7 @@ class Agent:
             message = SyncPart(epoch or self.epoch, self._syncs, count, sorted(part))
             self.driven.put(sync_part_subject(self.name, count), encode(message))
         count = count if promised is None else promised
-        finished = SyncFinished(epoch or self.epoch, self._syncs, count, sorted(self.living - listed))
+        finished = SyncFinished(epoch or self.epoch, self._syncs, count, sorted(self.living - listed), readmission)
         return self.driven.put(run_subject(self.name), encode(finished))
 
     def _next(self) -> str:
@@ -375,7 +410,7 @@ def facts(world: World) -> dict[str, Any]:
         for key, claim in world.claims.items()
     }
     clusters = {
-        name: (each.epoch, each.synced_sequence, each.known, each.digest, each.is_ahead, each.last_sequence)
+        name: {at.name: getattr(each, at.name) for at in fields(each) if at.name not in _NOT_FACTS}
         for name, each in world.clusters.items()
     }
     pools = {pool.key: (pool.generation, pool.slices, pool.problem) for pool in world.inventory.all_pools()}

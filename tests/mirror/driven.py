@@ -74,13 +74,27 @@ class Driven:
         decisions: Iterable[tuple[int, Decision]] = (),
         listed_at: dict[str, int] | None = None,
         run_sequence: int = EPOCH,
+        readmission: int = 0,
+        must_clean: bool = False,
     ) -> list[Action]:
         """The mirror starts; returns what it asks for."""
         told = list(told)
         for each in told:
             self.keep(each.name, each.message, each.stream_sequence)
         self.last_sequence = max([self.last_sequence, *(each.stream_sequence for each in told)])
-        return self.tell(Started(EPOCH, run_sequence, {}, told, list(objects), list(decisions), listed_at or {}))
+        return self.tell(
+            Started(
+                EPOCH,
+                run_sequence,
+                {},
+                told,
+                list(objects),
+                list(decisions),
+                listed_at or {},
+                readmission,
+                must_clean,
+            )
+        )
 
     def started(self, *objects: ObjectSeen, **more: Any) -> "Driven":
         """The mirror starts, and everything that it says is stored."""

@@ -20,7 +20,15 @@ from cluster_agent.mirror.tracked import holds_of, metadata_of
 from schemas.wire.bus import StoredMessage
 from schemas.wire.calls import Ask, DeadLetter
 from schemas.wire.codec import decode_entry, encode
-from schemas.wire.ledger import DeviceHold, Entry
+from schemas.wire.ledger import (
+    ClusterEvicted,
+    ClusterReadmitted,
+    DeviceHold,
+    Entry,
+    FenceLifted,
+    OperatorCommand,
+    Verb,
+)
 from tests.simulation.agent import AgentRun, Call, Request
 from tests.simulation.broker import BrokerRun
 from tests.simulation.cluster import Allocation, SimCluster, a_claim, a_class, a_slice
@@ -91,9 +99,9 @@ class Stage:
         self.broker: BrokerRun | None = None
         self._mirror, self._agent, self._broker = mirror, agent, broker
         self.notices: list[Notice] = []
+        self.answers: list[str] = []
         self.entry_bytes_max = ENTRY_BYTES_MAX
         self._runs = 0
-        self._holders: dict[tuple[str, str, str], Allocation] = {}  # the last one of each device
         if federation is None:
             self.clusters["hub"].create("class", a_class())
             self.clusters["hub"].create("slice", a_slice("s", POOL, devices))
@@ -139,7 +147,7 @@ class Stage:
 
     def tell(self, cluster: str) -> None:
         """The cluster's agent serves, and the broker decides on what it says."""
-        self.serve(self.agent_of(cluster))
+        self.serve(self.agent_of(cluster).start())
         self.decide()
 
     def pending(self, agent: AgentRun, action: type[Request], key: str = "") -> Call:
@@ -191,6 +199,14 @@ class Stage:
             self.step_all()
         self.step_all()
 
+    def order(self, verb: Verb, cluster: str, *, fenced: bool = False) -> None:
+        """An operator orders something, and the broker does it."""
+        assert self.broker is not None
+        last = self.log.last_sequence if verb == "evict" else 0
+        self.broker.machine.order(OperatorCommand(verb, cluster, "ada", "fire", fenced, last))
+        self.step_all()
+        assert self.answers.pop() == ""
+
     def step_all(self) -> None:
         """The broker steps until it has nothing to do."""
         assert self.broker is not None
@@ -233,11 +249,13 @@ class Stage:
             if not any(each.is_alive and each.cluster.name == name for each in self.agents):
                 self.agent(name)
         for agent in [each for each in self.agents if each.is_alive]:
-            self.serve(agent.start())
-            if agent.is_alive:
+            agent.follow_evictions()
+            if agent.start().runs:
+                self.serve(agent)
+            if agent.runs:
                 agent.follow_run()
         for name, consumer in self.consumers.items():
-            newest = [each for each in self.agents if each.is_alive and each.cluster.name == name][-1:]
+            newest = [each for each in self.agents if each.runs and each.cluster.name == name][-1:]
             for agent in newest:
                 while consumer.has_new():
                     agent.take_decision()
@@ -281,7 +299,8 @@ class Stage:
     def _open(self) -> list[str]:
         """What still waits for somebody."""
         unsettled = [f"{claim.key}: {claim.unsettled}" for claim in self.world.claims.values() if claim.unsettled]
-        busy = [each.instance for each in self.agents if each.is_alive and not each.mirror.is_idle]
+        there = [each for each in self.agents if each.is_alive and not each.is_shut_out]
+        busy = [each.instance for each in there if not each.mirror.is_idle]
         return unsettled + busy
 
     # --- people, and what can be seen
@@ -343,24 +362,38 @@ class Stage:
         allocation = self.clusters[cluster].allocations.get(uid)
         return allocation.holds if allocation else None
 
+    def is_cut_off(self, cluster: str) -> bool:
+        """An operator vouches that nothing there reaches a device, and has not let it back yet."""
+        _, entry = self.ledger.evictions.get(cluster, (0, None))
+        return isinstance(entry, ClusterEvicted | ClusterReadmitted) and entry.is_fenced
+
     def _allocated(self, allocation: Allocation) -> None:
-        for hold in allocation.holds:
-            device = (hold.driver, hold.pool, hold.device)
-            other = self._holders.get(device)
-            if other is not None and self.clusters[other.cluster].allocations.get(other.uid) is other:
-                raise AllocatedTwiceError(f"{device} is allocated to {other} and to {allocation}")
-            self._holders[device] = allocation
+        """Raises: AllocatedTwiceError if others have a device of it."""
+        mine = _devices(allocation)
+        for cluster in self.clusters.values():
+            for other in cluster.allocations.values():
+                is_cut_off = self.is_cut_off(other.cluster) or self.is_cut_off(allocation.cluster)
+                if other is not allocation and not is_cut_off and mine & _devices(other):
+                    raise AllocatedTwiceError(f"{mine & _devices(other)} are allocated to {other} and to {allocation}")
 
     def _committed(self, broker: BrokerRun, effects: Effects) -> None:
         check(broker.world)
         self.dead_letters += effects.dead_letters
         self.asks += effects.asks
         self.notices += effects.notices
+        self.answers += effects.answers
 
     def _stored(self, batch: Batch) -> None:
         for entry in batch.entries:
             size = len(encode(entry))
             assert size < self.entry_bytes_max, f"a {type(entry).__name__} of {size} bytes"
+            if isinstance(entry, FenceLifted):
+                for allocation in self.clusters[entry.cluster].allocations.values():
+                    self._allocated(allocation)
+
+
+def _devices(allocation: Allocation) -> set[tuple[str, str, str]]:
+    return {(hold.driver, hold.pool, hold.device) for hold in allocation.holds}
 
 
 def a_fabric(name: str, source: str, *clusters: str, pool: str = "*") -> Fabric:

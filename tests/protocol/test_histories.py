@@ -1,4 +1,4 @@
-"""The histories C1 to C11 that the protocol's model found: what goes wrong when one rule is left out.
+"""The histories C1 to C12, and C14, that the protocol's model found: what goes wrong when one rule is left out.
 
 Each is told twice: with the real code, where its bad end must not happen and everything comes to rest; and with a test
 double that leaves the rule out, where it must, so that the telling is known to be able to fail.
@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from broker.machine import Machine, recovery
+from broker.world import fold
 from broker.world.records import Grant
 from broker.world.world import World
 from cluster_agent.mirror import Mirror
@@ -33,8 +34,8 @@ from cluster_agent.mirror.actions import (
 from cluster_agent.mirror.tracked import metadata_of
 from schemas.wire.bus import StoredMessage
 from schemas.wire.calls import Ask, Beat
-from schemas.wire.codec import decode_claim_state
-from schemas.wire.ledger import Adopted, Allocate, GrantEnded, OutcomeRecorded
+from schemas.wire.codec import decode_claim_state, decode_entry
+from schemas.wire.ledger import Adopted, Allocate, FenceLifted, GrantEnded, OutcomeRecorded
 from schemas.wire.state import ObjectName, SyncFinished
 from schemas.wire.subjects import state_subject
 from tests.believing import believe_again
@@ -42,6 +43,8 @@ from tests.protocol.harness import POOL, AllocatedTwiceError, GrantLeakedError, 
 from tests.simulation.agent import AgentRun, Call
 from tests.simulation.broker import BrokerRun
 from tests.simulation.cluster import version_of
+from tests.simulation.oracle import Violation, same_by_ledger
+from tests.simulation.rules import Recomputes
 
 
 def at_rest(**doubles: Any) -> Stage:
@@ -533,3 +536,150 @@ def test_c11_the_ledgers_last_decision_is_read_whenever_a_subject_was_read_again
 def test_c11_if_it_was_read_at_a_start_only() -> None:
     with pytest.raises(UnsettledError, match="Allocate"):
         tell_c11(at_rest(agent=DoesNotAskTheLedger))
+
+
+# --- C12: an evicted cluster comes back
+
+
+class CleansNothing(Mirror):
+    """It says that it has done what a readmission asks for, and has not."""
+
+    def _clean(self, decided: set[str]) -> None:
+        pass
+
+
+def a_put_for_w_travels(stage: Stage) -> Late:
+    """Allocate L1 w=d in west, decided on rv2; its agent is gone, and u waits for d."""
+    stage.claim("west", "w")
+    stage.tell("west")
+    stage.claim("east", "u")
+    stage.tell("east")
+    a = stage.agent_of("west")
+    a.take_decision()
+    stage.do(a, WriteFinalizers)
+    (put,) = stage.kill(a)  # 1
+    return put
+
+
+def tell_c12_a_late_put(stage: Stage) -> None:
+    put = a_put_for_w_travels(stage)
+    stage.order("evict", "west", fenced=True)  # 2 L1 ends, d goes to east
+    stage.rest()
+    assert stage.allocated() == {"east/u": ["d"]}
+    stage.order("readmit", "west")
+    stage.tell("west")  # it finishes a full sync, and the fence is lifted
+    assert stage.entries(FenceLifted)
+    put.arrives()  # 3
+    stage.rest()
+
+
+def test_c12_a_put_of_before_the_eviction_cannot_land_any_more() -> None:
+    stage = at_rest()
+    tell_c12_a_late_put(stage)
+    assert stage.allocated() == {"east/u": ["d"]}
+    assert len(stage.entries(FenceLifted)) == 1
+
+
+def test_c12_without_the_voiding_write() -> None:
+    with pytest.raises(AllocatedTwiceError):
+        tell_c12_a_late_put(at_rest(mirror=CleansNothing))
+
+
+def tell_c12_an_allocation_that_is_there(stage: Stage) -> None:
+    stage.claim("west", "w")
+    stage.tell("west")
+    stage.rest()
+    assert stage.allocated() == {"west/w": ["d"]}
+    stage.claim("east", "u")
+    stage.tell("east")
+    stage.order("evict", "west", fenced=True)
+    stage.rest()
+    assert stage.allocated() == {"east/u": ["d"], "west/w": ["d"]}, "one of them is cut off"
+    stage.order("readmit", "west")
+    stage.rest()
+
+
+def test_c12_an_allocation_that_no_grant_covers_is_cleared_before_the_fence_is_lifted() -> None:
+    stage = at_rest()
+    tell_c12_an_allocation_that_is_there(stage)
+    assert stage.allocated() == {"east/u": ["d"]}
+
+
+def test_c12_without_clearing_it() -> None:
+    with pytest.raises(AllocatedTwiceError):
+        tell_c12_an_allocation_that_is_there(at_rest(mirror=CleansNothing))
+
+
+def test_c12_a_decision_that_comes_again_is_not_carried_out() -> None:
+    stage = at_rest()
+    stage.claim("west", "w")
+    stage.tell("west")
+    stage.claim("east", "u")
+    stage.tell("east")
+    a = stage.agent_of("west")
+    stage.order("evict", "west", fenced=True)
+    stage.order("readmit", "west")
+    stage.kill(a)  # L1 was never delivered to anybody
+    stage.rest()
+    assert stage.allocated() == {"east/u": ["d"]}
+    assert not stage.consumers["west"].taken
+
+
+def test_c12_what_was_held_in_quarantine_is_held_after_it() -> None:
+    stage = at_rest()
+    stage.claim("west", "w")
+    stage.tell("west")
+    stage.rest()
+    stage.claim("east", "u")
+    stage.order("evict", "west")
+    stage.rest()
+    assert stage.allocated() == {"west/w": ["d"]}
+    stage.order("readmit", "west")
+    stage.rest()
+    assert stage.allocated() == {"west/w": ["d"]}
+    assert len(stage.entries(FenceLifted)) == 1
+    stage.delete("west", "w")
+    stage.rest()
+    assert stage.allocated() == {"east/u": ["d"]}
+
+
+# --- C14: an append that nobody answered
+
+
+def tell_c14(stage: Stage) -> None:
+    broker = stage.broker
+    assert broker is not None
+    u = stage.claim("east", "u")
+    stage.serve(stage.agent_of("east"))
+    broker.read(broker.unread())
+    first = broker.step(stage.now_ms)  # 1 times out
+    assert first is not None
+    broker.lose(first)
+    stage.claim("west", "w")
+    stage.serve(stage.agent_of("west"))
+    broker.read(broker.unread())
+    broker.look()  # 2 nothing is there
+    broker.read(broker.unread())
+    second = broker.retry() if broker.must_retry else broker.step(stage.now_ms)
+    assert second is not None
+    broker.arrive(first)  # 3 lands late
+    broker.arrive(second)
+    assert not second.was_stored
+    broker.deliver(second)  # 4
+    broker.look()
+    assert broker.phase == "leads"
+    replayed = World(stage.federation)
+    for message in stage.ledger.messages:
+        fold.apply_entry(replayed, decode_entry(message.payload), message.stream_sequence)
+    same_by_ledger(replayed, broker.world)
+    stage.rest()
+    assert stage.believed("east", u).grants
+
+
+def test_c14_what_is_appended_again_is_the_same_batch() -> None:
+    tell_c14(at_rest())
+
+
+def test_c14_without_that() -> None:
+    with pytest.raises(Violation):
+        tell_c14(at_rest(broker=Recomputes))

@@ -22,16 +22,26 @@ from schemas.wire.ledger import (
     CheckpointWorld,
     ClaimKept,
     ClassBrokered,
+    ClusterCordoned,
+    ClusterEvicted,
+    ClusterExcluded,
     ClusterKept,
+    ClusterReadmitted,
     CollisionFound,
     ConsumerRef,
     ConsumersServed,
     DeviceAvoided,
     DeviceHold,
+    EvictionKept,
+    FenceLifted,
     GrantEnded,
     GrantKept,
     Inputs,
     LeaderElected,
+    LivenessChanged,
+    LivenessMark,
+    OperatorCommand,
+    OrderKept,
     OutcomeRecorded,
     ReasonChanged,
     Release,
@@ -124,6 +134,9 @@ STATE: list[tuple[msgspec.Struct, bytes]] = [
     ),
 ]
 
+BY_ADA: dict[str, Any] = {"cluster": "east", "operator": "ada", "reason": "fire", "at_ms": 5_000}
+BY_ADA_JSON = b'"cluster":"east","operator":"ada","reason":"fire","at_ms":5000'
+
 LEDGER: list[tuple[AnyEntry, bytes]] = [
     (
         SegmentOpened(shard="main", segment=1, covers=9, entries=2, checksum="ab"),
@@ -133,10 +146,28 @@ LEDGER: list[tuple[AnyEntry, bytes]] = [
         ),
     ),
     (
-        CheckpointWorld(position=7, leader_epoch=2, clusters=[ClusterKept("east", 1, 4)]),
+        CheckpointWorld(
+            position=7,
+            leader_epoch=2,
+            clusters=[
+                ClusterKept("east", 1, 4),
+                ClusterKept(
+                    "west",
+                    liveness="Stale",
+                    liveness_since_ms=8,
+                    cordon=OrderKept("ada", "fire", 5),
+                    exclusion=OrderKept("ada"),
+                    eviction=EvictionKept(OrderKept("ada"), is_fenced=True, readmitted=9),
+                    silences=[(3, 6)],
+                ),
+            ],
+        ),
         (
             b'{"type":"dev.dragoman.ledger.checkpoint-world.v1","position":7,"leader_epoch":2,'
-            b'"clusters":[{"name":"east","epoch":1,"synced_sequence":4}]}'
+            b'"clusters":[{"name":"east","epoch":1,"synced_sequence":4},'
+            b'{"name":"west","liveness":"Stale","liveness_since_ms":8,'
+            b'"cordon":{"operator":"ada","reason":"fire","at_ms":5},"exclusion":{"operator":"ada"},'
+            b'"eviction":{"ordered":{"operator":"ada"},"is_fenced":true,"readmitted":9},"silences":[[3,6]]}]}'
         ),
     ),
     (
@@ -290,6 +321,34 @@ LEDGER: list[tuple[AnyEntry, bytes]] = [
         ClassBrokered(cluster="east", name="gpu", spec={"selectors": []}),
         b'{"type":"dev.dragoman.ledger.class.v1","cluster":"east","name":"gpu","spec":{"selectors":[]}}',
     ),
+    (
+        LivenessChanged(cluster="east", state="Stale", since_ms=31_000, heard_ms=1_000),
+        (
+            b'{"type":"dev.dragoman.ledger.liveness.v1","cluster":"east","state":"Stale","since_ms":31000,'
+            b'"heard_ms":1000}'
+        ),
+    ),
+    (
+        ClusterCordoned(is_cordoned=True, **BY_ADA),
+        b'{"type":"dev.dragoman.ledger.cordoned.v1",' + BY_ADA_JSON + b',"is_cordoned":true}',
+    ),
+    (
+        ClusterExcluded(is_excluded=True, **BY_ADA),
+        b'{"type":"dev.dragoman.ledger.excluded.v1",' + BY_ADA_JSON + b',"is_excluded":true}',
+    ),
+    (
+        ClusterEvicted(is_fenced=True, state_sequence=99, position=98, **BY_ADA),
+        b'{"type":"dev.dragoman.ledger.evicted.v1",' + BY_ADA_JSON + b',"is_fenced":true,"state_sequence":99,'
+        b'"position":98}',
+    ),
+    (
+        ClusterReadmitted(is_fenced=True, position=120, **BY_ADA),
+        b'{"type":"dev.dragoman.ledger.readmitted.v1",' + BY_ADA_JSON + b',"is_fenced":true,"position":120}',
+    ),
+    (
+        FenceLifted(cluster="east", at_ms=7_000),
+        b'{"type":"dev.dragoman.ledger.fence-lifted.v1","cluster":"east","at_ms":7000}',
+    ),
 ]
 
 CALLS: list[tuple[msgspec.Struct, bytes]] = [
@@ -324,6 +383,25 @@ SHORTEST: list[tuple[msgspec.Struct, bytes]] = [
         b'{"type":"dev.dragoman.ledger.segment-opened.v1","shard":"main","segment":0}',
     ),
     (Inputs(leader_epoch=2), b'{"type":"dev.dragoman.ledger.inputs.v1","leader_epoch":2}'),
+    (
+        Inputs(
+            leader_epoch=2,
+            steps=[
+                Step(5, 1_000, [LivenessMark("east", "Lost", 700)]),
+                Step(6, 2_000, [OperatorCommand("evict", "east", "ada", "fire", is_fenced=True, state_sequence=99)]),
+            ],
+        ),
+        (
+            b'{"type":"dev.dragoman.ledger.inputs.v1","leader_epoch":2,"steps":[{"position":5,"now_ms":1000,'
+            b'"orders":[{"order":"mark","cluster":"east","state":"Lost","heard_ms":700}]},{"position":6,"now_ms":2000,'
+            b'"orders":[{"order":"command","verb":"evict","cluster":"east","operator":"ada","reason":"fire",'
+            b'"is_fenced":true,"state_sequence":99}]}]}'
+        ),
+    ),
+    (
+        SyncFinished(7, 2, 1, [], readmission=40),
+        (b'{"type":"dev.dragoman.state.sync-finished.v1","agent_epoch":7,"sync":2,"parts":1,"readmission":40}'),
+    ),
     (
         Allocate(
             cluster="east",
@@ -601,6 +679,10 @@ def test_other_subjects_are_not_of_state(subject: str) -> None:
         (LEDGER[7][0], ("east", "claim", "u1")),
         *[(entry, ("east", "record", "u1")) for entry, _ in LEDGER[8:13]],
         (LEDGER[13][0], ("east", "class", "gpu")),
+        (LEDGER[14][0], ("east", "cluster", "liveness")),
+        (LEDGER[15][0], ("east", "cluster", "cordon")),
+        (LEDGER[16][0], ("east", "cluster", "exclusion")),
+        *[(entry, ("east", "cluster", "eviction")) for entry, _ in LEDGER[17:20]],
     ],
     ids=by_type,
 )

@@ -40,6 +40,7 @@ from schemas.wire.codec import (
     encode,
     peek_epoch,
 )
+from schemas.wire.ledger import ClusterEvicted, ClusterReadmitted
 from schemas.wire.state import AgentStarted, ClaimState, ObjectName, ObjectState
 from schemas.wire.subjects import PREFIX, parse_state_subject, run_subject, state_subject
 from tests.simulation.cluster import KINDS, Kind, SimCluster
@@ -96,6 +97,8 @@ class AgentRun:
         self._run_sequence = 0
         self._sync_parts: dict[int, int] = {}
         self._last: list[LastMessage] = []
+        self._admission = 0  # ledger sequence of the last entry about the cluster's eviction
+        self._readmission, self._must_clean = 0, False
         self._seen: dict[str, int] = {}  # how many of the cluster's events of each kind the watch has delivered
 
     # --- the start
@@ -105,9 +108,15 @@ class AgentRun:
         """It has started and has not stopped."""
         return self.is_alive and self.step == "run"
 
+    @property
+    def is_shut_out(self) -> bool:
+        """It waits for the cluster to be readmitted."""
+        _, entry = self._ledger.evictions.get(self.cluster.name, (0, None))
+        return self.step == "read the run" and isinstance(entry, ClusterEvicted)
+
     def start(self) -> "AgentRun":
-        """All of the start at once."""
-        while self.is_alive and self.step != "run":
+        """All of the start at once, as far as it may."""
+        while self.is_alive and self.step != "run" and not self.is_shut_out:
             self.start_step()
         return self
 
@@ -115,7 +124,12 @@ class AgentRun:
         """The next move of the start; returns what was done."""
         done = self.step
         run = run_subject(self.cluster.name)
+        if self.is_shut_out:
+            return "waits to be readmitted"
         if self.step == "read the run":
+            self._admission, entry = self._ledger.evictions.get(self.cluster.name, (0, None))
+            if isinstance(entry, ClusterReadmitted):
+                self._readmission, self._must_clean = self._admission, entry.is_fenced
             last = self._log.last(run)
             started = _decoded_start(last)
             if last is not None and started is not None and started.instance == self.instance:
@@ -150,6 +164,8 @@ class AgentRun:
                     self._objects,
                     decisions,
                     dict.fromkeys(KINDS, self._listed_at),
+                    self._readmission,
+                    self._must_clean,
                 )
             )
         return done
@@ -211,6 +227,16 @@ class AgentRun:
         """Sequence of the last message on agent.run if it is not ours, else 0."""
         last = self._log.last(run_subject(self.cluster.name))
         return last.stream_sequence if last is not None and _epoch_of(last) != self._epoch else 0
+
+    def is_evicted(self) -> bool:
+        """The ledger has more about its cluster's eviction than it knows."""
+        sequence, entry = self._ledger.evictions.get(self.cluster.name, (0, None))
+        return self.runs and sequence > self._admission and isinstance(entry, ClusterEvicted | ClusterReadmitted)
+
+    def follow_evictions(self) -> None:
+        """It hears of that, if there is any, and another run begins in its place."""
+        if self.is_evicted():
+            self.stop("evicted or readmitted")
 
     def follow_run(self) -> None:
         """It hears of the last message on agent.run, if that is not its own."""

@@ -6,7 +6,16 @@ import msgspec
 
 from schemas.wire.bus import MESSAGE_ID, StoredMessage
 from schemas.wire.codec import decode_entry, encode
-from schemas.wire.ledger import Allocate, AnyEntry, Release, entry_place, own_sequence
+from schemas.wire.ledger import (
+    Allocate,
+    AnyEntry,
+    ClusterEvicted,
+    ClusterReadmitted,
+    FenceLifted,
+    Release,
+    entry_place,
+    own_sequence,
+)
 from schemas.wire.subjects import PREFIX, ledger_subject
 
 
@@ -126,6 +135,7 @@ class Ledger:
         self.messages: list[StoredMessage] = []
         self.decisions: dict[str, list[tuple[int, Allocate | Release]]] = {}  # Allocate and Release by cluster
         self._begins = [0]  # how many entries there are before each segment
+        self.evictions: dict[str, tuple[int, AnyEntry]] = {}  # the last entry about a cluster's eviction
         self._on_stored = on_stored
 
     @property
@@ -165,6 +175,8 @@ class Ledger:
             if isinstance(entry, Allocate | Release):
                 sequence = own_sequence(entry, message.stream_sequence)
                 self.decisions.setdefault(entry.cluster, []).append((sequence, entry))
+            elif isinstance(entry, ClusterEvicted | ClusterReadmitted | FenceLifted):
+                self.evictions[entry.cluster] = (message.stream_sequence, entry)
         self._on_stored(batch)
         return True
 

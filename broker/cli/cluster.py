@@ -1,0 +1,152 @@
+"""`dragoman cluster`: how clusters stand, and what an operator can order about them."""
+
+import argparse
+import getpass
+import sys
+import time
+
+import anyio
+import msgspec
+
+from broker.adapters.api_service import ApiError, call_api
+from broker.app.api import ClusterCall
+from broker.cli.bus import add_nats_arguments, bus_options
+from broker.cli.errors import CommandError
+from broker.cli.output import cluster_table, console, print_json
+from broker.cli.up import flat
+from broker.machine.cluster_report import ClusterRow
+from schemas.client.connection import connect
+from schemas.client.errors import BusError, BusUnavailableError
+from schemas.wire.ledger import Verb
+
+CONNECT_DEADLINE_S = 3.0
+CALL_DEADLINE_S = 25.0  # longer than the broker's own, so that its reason arrives
+
+EPILOG = """\
+Whatever is ordered is in the ledger with your name and the reason. docs/clusters.md says what each order promises, and
+what it does not.
+
+examples:
+  dragoman cluster list
+  dragoman cluster list -o json | jq '.[] | select(.state != "Ready")'
+  dragoman cluster cordon west --reason "kernel update"
+  dragoman cluster uncordon west
+  dragoman cluster exclude north --reason "not built yet"
+  dragoman cluster evict west --reason "flooded" --fenced
+  dragoman cluster readmit west --reason "dry again"
+
+exit code: 0; 1 if the broker refuses or does not answer; 2 for wrong arguments.
+"""
+_VERBS: dict[Verb, tuple[str, str, str]] = {  # help, description, what is true afterwards
+    "cordon": (
+        "grant nothing new to a cluster",
+        "Its claims keep what they have and get nothing new; others go on using fabrics that it is the source of.",
+        "is cordoned: its claims keep what they have, and get nothing new",
+    ),
+    "uncordon": ("end a cordon", "Its claims get devices again.", "is not cordoned any more"),
+    "exclude": (
+        "do not wait for a cluster that was never heard",
+        "You vouch that it holds nothing of its fabrics. It takes part as soon as it has finished a full sync.",
+        "is excluded: nobody waits for it, and it gets nothing before it has finished a full sync",
+    ),
+    "evict": (
+        "do not believe a cluster any more",
+        "Revoke its agent's NATS credential first. What it holds stays held (quarantine), unless --fenced.",
+        "is evicted",
+    ),
+    "readmit": (
+        "let an evicted cluster come back",
+        "Give its agent a new NATS credential and start it; after --fenced it clears every allocation of before.",
+        "may come back: it gets something again when its agent has cleaned up and finished a full sync",
+    ),
+}
+
+
+def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Declare `cluster` and its verbs."""
+    parser = commands.add_parser(
+        "cluster",
+        help="how clusters stand; cordon, exclude, evict, readmit",
+        description="Show how clusters stand, or order something about one.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    listing = verbs.add_parser("list", help="how each cluster stands", epilog="example: dragoman cluster list -o json")
+    listing.add_argument("-o", "--output", choices=("table", "json"), default="table")
+    add_nats_arguments(listing)
+    listing.set_defaults(run=run_list)
+    for verb, (short, description, _) in _VERBS.items():
+        options = "" if verb == "uncordon" else ' --reason "..."'
+        order = verbs.add_parser(
+            verb, help=short, description=description, epilog=f"example: dragoman cluster {verb} west{options}"
+        )
+        order.add_argument("cluster", metavar="CLUSTER", help="the cluster's name in the federation")
+        needs = verb != "uncordon"
+        order.add_argument("--reason", required=needs, default="", help="why, for those who read the ledger later")
+        order.add_argument("--operator", help="who orders it (default: your login name)")
+        if verb == "evict":
+            order.add_argument(
+                "--fenced", action="store_true", help="you vouch that it is cut off from them: free its devices"
+            )
+            order.add_argument("--yes", action="store_true", help="do not ask for confirmation")
+        add_nats_arguments(order)
+        order.set_defaults(run=run_order, fenced=False)
+
+
+def run_list(options: argparse.Namespace) -> int:
+    """Ask and print."""
+    answer = _call(options, "clusters", b"")
+    if options.output == "json":
+        print_json(msgspec.Raw(answer))
+    else:
+        rows = msgspec.json.decode(answer, type=list[ClusterRow])
+        console().print(cluster_table(rows, time.time_ns() // 1_000_000))
+    return 0
+
+
+def run_order(options: argparse.Namespace) -> int:
+    """Confirm, order, and say what is true now."""
+    call = ClusterCall(options.verb, options.cluster, options.operator or _login(), options.reason, options.fenced)
+    if call.verb == "evict" and not options.yes:
+        _confirm(call)
+    _call(options, "cluster", msgspec.json.encode(call))
+    after = _VERBS[call.verb][2]
+    if call.verb == "evict":
+        after += ": others get its devices" if call.fenced else ", and what it holds stays held"
+        after += f". It comes back with `dragoman cluster readmit {call.cluster}`"
+    print(f"cluster {call.cluster} {after}")
+    return 0
+
+
+def _confirm(call: ClusterCall) -> None:
+    if not sys.stdin.isatty():
+        raise CommandError("evict asks for confirmation, and nobody can be asked here: give --yes")
+    what = "give its devices to others: you vouch that it is cut off from them" if call.fenced else "quarantine it"
+    print(f"Evict cluster {call.cluster}, and {what}? Type its name to go on: ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip() != call.cluster:
+        raise CommandError("nothing was done", exit_code=1)
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError) as error:
+        raise CommandError(
+            "the ledger keeps who ordered it, and you have no login name here: give --operator"
+        ) from error
+
+
+def _call(options: argparse.Namespace, verb: str, payload: bytes) -> bytes:
+    async def ask() -> bytes:
+        async with connect(bus_options(options, "dragoman cluster"), CONNECT_DEADLINE_S) as connection:
+            try:
+                return await call_api(connection, verb, payload, CALL_DEADLINE_S)
+            except BusUnavailableError as error:
+                text = f"no broker answers: {error}; start one there, or wait until one leads, and try again"
+                raise CommandError(text, exit_code=1) from error
+
+    try:
+        return anyio.run(ask)
+    except* (ApiError, BusError) as group:
+        raise CommandError("; ".join(map(str, flat(group))), exit_code=1) from None
