@@ -11,7 +11,7 @@ from broker.errors import ConfigError
 from broker.world.federation import Fabric, Federation
 from broker.world.keys import ClusterId
 
-SEGMENT_ENTRIES_MIN = 1_000
+SEGMENT_ENTRIES_MIN = 100
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
