@@ -88,7 +88,7 @@ async def come_and_go(federation: Federation, name: str) -> None:
 
 
 async def is_killed_in_the_middle(federation: Federation, leader: str) -> bool:
-    """Kill the leader in the moment in which it closes a segment; says whether the ledger stays without an open segment."""
+    """Kill the leader in the moment in which it closes a segment; says whether none is open then."""
     async with federation.connection.listen("dra.v1.ledger.main.*._.leader.closed") as heard:
         with anyio.fail_after(DEADLINE_S):
             await heard.receive()
