@@ -116,9 +116,9 @@ def measure_checkpoints(grants: Sequence[int] = GRANTS, tail: int = TAIL) -> lis
         "start s",
     ]
     notes = [
-        f"A segment that opens with a checkpoint of that many grants, and has {count(tail)} entries after it. Make: what",
-        "the leader does between two segments, besides storing it. A start: fold the checkpoint and the tail, believe the",
-        "clusters again (two messages for each claim), and decide until nothing is left.",
+        f"A segment that opens with a checkpoint of that many grants, and has {count(tail)} entries after it.",
+        "Make: what the leader does between two segments, besides storing it. A start: fold the checkpoint and the",
+        "tail, believe the clusters again (two messages for each claim), and decide until nothing is left.",
     ]
     return [Table("start: from a checkpoint", header, rows, notes)]
 
