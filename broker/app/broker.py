@@ -4,12 +4,13 @@ Who leads is proved by the append alone. The beacon only keeps others from tryin
 leader that hears of a later one, or whose append is refused, drops its world and stands by too.
 """
 
+import gc
 import logging
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing, suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -208,7 +209,8 @@ class Broker:
     async def _lead(self) -> None:
         """Lead until deposed. Raises: DeposedError, perhaps in a group."""
         started = time.monotonic()
-        start = await self._until_available(self._fold_ledger)
+        with _collector_paused():
+            start = await self._until_available(self._fold_ledger)
         machine = start.machine
         self._use_segment(machine.world.segment)
         async with anyio.create_task_group() as tg:
@@ -521,6 +523,16 @@ def _answer_question(machine: Machine, question: Question) -> None:
     except Exception as error:  # the asker's fault, and the asker's to hear of
         question.error = error
     question.answered.set()
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """While a world is made nothing of it is garbage: looking through it again and again takes most of a start."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _now_ms() -> int:

@@ -11,7 +11,7 @@ from broker.errors import ConfigError
 from broker.world.federation import Fabric, Federation
 from broker.world.keys import ClusterId
 
-SEGMENT_ENTRIES_MIN = 1_000
+SEGMENT_ENTRIES_MIN = 100
 STALE_AFTER_S_LEAST = 3.0
 SILENCE_S_MOST = 86_400.0  # well below the 72 h that DRA_STATE keeps a message
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")

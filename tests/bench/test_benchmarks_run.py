@@ -18,6 +18,7 @@ __all__ = ["oracle"]
         pytest.param(lambda: allocation.measure((100,)), id="the allocation core"),
         pytest.param(lambda: machine.measure(((20, 10),), (5,), 10), id="the machine"),
         pytest.param(lambda: start.measure((30,)), id="a start"),
+        pytest.param(lambda: start.measure_checkpoints((10,), tail=8), id="a start from a checkpoint"),
         pytest.param(lambda: decode.measure((2,), (2,)), id="decoding"),
         pytest.param(lambda: cel.measure(1), id="CEL"),
         pytest.param(lambda: end_to_end.measure((4,), 6, 1), id="end to end", marks=pytest.mark.bus),

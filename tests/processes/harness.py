@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 import anyio
@@ -22,11 +23,11 @@ from schemas.client.connection import Connection
 from schemas.client.errors import BusError
 from schemas.client.follow import follow
 from schemas.client.reader import StreamReader
+from schemas.wire.subjects import ledger_stream
 from tests.manifests import DRIVER, Manifest, write_manifests
 from tests.nats_fixture import connect_to
 from tests.processes.ledger_view import LedgerView
 
-LEDGER = "DRA_LEDGER_main_0"
 DEADLINE_S = 60.0  # for one condition; reached only when something hangs
 
 
@@ -109,7 +110,9 @@ class Process:
 class Federation:
     """nats-server, agents and brokers, with directories of manifests in `root`; made by `a_federation`."""
 
-    def __init__(self, root: Path, nats: EmbeddedNats, connection: Connection, clusters: Sequence[str]) -> None:
+    def __init__(
+        self, root: Path, nats: EmbeddedNats, connection: Connection, clusters: Sequence[str], segment_entries: int = 0
+    ) -> None:
         self.root = root
         self.nats = nats
         self.connection = connection
@@ -126,7 +129,8 @@ class Federation:
         source = clusters[0]
         fabric = {"name": "rack", "source": source, "clusters": self.members, "pools": [{"driver": DRIVER}]}
         hub = {"hub": "hub"} if "hub" in clusters else {}
-        config.write_text(yaml.safe_dump({"clusters": self.clusters, "fabrics": [fabric], **hub}))
+        ledger = {"ledger": {"segment_entries": segment_entries}} if segment_entries else {}
+        config.write_text(yaml.safe_dump({"clusters": self.clusters, "fabrics": [fabric], **hub, **ledger}))
         for name in ("broker", "broker-2"):
             self._add(name, "broker", "--config", str(config))
 
@@ -173,13 +177,16 @@ class Federation:
         self.say(f"{what}: {self.view}")
 
     async def follow_ledger(self) -> None:
-        async with follow(self.connection, LEDGER) as follower:
-            while True:
-                messages = await follower.next_batch()
-                assert isinstance(messages, list), "entries of the ledger have expired"
-                self.view.fold(messages)
-                changed, self._changed = self._changed, anyio.Event()
-                changed.set()
+        for segment in count():
+            is_closed = False
+            async with follow(self.connection, ledger_stream("main", segment), self.view.last) as follower:
+                while not is_closed:
+                    messages = await follower.next_batch()
+                    assert isinstance(messages, list), "entries of the ledger have expired"
+                    self.view.fold(messages)
+                    is_closed = messages[-1].subject.endswith(".leader.closed")
+                    changed, self._changed = self._changed, anyio.Event()
+                    changed.set()
 
     # --- looking into it
 
@@ -204,7 +211,7 @@ class Federation:
 
     async def leader(self) -> str:
         """The process whose election is the ledger's last, as soon as it says so."""
-        sentence = f"leads main with epoch {self.view.leaders[-1][0]}:"
+        sentence = f"leads main with epoch {self.view.leaders[-1][0]},"
         with anyio.fail_after(DEADLINE_S):
             while True:
                 for name, process in self.processes.items():
@@ -231,10 +238,11 @@ class Federation:
 
 
 @asynccontextmanager
-async def a_federation(root: Path, *, has_hub: bool = False) -> AsyncIterator[Federation]:
+async def a_federation(root: Path, *, has_hub: bool = False, segment_entries: int = 0) -> AsyncIterator[Federation]:
     """Nothing runs yet but nats-server; at the end everything is killed."""
     async with embedded_nats(root / "nats") as nats, connect_to(nats) as connection:
-        federation = Federation(root, nats, connection, ["hub", "east", "west"] if has_hub else ["east", "west"])
+        clusters = ["hub", "east", "west"] if has_hub else ["east", "west"]
+        federation = Federation(root, nats, connection, clusters, segment_entries)
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(federation.follow_ledger)

@@ -18,6 +18,8 @@ from schemas.wire.ledger import (
     OutcomeRecorded,
     ReasonChanged,
     Release,
+    SegmentClosed,
+    SegmentOpened,
 )
 
 Claim = tuple[str, str]  # cluster and UID
@@ -43,6 +45,10 @@ class LedgerView:
         self.allocates = 0
         self.outcomes = 0
         self.collisions = 0
+        self.segments = 1
+        self.is_between = False  # a segment is closed and the next one is not open yet
+        self._checkpoint_left = 0  # entries
+        self._stated_again: set[int] = set()
 
     @property
     def allocated(self) -> dict[Claim, list[Device]]:
@@ -57,7 +63,17 @@ class LedgerView:
             self._apply(decode_entry(message.payload))
 
     def _apply(self, entry: AnyEntry) -> None:
+        if self._checkpoint_left and not isinstance(entry, SegmentOpened):
+            self._state_again(entry)
+            return
         match entry:
+            case SegmentOpened():
+                assert self.is_between == (entry.segment > 0), f"{self.last} opens a segment, another is not closed"
+                self._checkpoint_left, self._stated_again = entry.entries, set()
+            case SegmentClosed():
+                self.is_between = True
+            case _ if self.is_between:
+                raise AssertionError(f"{self.last} is in a segment that is not open: {entry}")
             case LeaderElected():
                 self.leaders.append((self.last, entry.instance))
             case Inputs():
@@ -82,6 +98,17 @@ class LedgerView:
                 self.names[entry.cluster, entry.uid] = f"{entry.namespace}/{entry.name}"
                 self.waiting[entry.cluster, entry.uid] = entry.reason
 
+    def _state_again(self, entry: AnyEntry) -> None:
+        """A checkpoint says what is known already; all of it."""
+        if isinstance(entry, Allocate | Adopted | Release):
+            assert entry.ledger_sequence in self.grants or entry.ledger_sequence in self.unsettled.values()
+            self._stated_again.add(entry.ledger_sequence)
+        self._checkpoint_left -= 1
+        if not self._checkpoint_left:
+            assert self._stated_again == self.grants.keys() | set(self.unsettled.values())
+            self.is_between = False
+            self.segments += 1
+
     def _hold(self, entry: Allocate | Adopted) -> None:
         claim = (entry.cluster, entry.uid)
         self.names[claim] = f"{entry.namespace}/{entry.name}"
@@ -105,7 +132,8 @@ class LedgerView:
 
     def __str__(self) -> str:
         return (
-            f"ledger at {self.last}: {len(self.leaders)} elections, {self.allocates} Allocates, {self.outcomes} "
-            f"outcomes, {len(self.allocated)} claims allocated, {len(self.unsettled)} unsettled, "
+            f"ledger at {self.last} in segment {self.segments - 1}: {len(self.leaders)} elections, "
+            f"{self.allocates} Allocates, {self.outcomes} outcomes, {len(self.allocated)} claims allocated, "
+            f"{len(self.unsettled)} unsettled, "
             f"{len(self.waiting)} waiting"
         )
