@@ -18,6 +18,7 @@ from schemas.wire.ledger import (
     Adopted,
     Allocate,
     AnyEntry,
+    ClaimForgotten,
     ClassBrokered,
     ClusterCordoned,
     ClusterEvicted,
@@ -278,6 +279,10 @@ LEDGER: list[tuple[AnyEntry, bytes]] = [
     (
         FenceLifted(cluster="east", at_ms=7_000),
         b'{"type":"dev.dragoman.ledger.fence-lifted.v1","cluster":"east","at_ms":7000}',
+    ),
+    (
+        ClaimForgotten(cluster="east", uid="u1"),
+        b'{"type":"dev.dragoman.ledger.forgotten.v1","cluster":"east","uid":"u1"}',
     ),
 ]
 
@@ -608,6 +613,7 @@ def test_other_subjects_are_not_of_state(subject: str) -> None:
         (LEDGER[12][0], ("east", "cluster", "cordon")),
         (LEDGER[13][0], ("east", "cluster", "exclusion")),
         *[(entry, ("east", "cluster", "eviction")) for entry, _ in LEDGER[14:17]],
+        (LEDGER[17][0], ("east", "record", "u1")),
     ],
     ids=by_type,
 )
