@@ -336,7 +336,9 @@ class Oracle:
                 continue
             if self._is_of_an_older_run(message):
                 continue  # ignored and asked for again
-            if self.replica.cluster(ClusterId(subject.cluster)).is_silenced(message.stream_sequence):
+            record = self.replica.cluster(ClusterId(subject.cluster))
+            is_over = (peek_epoch(message.payload) or 0) < record.epoch <= message.stream_sequence
+            if is_over or record.is_silenced(message.stream_sequence):
                 continue  # its cluster was evicted after all
             cluster = next(each for name, each in world.clusters.items() if name == subject.cluster)
             known = cluster.known.get(ObjectName(subject.kind, subject.key))

@@ -12,8 +12,7 @@ from unittest.mock import patch
 
 import msgspec
 
-from broker.machine import claims, clusters, intake, liveness, recovery, syncs
-from broker.world import fold
+from broker.machine import claims, intake, recovery, syncs
 from broker.world.federation import Federation
 from cluster_agent.mirror import Mirror, settling
 from cluster_agent.mirror.actions import (
@@ -223,27 +222,8 @@ def _says_nothing(core: Any, cluster: Any, beat: Any) -> None:
     """Heartbeats are not compared with what is believed."""
 
 
-def _comes_back_at_once(core: Any, record: Any, readmission: int) -> None:
-    """Whichever run has finished a full sync."""
-    _come_back(core, record, record.eviction.readmitted if record.eviction is not None else readmission)
-
-
-def _as_marked(record: Any, mark: Any) -> Any:
-    """It is as the clock says."""
-    return mark.state if record.synced_sequence and record.eviction is None else record.liveness
-
-
-def _keeps_the_epoch(world: Any, entry: Any, ledger_sequence: int) -> None:
-    """An eviction does not end the epoch of the run that there was."""
-    epoch = world.cluster(entry.cluster).epoch
-    _cluster(world, entry, ledger_sequence)
-    world.cluster(entry.cluster).epoch = epoch
-
-
 _read: Callable[[Tracked, Job, ClaimRead], list[Action]] = settling._read
 _sync_finished = syncs.sync_finished
-_come_back = syncs._come_back
-_cluster = fold._cluster
 
 
 RULES: dict[str, Rule] = {
@@ -301,17 +281,6 @@ RULES: dict[str, Rule] = {
     ),
     "clean-up-before-the-fence-is-lifted": Rule(
         "a cluster is readmitted without clearing and voiding", patches=[(Mirror, "_clean", lambda self, decided: None)]
-    ),
-    "lift-the-fence-by-its-sync": Rule(
-        "any full sync of a readmitted cluster lifts its fence", patches=[(syncs, "_come_back", _comes_back_at_once)]
-    ),
-    "sync-after-being-lost": Rule(
-        "a cluster that was lost is granted something as soon as it is heard",
-        patches=[(clusters, "next_liveness", _as_marked), (liveness, "next_liveness", _as_marked)],
-    ),
-    "evicted-epochs-are-over": Rule(
-        "a run of before the eviction is believed after the readmission",
-        patches=[(fold, "_cluster", _keeps_the_epoch)],
     ),
     "new-syncs-after-expiry": Rule(
         "a start from the last messages counts old syncs",
