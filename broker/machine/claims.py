@@ -17,7 +17,7 @@ from broker.world.keys import ClaimKey, ClaimUid, ClusterId
 from broker.world.records import Claim, Grant
 from schemas.resource import ResourceClaim
 from schemas.resource.validate import validate_claim
-from schemas.wire.ledger import Adopted, CollisionFound, EndCause, GrantEnded, OutcomeRecorded, Release
+from schemas.wire.ledger import Adopted, ClaimForgotten, CollisionFound, EndCause, GrantEnded, OutcomeRecorded, Release
 from schemas.wire.state import ClaimState, ObjectName
 
 BACK_OFF_FIRST_MS = 1_000
@@ -276,6 +276,8 @@ def _end_claim(core: Core, key: ClaimKey, cause: EndCause) -> None:
         )
     for grant in list(claim.grants):
         end_grant(core, grant, cause)
+    if cause == "ClaimMissing" and claim.has_history:
+        core.record(ClaimForgotten(cluster=key.cluster, uid=key.uid))
     core.wake_devices(claim.shown_devices)
     core.queue.remove(key)
     core.to_adopt.discard(key)

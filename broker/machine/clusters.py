@@ -165,7 +165,8 @@ def _readmit(core: Core, record: Cluster, command: OperatorCommand) -> str:
             operator=command.operator,
             reason=command.reason,
             at_ms=core.now_ms,
-            position=core.world.position,
+            # What was stored before the eviction counts no more, even where it is still to be read.
+            position=max(core.world.position, record.eviction.state_sequence),
         )
     )
     core.ask(record.name, Ask())

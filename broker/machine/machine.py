@@ -97,6 +97,8 @@ class Machine:
 
     def _carry_out_orders(self) -> None:
         core = self.core
+        if core.world.position < self._catch_up_to:
+            return  # which messages are of before an eviction or a readmission is told by the position
         while self._orders and core.has_room() and not core.to_end:
             order = self._orders.popleft()
             core.orders.append(order)

@@ -16,6 +16,7 @@ from schemas.wire.ledger import (
     AnyEntry,
     CheckpointClaims,
     CheckpointWorld,
+    ClaimForgotten,
     ClassBrokered,
     ClusterCordoned,
     ClusterEntry,
@@ -72,6 +73,8 @@ def apply_entry(world: World, entry: AnyEntry, ledger_sequence: int) -> None:
             _claim(world, entry).collision = tuple(entry.holds)
         case ReasonChanged():
             _claim(world, entry).waiting = waiting_of(entry)
+        case ClaimForgotten():
+            _claim_of(world, entry.cluster, entry.uid).forget_history()
         case ClassBrokered():
             world.told_classes[ClusterId(entry.cluster), entry.name] = entry.spec
         case ClusterEntry():
@@ -108,7 +111,7 @@ def _cluster(world: World, entry: ClusterEntry, ledger_sequence: int) -> None:
         case ClusterExcluded():
             record.exclusion = _ordered(entry) if entry.is_excluded else None
         case ClusterEvicted():
-            record.eviction = Eviction(_ordered(entry), entry.is_fenced)
+            record.eviction = Eviction(_ordered(entry), entry.is_fenced, entry.state_sequence)
             record.epoch = max(record.epoch, entry.state_sequence + 1)
             record.liveness, record.liveness_since_ms = "Live", entry.at_ms
             if entry.is_fenced:  # nothing that it ever said counts any more
@@ -203,7 +206,9 @@ def _grant_ended(world: World, entry: GrantEnded) -> None:
     if grant is None:
         raise InvariantError(f"grant {entry.grant_sequence} of {claim.key} ends, but is not there")
     world.end_grant(grant)
-    if grant.was_applied and not grant.is_released:
+    if entry.cause == "ClaimMissing":
+        claim.forget_history()
+    elif grant.was_applied and not grant.is_released:
         # kube-controller-manager cleared it: it would clear the next one for the same consumers too, for ever.
         claim.spent.add(grant.unscheduled)
         claim.failures, claim.not_before_ms = 0, 0

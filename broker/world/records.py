@@ -24,12 +24,13 @@ class Ordered:
 class Eviction:
     """An operator has evicted the cluster; until its fence is lifted it is granted nothing.
 
-    is_fenced: all of its grants end; else they stay (quarantine). readmitted: ledger sequence of its readmission, 0
-    before: until then nothing that it says is believed.
+    is_fenced: all of its grants end; else they stay (quarantine). state_sequence: DRA_STATE's last then. readmitted:
+    ledger sequence of its readmission, 0 before: until then nothing that it says is believed.
     """
 
     ordered: Ordered
     is_fenced: bool
+    state_sequence: int
     readmitted: int = 0
 
 
@@ -146,6 +147,19 @@ class Claim:
     not_before_ms: int = 0
     waiting: Waiting | None = None
     collision: tuple[DeviceHold, ...] | None = None  # reported for this shown allocation
+
+    def forget_history(self) -> None:
+        """It is gone. Should its cluster ever tell of it again, as of a claim that was not our business for a while,
+        it is a new one, whatever the ledger has of it.
+        """
+        self.spent, self.avoid = set(), set()
+        self.last_decision = self.failures = self.not_before_ms = 0
+        self.waiting = self.collision = None
+
+    @property
+    def has_history(self) -> bool:
+        """The ledger has something about it, besides what it holds and waits for now."""
+        return bool(self.waiting or self.collision or self.spent or self.avoid or self.last_decision)
 
     @property
     def is_shown_without_grant(self) -> bool:

@@ -343,6 +343,13 @@ class ReasonChanged(Entry, frozen=True, tag="dev.dragoman.ledger.reason.v1", kw_
     explanation: dict[str, Any] = {}
 
 
+class ClaimForgotten(Entry, frozen=True, tag="dev.dragoman.ledger.forgotten.v1", kw_only=True):
+    """A full sync lacked the claim, which held nothing: nothing that stands here about it counts any more."""
+
+    cluster: str
+    uid: str
+
+
 class ClassBrokered(Entry, frozen=True, tag="dev.dragoman.ledger.class.v1", kw_only=True):
     """What a member must know of a brokered DeviceClass of the hub; without a spec, that it is gone."""
 
@@ -430,6 +437,7 @@ AnyEntry = (
     | CollisionFound
     | ReasonChanged
     | ClassBrokered
+    | ClaimForgotten
     | LivenessChanged
     | ClusterCordoned
     | ClusterExcluded

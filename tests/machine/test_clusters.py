@@ -2,7 +2,9 @@
 
 import pytest
 
+from broker.machine.cluster_report import cluster_rows
 from broker.machine.liveness import DEAF_AFTER_MS, Silence
+from broker.machine.report import claim_rows, explain
 from broker.machine.syncs import on_beat
 from broker.world.federation import Federation
 from broker.world.world import World
@@ -379,3 +381,69 @@ def test_an_evicted_source_takes_its_inventory_with_it(machine: Driven) -> None:
     machine.run()
     assert machine.claim(WEST, held).grants
     assert reason(machine, west, waits) == "ClusterEvicted"
+
+
+# --- what people are shown
+
+
+def test_shows_for_both_claims_who_keeps_a_device_that_two_clusters_show(machine: Driven) -> None:
+    east, west = everyone_heard(machine)
+    first, second = an_immediate_claim("first"), an_immediate_claim("second")
+    sequence = granted(machine, east, first)
+    west.tells(second, an_allocation("gpu-0"))
+    machine.run()
+    keeper, intruder = claim_rows(machine.world)
+    assert (keeper.reason, intruder.reason) == ("DeviceHeldTwice", "DeviceHeldTwice")
+    assert keeper.message == "it keeps its devices, which west/default/second shows too: delete that claim"
+    assert f"east/default/first (grant {sequence}) held first and keeps" in intruder.message
+    east.deletes(first)
+    machine.run()
+    assert [row.reason for row in claim_rows(machine.world)] == [""], "the other is adopted"
+
+
+def test_shows_that_nobody_knows_how_an_allocation_of_a_lost_cluster_is(machine: Driven) -> None:
+    _, west = everyone_heard(machine)
+    granted(machine, west, an_immediate_claim())
+    machine.mark(WEST, "Lost")
+    (row,) = claim_rows(machine.world)
+    assert (row.state, row.reason) == ("Allocated", "ClusterLost")
+    assert explain(machine.world, machine.claim(WEST, an_immediate_claim())).cluster_state == "Lost"
+
+
+def test_shows_how_every_cluster_stands(machine: Driven) -> None:
+    def state() -> str:
+        (row,) = [row for row in cluster_rows(machine.world) if row.cluster == WEST]
+        return row.state
+
+    assert state() == "Waiting"
+    machine.command("exclude", WEST)
+    assert state() == "Excluded"
+    _, west = everyone_heard(machine)
+    assert state() == "Ready"
+    granted(machine, west, an_immediate_claim())
+    (row,) = [row for row in cluster_rows(machine.world, lambda _: 7) if row.cluster == WEST]
+    assert (row.synced, row.claims, row.grants, row.heard_ms, row.epoch) == (True, 1, 1, 7, west.epoch)
+    machine.mark(WEST, "Stale")
+    assert state() == "Stale"
+    machine.command("evict", WEST)
+    assert state() == "Quarantined"
+    machine.command("evict", WEST, fenced=True)
+    assert state() == "Evicted"
+    machine.command("readmit", WEST)
+    (row,) = [row for row in cluster_rows(machine.world) if row.cluster == WEST]
+    assert row.state == "Readmitting"
+    assert row.eviction is not None
+    assert row.eviction.operator == "ada"
+
+
+def test_a_readmission_before_the_log_was_read_up_to_the_eviction_lets_nothing_of_before_through(
+    machine: Driven,
+) -> None:
+    _, west = everyone_heard(machine)
+    west.tells(an_immediate_claim())  # still to be read when both orders come
+    last = len(machine.log)
+    machine.machine.order(OperatorCommand("evict", WEST, "ada", "fire", is_fenced=True, state_sequence=last))
+    machine.machine.order(OperatorCommand("readmit", WEST, "ada", "over"))
+    machine.run()
+    assert machine.last(ClusterReadmitted)[1].position == last
+    assert not machine.world.cluster(WEST).known

@@ -7,7 +7,7 @@ from broker.world.federation import FABRIC_LABEL, Federation
 from broker.world.keys import ClusterId
 from schemas.wire.calls import Ask, Beat
 from schemas.wire.codec import encode
-from schemas.wire.ledger import Adopted, Allocate, GrantEnded, Inputs, OutcomeRecorded
+from schemas.wire.ledger import Adopted, Allocate, ClaimForgotten, GrantEnded, Inputs, OutcomeRecorded
 from schemas.wire.state import ObjectName, SyncPart, add_to_digest, object_digest
 from schemas.wire.subjects import sync_part_subject
 from tests.builders import CLASS, a_claim, a_request, a_slice, some_devices
@@ -42,7 +42,8 @@ def test_a_claim_that_a_sync_lacks_has_ended(machine: Driven) -> None:
     machine.run()
     east.living -= {name_of(lost.metadata.uid), name_of(pending.metadata.uid)}
     east.syncs()
-    ended, allocated = machine.run()
+    ended, forgotten, allocated = machine.run()
+    assert forgotten == ClaimForgotten(cluster=EAST, uid=pending.metadata.uid)
     assert ended == GrantEnded(cluster=EAST, uid=lost.metadata.uid, grant_sequence=sequence, cause="ClaimMissing")
     assert isinstance(allocated, Allocate)
     assert allocated.name == "kept"

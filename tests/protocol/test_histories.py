@@ -658,7 +658,7 @@ def tell_c14(stage: Stage) -> None:
     stage.claim("west", "w")
     stage.serve(stage.agent_of("west"))
     broker.read(broker.unread())
-    broker.look()  # 2 nothing is there
+    broker.read_tail()  # 2 nothing is there
     broker.read(broker.unread())
     second = broker.retry() if broker.must_retry else broker.step(stage.now_ms)
     assert second is not None
@@ -666,7 +666,7 @@ def tell_c14(stage: Stage) -> None:
     broker.arrive(second)
     assert not second.was_stored
     broker.deliver(second)  # 4
-    broker.look()
+    broker.read_tail()
     assert broker.phase == "leads"
     replayed = World(stage.federation)
     for message in stage.ledger.messages:

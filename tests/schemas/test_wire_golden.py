@@ -20,6 +20,7 @@ from schemas.wire.ledger import (
     AnyEntry,
     CheckpointClaims,
     CheckpointWorld,
+    ClaimForgotten,
     ClaimKept,
     ClassBrokered,
     ClusterCordoned,
@@ -348,6 +349,10 @@ LEDGER: list[tuple[AnyEntry, bytes]] = [
     (
         FenceLifted(cluster="east", at_ms=7_000),
         b'{"type":"dev.dragoman.ledger.fence-lifted.v1","cluster":"east","at_ms":7000}',
+    ),
+    (
+        ClaimForgotten(cluster="east", uid="u1"),
+        b'{"type":"dev.dragoman.ledger.forgotten.v1","cluster":"east","uid":"u1"}',
     ),
 ]
 
@@ -683,6 +688,7 @@ def test_other_subjects_are_not_of_state(subject: str) -> None:
         (LEDGER[15][0], ("east", "cluster", "cordon")),
         (LEDGER[16][0], ("east", "cluster", "exclusion")),
         *[(entry, ("east", "cluster", "eviction")) for entry, _ in LEDGER[17:20]],
+        (LEDGER[20][0], ("east", "record", "u1")),
     ],
     ids=by_type,
 )

@@ -6,6 +6,7 @@ from typing import Literal
 from broker.allocation.cel.engine import default_engine
 from broker.allocation.index import DeviceIndex
 from broker.machine import Effects, Identity, Machine, recovery, syncs
+from broker.machine.liveness import Silence
 from broker.machine.segments import LedgerStart
 from broker.world import checkpoint
 from broker.world.federation import Federation
@@ -48,6 +49,7 @@ class BrokerRun:
         ledger: Ledger,
         federation: Federation,
         on_committed: Callable[["BrokerRun", Effects], None] = lambda _, __: None,
+        now_ms: int = 0,
     ) -> None:
         self.instance = instance
         self.phase: Phase = "starts"
@@ -65,6 +67,7 @@ class BrokerRun:
         self._ledger = ledger
         self._on_committed = on_committed
         self.effects: Effects | None = None
+        self.silence = Silence(now_ms)
 
     @property
     def is_waiting(self) -> bool:
@@ -169,9 +172,16 @@ class BrokerRun:
         self._on_committed(self, effects)
         return None
 
-    def hear(self, cluster: str, beat: Beat) -> Ask | None:
+    def hear(self, cluster: str, beat: Beat, now_ms: int = 0) -> Ask | None:
         """A heartbeat arrives, between two batches."""
+        self.silence.hear(self.world, ClusterId(cluster), beat.agent_epoch, now_ms)
         return syncs.on_beat(self.machine.core, ClusterId(cluster), beat)
+
+    def look(self, now_ms: int) -> None:
+        """Its own beacon comes back: who is silent?"""
+        if self.phase == "leads" and not self.is_waiting:
+            for mark in self.silence.marks(self.world, now_ms):
+                self.machine.order(mark)
 
     def stop(self, why: str) -> None:
         """It leads no more, or it is killed: its memory is gone; what it has sent is still under way."""
@@ -200,7 +210,7 @@ class BrokerRun:
         if attempt is self.attempt:
             self.attempt, self.must_look = None, True
 
-    def look(self) -> None:
+    def read_tail(self) -> None:
         """Read the ledger's tail: ours, another's, or nothing."""
         assert self.batch is not None
         self.must_look = False

@@ -11,6 +11,7 @@ from broker.world.world import World
 from cluster_agent.mirror.actions import ReadClaim
 from cluster_agent.mirror.tracked import holds_of, metadata_of
 from cluster_agent.ports import ApiObject
+from schemas.wire.ledger import OperatorCommand
 from tests.believing import believe_again
 from tests.simulation.agent import AgentRun
 from tests.simulation.broker import BrokerRun
@@ -84,7 +85,10 @@ def _marks(sim: Simulation) -> object:
 
 
 def _serve(sim: Simulation, agent: AgentRun) -> None:
+    agent.follow_evictions()
     agent.start()
+    if not agent.runs:
+        return
     while agent.calls and agent.is_alive:
         agent.do(agent.calls[0])
     if agent.is_alive:
@@ -101,7 +105,7 @@ def _serve(sim: Simulation, agent: AgentRun) -> None:
 
 def _lead(sim: Simulation, broker: BrokerRun) -> None:
     if broker.must_look:
-        broker.look()
+        broker.read_tail()
     if broker.must_retry:
         sim.appends.append(broker.retry())
     if broker.phase == "leads" and broker.world.leader_epoch < sim.oracle.leader_epoch:
@@ -112,21 +116,32 @@ def _lead(sim: Simulation, broker: BrokerRun) -> None:
         return
     if broker.unread():
         broker.read(1_000)
+    _end_orders(broker)
     while broker.phase == "leads" and not broker.is_waiting and broker.machine.has_work(sim.now_ms):
         attempt = broker.step(sim.now_ms)
         if attempt is not None:
             sim.appends.append(attempt)
 
 
+def _end_orders(broker: BrokerRun) -> None:
+    """Operators let every cluster back."""
+    for name, record in sorted(broker.world.clusters.items()):
+        if record.eviction is not None and not record.eviction.readmitted:
+            broker.machine.order(OperatorCommand("readmit", name, "ada", "it is over"))
+        if record.cordon is not None:
+            broker.machine.order(OperatorCommand("uncordon", name, "ada"))
+
+
 def _beats(sim: Simulation) -> bool:
     leader = sim.brokers[0]
     for agent in sim.agents:
         beat = agent.mirror.beat()
-        ask = leader.hear(agent.cluster.name, beat) if beat is not None else None
+        ask = leader.hear(agent.cluster.name, beat, sim.now_ms) if beat is not None else None
         if ask is not None:
             sim.asks.append((agent.cluster.name, ask))
         agent.tick(sim.now_ms)
-    return bool(sim.asks) or any(agent.calls for agent in sim.agents)
+    leader.look(sim.now_ms)
+    return bool(sim.asks) or any(agent.calls for agent in sim.agents) or leader.machine.has_work(sim.now_ms)
 
 
 # --- at rest
@@ -141,6 +156,9 @@ def _check(sim: Simulation, broker: BrokerRun) -> None:
         beat = agents[0].mirror.beat()
         ours = format(world.clusters[ClusterId(name)].digest, "x")
         require(beat is not None and beat.digest == ours, f"broker and agent of {name} do not believe the same")
+        record = world.clusters[ClusterId(name)]
+        is_well = record.liveness == "Live" and not (record.eviction or record.exclusion or record.cordon)
+        require(is_well, f"{name} is {record.liveness}, {record.eviction}, {record.exclusion}, {record.cordon}")
     require(not oracle.unsettled, f"decisions are unsettled: {oracle.unsettled}")
     held = set()
     for grant in oracle.grants.values():

@@ -11,6 +11,7 @@ from broker.machine import Machine
 from broker.machine.segments import SegmentFold
 from broker.world.check import check
 from broker.world.federation import Federation
+from broker.world.keys import ClusterId
 from broker.world.world import World
 from cluster_agent.mirror.actions import WriteAllocation
 from schemas.wire.bus import StoredMessage
@@ -19,10 +20,17 @@ from schemas.wire.ledger import (
     Adopted,
     Allocate,
     AnyEntry,
+    ClusterCordoned,
+    ClusterEntry,
+    ClusterEvicted,
+    ClusterExcluded,
+    ClusterReadmitted,
     DeviceHold,
+    FenceLifted,
     GrantEnded,
     Inputs,
     LeaderElected,
+    LivenessChanged,
     OutcomeRecorded,
     Release,
     SegmentOpened,
@@ -79,6 +87,11 @@ class Oracle:
     replica: World = field(init=False)
     leader_epoch: int = 0
     position: int = 0
+    liveness: dict[str, str] = field(default_factory=dict)  # of clusters that were ever silent
+    cut_off: set[str] = field(default_factory=set)  # evicted as fenced, and not let back: what they show is void
+    _evicted: set[str] = field(default_factory=set)  # fenced or not, and not let back
+    _cordoned: set[str] = field(default_factory=set)
+    _excluded: set[str] = field(default_factory=set)
     _synced: set[str] = field(default_factory=set)
     _decided: set[ClaimRef] = field(default_factory=set)  # claims that had a decision
     _last_sequence: int = 0
@@ -92,6 +105,8 @@ class Oracle:
 
     def on_allocated(self, allocation: Allocation) -> None:
         """An allocation has just been set."""
+        if allocation.cluster in self.cut_off:
+            return  # an operator vouches that nothing there reaches a device
         if isinstance(allocation.author, int):
             grant = self.grants.get(allocation.author)
             require(grant, f"{_name(allocation)} was written for decision {allocation.author}, whose grant has ended")
@@ -100,11 +115,14 @@ class Oracle:
                 grant.claim == (allocation.cluster, allocation.uid) and grant.holds == allocation.holds,
                 f"{_name(allocation)} was written for decision {allocation.author}, which says {grant}",
             )
+        self._check_alone(allocation)
+
+    def _check_alone(self, allocation: Allocation) -> None:
         if not allocation.counts:
             return
         mine = self._devices(allocation)
         for cluster in self.clusters.values():
-            for other in cluster.allocations.values():
+            for other in cluster.allocations.values() if cluster.name not in self.cut_off else ():
                 if other is not allocation and other.counts and not mine.isdisjoint(self._devices(other)):
                     raise Violation(f"one device, two live allocations: {_name(allocation)} and {_name(other)}")
 
@@ -165,8 +183,43 @@ class Oracle:
                 self._outcome(entry)
             case GrantEnded():
                 self._grant_ended(entry)
+            case ClusterEntry():
+                self._cluster(entry)
             case _:
                 pass
+
+    def holds_nothing_unknown(self, cluster: str) -> bool:
+        """Whether an operator may vouch for it: all that the cluster shows is granted to it."""
+        granted = {grant.claim: grant.holds for grant in self.grants.values()}
+        return all(
+            granted.get((cluster, uid)) == allocation.holds or not allocation.counts
+            for uid, allocation in self.clusters[cluster].allocations.items()
+        )
+
+    def _cluster(self, entry: ClusterEntry) -> None:
+        name = entry.cluster
+        match entry:
+            case LivenessChanged():
+                self.liveness[name] = entry.state
+            case ClusterCordoned():
+                (self._cordoned.add if entry.is_cordoned else self._cordoned.discard)(name)
+            case ClusterExcluded():
+                (self._excluded.add if entry.is_excluded else self._excluded.discard)(name)
+            case ClusterEvicted():
+                self._evicted.add(name)
+                self.liveness[name] = "Live"
+                if entry.is_fenced:
+                    self.cut_off.add(name)
+                    self._synced.discard(name)
+            case ClusterReadmitted():
+                if entry.is_fenced:
+                    self._decided = {claim for claim in self._decided if claim[0] != name}
+                    self.spent = {claim: spent for claim, spent in self.spent.items() if claim[0] != name}
+            case FenceLifted():
+                self._evicted.discard(name)
+                self.cut_off.discard(name)
+                for allocation in self.clusters[name].allocations.values():
+                    self._check_alone(allocation)
 
     def _inputs(self, entry: Inputs) -> None:
         require(
@@ -199,8 +252,17 @@ class Oracle:
         for fabric in self.federation.fabrics:
             if f"fabric/{fabric.name}" in entry.scopes:
                 must = {fabric.source, *fabric.clusters, *([self.federation.hub] if self.federation.hub else [])}
-                silent = must - self._synced
+                silent = must - self._synced - self._excluded - self.cut_off
                 require(not silent, f"Allocate {sequence} before {sorted(silent)} finished a full sync")
+                require(
+                    fabric.source not in self._evicted and self.liveness.get(fabric.source, "Live") == "Live",
+                    f"Allocate {sequence} of {fabric.name}, whose source is silent or evicted",
+                )
+        require(
+            entry.cluster in self._synced - self._evicted - self._cordoned
+            and self.liveness.get(entry.cluster, "Live") == "Live",
+            f"Allocate {sequence} for {entry.cluster}, which is silent, evicted, cordoned or was never heard",
+        )
         devices = _devices(entry.holds, entry.scopes)
         grant = HeldGrant(claim, sequence, tuple(entry.holds), devices, False, unscheduled=frozenset(entry.unscheduled))
         self._begin(grant)
@@ -248,6 +310,9 @@ class Oracle:
         require(grant, f"grant {entry.grant_sequence} ends twice")
         assert grant is not None
         cluster = self.clusters[entry.cluster]
+        if entry.cause == "ClusterEvicted":
+            require(entry.cluster in self.cut_off, f"grant {grant.sequence} ends by an eviction that there is not")
+            return
         if entry.cause in ("ClaimDeleted", "ClaimMissing"):
             # A claim that never had a decision, and is not brokered any more, is not told of any more.
             forgotten = entry.cause == "ClaimMissing" and grant.is_adopted and grant.claim not in self._decided
@@ -277,6 +342,10 @@ class Oracle:
                 continue
             if self._is_of_an_older_run(message):
                 continue  # ignored and asked for again
+            record = self.replica.cluster(ClusterId(subject.cluster))
+            is_over = (peek_epoch(message.payload) or 0) < record.epoch <= message.stream_sequence
+            if is_over or record.is_silenced(message.stream_sequence):
+                continue  # its cluster was evicted after all
             cluster = next(each for name, each in world.clusters.items() if name == subject.cluster)
             known = cluster.known.get(ObjectName(subject.kind, subject.key))
             decode = decode_claim_state if subject.kind == "claim" else decode_object_state
@@ -343,6 +412,9 @@ def same_by_ledger(replayed: World, live: World) -> None:
         ours, theirs = live.cluster(name), replayed.cluster(name)
         require(ours.epoch == theirs.epoch, f"epoch of {name}: live {ours.epoch}, replayed {theirs.epoch}")
         require(ours.synced_sequence == theirs.synced_sequence, f"sync of {name} differs")
+        for at in ("liveness", "cordon", "exclusion", "eviction", "silences"):
+            mine, other_s = getattr(ours, at), getattr(theirs, at)
+            require(mine == other_s, f"{at} of {name}: live {mine}, replayed {other_s}")
     require(live.position == replayed.position, f"position: live {live.position}, replayed {replayed.position}")
     require(live.told_classes == replayed.told_classes, "what members were told differs")
 

@@ -156,10 +156,10 @@ class SyncsBesideItsPublishes(Mirror):
 class Recomputes(BrokerRun):
     """After an append without an answer, it decides again with whatever has come meanwhile."""
 
-    def look(self) -> None:
+    def read_tail(self) -> None:
         """An entry of our own epoch there is taken for our batch; nothing there, for a batch that never was."""
         if self.phase != "leads" or self.batch is None:
-            super().look()
+            super().read_tail()
             return
         self.must_look = False
         if self._ledger.holds(self.batch) is not None:
@@ -188,10 +188,10 @@ class Recomputes(BrokerRun):
 class BelievesErrors(BrokerRun):
     """An append without an answer has failed."""
 
-    def look(self) -> None:
+    def read_tail(self) -> None:
         """It goes on with the next batch, at the ledger's end."""
         if self.phase != "leads" or self.batch is None:
-            super().look()
+            super().read_tail()
             return
         self.must_look = False
         self.batch = self.attempt = None
@@ -296,6 +296,9 @@ RULES: dict[str, Rule] = {
     ),
     "no-sync-before-publishes-land": Rule(
         "a sync is finished while a publish may still land", doubles=Doubles(mirror=SyncsBesideItsPublishes)
+    ),
+    "clean-up-before-the-fence-is-lifted": Rule(
+        "a cluster is readmitted without clearing and voiding", patches=[(Mirror, "_clean", lambda self, decided: None)]
     ),
     "new-syncs-after-expiry": Rule(
         "a start from the last messages counts old syncs",

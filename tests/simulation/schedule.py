@@ -1,9 +1,10 @@
 """One seed, one history: what happens next is drawn from all that may happen.
 
 Faults: messages late, lost or repeated, in any order across subjects; answers lost, requests arriving late, also after
-their sender died; agents and brokers killed and restarted at any moment, two at once; messages that expire; and people
-who delete, touch, clear and allocate as they like; a ledger that goes on in new segments, whose checkpoints may be
-damaged. Each seed draws how often each of these happens, many not at all.
+their sender died; agents and brokers killed and restarted at any moment, two at once; clusters silent for long;
+messages that expire; people who delete, touch, clear and allocate as they like; operators who cordon, exclude, evict
+and readmit; and a ledger that goes on in new segments, whose checkpoints may be damaged. Each seed draws how often each
+of these happens, many not at all.
 """
 
 import hashlib
@@ -22,8 +23,8 @@ from cluster_agent.mirror.actions import Publish, ReadClaim, WriteAllocation
 from cluster_agent.mirror.tracked import holds_of, metadata_of
 from schemas.wire.calls import Ask
 from schemas.wire.codec import decode_entry, encode
-from schemas.wire.ledger import CheckpointClaims, ClaimKept
-from schemas.wire.subjects import run_subject
+from schemas.wire.ledger import CheckpointClaims, ClaimKept, OperatorCommand, Verb
+from schemas.wire.subjects import parse_state_subject, run_subject
 from tests.simulation.agent import AgentRun, Call, Request, describe
 from tests.simulation.broker import Attempt, BrokerRun
 from tests.simulation.cluster import (
@@ -41,6 +42,7 @@ from tests.simulation.oracle import Oracle, Violation
 from tests.simulation.streams import Batch, DurableConsumer, Ledger, StateLog
 
 DRAWS = 100
+STALE_AFTER_S, LOST_AFTER_S = 20, 60
 POOLS = ("rack7", "rack8")
 FAULTS = {  # how often, if at all, relative to the 100 or so of all that goes as it should
     "lose an answer": 0.8,  # of each call
@@ -61,6 +63,10 @@ FAULTS = {  # how often, if at all, relative to the 100 or so of all that goes a
     "reject": 1.0,
     "change slices": 0.5,
     "change the class": 0.3,
+    "cordon": 0.4,
+    "exclude": 1.0,
+    "evict": 0.4,
+    "fall silent": 0.4,
     "time leaps": 1.0,
     "rotate": 1.5,
     "damage a checkpoint": 1.0,
@@ -100,11 +106,6 @@ class Plan:
         faults = {
             name: loud * often * rng.uniform(0.3, 1.5) if rng.random() < 0.5 else 0.0 for name, often in FAULTS.items()
         }
-        if not publishes_all and faults["change the class"]:
-            # A claim whose class is not brokered any more, and whose messages have expired, is not told of again: the
-            # broker may give it something until it hears so. That takes an agent that was silent for days, which the
-            # broker will know by then (a later release: stale clusters).
-            faults["expire a subject"] = faults["expire the log"] = 0.0
         overlaps = rng.random() < 0.4
         if overlaps:
             faults |= {"second agent": 4.0, "touch a claim": 3.0, "arrive late": 3.0, "kill an agent": 0.0}
@@ -138,7 +139,11 @@ class Plan:
             pools=[PoolPattern()],
         )
         return Federation(
-            fabrics=[fabric], hub=ClusterId(self.hub), clusters=[ClusterId(each) for each in self.clusters]
+            fabrics=[fabric],
+            hub=ClusterId(self.hub),
+            clusters=[ClusterId(each) for each in self.clusters],
+            stale_after_s=STALE_AFTER_S,
+            lost_after_s=LOST_AFTER_S,
         )
 
 
@@ -236,7 +241,7 @@ class Simulation:
         """A new process."""
         self._runs += 1
         broker = self.doubles.broker(
-            f"broker-{self._runs}", self.log, self.ledger, self.plan.federation(), self._committed
+            f"broker-{self._runs}", self.log, self.ledger, self.plan.federation(), self._committed, self.now_ms
         )
         self.brokers.append(broker)
         self.say(f"{broker.instance} starts at ledger {self.ledger.last_sequence}")
@@ -269,6 +274,8 @@ class Simulation:
             if letter.reason == "InternalError":
                 raise Violation(letter.message)
         self.asks += effects.asks
+        for refusal in effects.answers:
+            self.say(f"    order: {refusal or 'done'}")
         for entry in effects.entries[1:]:
             self.say(f"    {entry}")
 
@@ -294,7 +301,7 @@ class Simulation:
         for _ in range(DRAWS):
             if len(self.history) > told:
                 break
-            self.now_ms += self.rng.randint(1, 200)
+            self._time_passes(self.rng.randint(1, 200))
             moves = [move for move in self._moves() if move[0] > 0]
             pick = self.rng.random() * sum(weight for weight, _ in moves)
             for weight, act in moves:
@@ -330,6 +337,7 @@ class Simulation:
         if self.asks:
             yield 4, self._ask_arrives
         yield from self._people()
+        yield from self._operators()
         yield fault["time leaps"], self._time_leaps
         yield fault["expire a subject"], self._subject_expires
         yield fault["expire the log"], self._log_expires
@@ -338,8 +346,10 @@ class Simulation:
         fault = self.plan.faults
         yield fault["kill an agent"], partial(self._kill_agent, agent)
         if not agent.runs:
-            yield 10, partial(self._start_step, agent)
+            yield 0 if agent.is_shut_out else 10, partial(self._start_step, agent)
             return
+        if agent.is_evicted():
+            yield 1, partial(self._hear_of_eviction, agent)
         for call in agent.calls:
             yield 4, partial(self._call_moves, call)
             if call.is_reading or isinstance(call.request, ReadClaim):
@@ -404,6 +414,55 @@ class Simulation:
         if self.plan.pods:
             yield 1.5, self._pods_change
         yield 1.0, self._controller_manager
+
+    def _operators(self) -> Iterator[tuple[float, Callable[[], None]]]:
+        fault = self.plan.faults
+        leader = next((each for each in self.brokers if each.phase == "leads" and not each.is_waiting), None)
+        if leader is None:
+            return
+        for name in self.clusters:
+            record = leader.world.cluster(ClusterId(name))
+            yield (
+                1 if record.cordon else fault["cordon"],
+                partial(self._order, leader, "uncordon" if record.cordon else "cordon", name),
+            )
+            if record.eviction is None or record.eviction.readmitted:
+                yield fault["evict"], partial(self._order, leader, "evict", name)
+            else:
+                yield 1, partial(self._order, leader, "readmit", name)
+            if record.is_waited_for and self.oracle.holds_nothing_unknown(name):
+                yield fault["exclude"], partial(self._order, leader, "exclude", name)
+            yield fault["fall silent"], partial(self._falls_silent, name)
+
+    # --- operators, and silence
+
+    def _order(self, leader: BrokerRun, verb: Verb, cluster: str) -> None:
+        fenced = verb == "evict" and self.rng.random() < 0.7
+        last = self.log.last_sequence if verb == "evict" else 0
+        self.say(f"an operator orders {leader.instance}: {verb} {cluster}{' --fenced' if fenced else ''}")
+        leader.machine.order(OperatorCommand(verb, cluster, "ada", "why not", fenced, last))
+
+    def _hear_of_eviction(self, agent: AgentRun) -> None:
+        agent.follow_evictions()
+
+    def _falls_silent(self, cluster: str) -> None:
+        """Nobody hears of a cluster for so long that it counts as lost; the others beat on."""
+        self.say(f"{cluster} is silent for long")
+        for agent in self.live_agents(cluster):
+            agent.stop("power cut")
+        self.bury()
+        for _ in range(LOST_AFTER_S + 2):
+            self._time_passes(1_000)
+            for agent in self.agents:
+                self._beat(agent)
+
+    def _time_passes(self, ms: int) -> None:
+        """Brokers look who is silent, as often as their beacon comes back."""
+        while ms > 0:
+            self.now_ms += min(ms, 1_000)
+            ms -= 1_000
+            for broker in self.brokers:
+                broker.look(self.now_ms)
 
     # --- agents
 
@@ -473,7 +532,7 @@ class Simulation:
         leader = next((each for each in self.brokers if each.phase == "leads" and not each.is_waiting), None)
         if beat is None or leader is None:
             return
-        ask = leader.hear(agent.cluster.name, beat)
+        ask = leader.hear(agent.cluster.name, beat, self.now_ms)
         if ask is not None:
             self.say(f"{leader.instance} hears {beat} of {agent.instance}: {ask}")
             self.asks.append((agent.cluster.name, ask))
@@ -500,7 +559,7 @@ class Simulation:
 
     def _look(self, broker: BrokerRun) -> None:
         self.say(f"{broker.instance}: reads the ledger's tail")
-        broker.look()
+        broker.read_tail()
 
     def _retry(self, broker: BrokerRun) -> None:
         self.say(f"{broker.instance}: appends the same batch again")
@@ -562,7 +621,7 @@ class Simulation:
     # --- time
 
     def _time_leaps(self) -> None:
-        self.now_ms += self.rng.choice((2_000, 30_000))
+        self._time_passes(self.rng.choice((2_000, 30_000)))
         self.say(f"it is {self.now_ms}")
 
     def _subject_expires(self) -> None:
@@ -576,10 +635,26 @@ class Simulation:
         kept = {run_subject(name) for name in self.clusters if self.live_agents(name)}
         if old:
             subject = self.rng.choice(old)
-            if subject not in kept:
+            parsed = parse_state_subject(subject)
+            assert parsed is not None
+            if subject not in kept and self._may_expire(parsed.cluster):
                 self.say(f"{subject} expires")
                 self.log.expire_subject(subject)
                 self._forget_publishes()
+
+    def _may_expire(self, cluster: str) -> bool:
+        """Whether the cluster's agents were silent for as long as messages are kept.
+
+        Where that makes no difference to an agent, its messages expire under it, too. But a claim whose class is not
+        brokered any more, and whose messages have expired, is not told of again: a broker that lives knows by then that
+        the cluster is lost.
+        """
+        if self.plan.publishes_all or not self.plan.faults["change the class"]:
+            return True
+        if not self.brokers:
+            return not self.appends and not self.live_agents(cluster)
+        has_read_all = all(each.stream_sequence <= self.oracle.position for each in self.log.last_messages(cluster))
+        return has_read_all and self.oracle.liveness.get(cluster) == "Lost" and not self.live_agents(cluster)
 
     def _log_expires(self) -> None:
         """Everything up to some message, read or not; but what a living agent publishes again in time stays."""
@@ -597,6 +672,8 @@ class Simulation:
                 until = min([until, *(sequence - 1 for sequence in kept)])
                 if not agent.runs:
                     until = 0
+            if not self._may_expire(name):
+                until = min([until, *(message.stream_sequence - 1 for message in self.log.last_messages(name))])
         if until > 0:
             until = self.rng.randint(1, until)
             self.say(f"state up to {until} expires")
