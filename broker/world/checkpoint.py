@@ -121,14 +121,16 @@ def _load_world(world: World, entry: CheckpointWorld) -> None:
         cluster.liveness, cluster.liveness_since_ms = each.liveness, each.liveness_since_ms
         cluster.cordon, cluster.exclusion = _ordered(each.cordon), _ordered(each.exclusion)
         if each.eviction is not None:
-            cluster.eviction = Eviction(
-                Ordered(*structs.astuple(each.eviction.ordered)), each.eviction.is_fenced, each.eviction.readmitted
-            )
+            why = each.eviction
+            ordered = Ordered(*structs.astuple(why.ordered))
+            cluster.eviction = Eviction(ordered, why.is_fenced, why.state_sequence, why.readmitted)
         cluster.silences = list(each.silences)
 
 
 def _cluster_kept(cluster: Cluster) -> ClusterKept:
-    eviction = cluster.eviction
+    eviction = None
+    if (why := cluster.eviction) is not None:
+        eviction = EvictionKept(OrderKept(*astuple(why.ordered)), why.is_fenced, why.state_sequence, why.readmitted)
     return ClusterKept(
         cluster.name,
         cluster.epoch,
@@ -137,9 +139,7 @@ def _cluster_kept(cluster: Cluster) -> ClusterKept:
         cluster.liveness_since_ms,
         _order_kept(cluster.cordon),
         _order_kept(cluster.exclusion),
-        None
-        if eviction is None
-        else EvictionKept(OrderKept(*astuple(eviction.ordered)), eviction.is_fenced, eviction.readmitted),
+        eviction,
         list(cluster.silences),
     )
 

@@ -83,10 +83,11 @@ class OrderKept(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class EvictionKept(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A cluster is evicted. readmitted: ledger sequence of its ClusterReadmitted, 0 before."""
+    """A cluster is evicted; see ClusterEvicted. readmitted: ledger sequence of its ClusterReadmitted, 0 before."""
 
     ordered: OrderKept
     is_fenced: bool
+    state_sequence: int
     readmitted: int = 0
 
 

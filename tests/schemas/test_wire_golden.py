@@ -158,7 +158,7 @@ LEDGER: list[tuple[AnyEntry, bytes]] = [
                     liveness_since_ms=8,
                     cordon=OrderKept("ada", "fire", 5),
                     exclusion=OrderKept("ada"),
-                    eviction=EvictionKept(OrderKept("ada"), is_fenced=True, readmitted=9),
+                    eviction=EvictionKept(OrderKept("ada"), is_fenced=True, state_sequence=7, readmitted=9),
                     silences=[(3, 6)],
                 ),
             ],
@@ -168,7 +168,8 @@ LEDGER: list[tuple[AnyEntry, bytes]] = [
             b'"clusters":[{"name":"east","epoch":1,"synced_sequence":4},'
             b'{"name":"west","liveness":"Stale","liveness_since_ms":8,'
             b'"cordon":{"operator":"ada","reason":"fire","at_ms":5},"exclusion":{"operator":"ada"},'
-            b'"eviction":{"ordered":{"operator":"ada"},"is_fenced":true,"readmitted":9},"silences":[[3,6]]}]}'
+            b'"eviction":{"ordered":{"operator":"ada"},"is_fenced":true,"state_sequence":7,"readmitted":9},'
+            b'"silences":[[3,6]]}]}'
         ),
     ),
     (
