@@ -1,5 +1,6 @@
 """The command line itself: help with examples, completion, wrong arguments, and `dragoman demo`."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +118,23 @@ def test_wrong_arguments_end_with_2_and_a_sentence(
     assert printed.out == ""
     assert sentence in printed.err
     assert "Traceback" not in printed.err
+
+
+class Terminal(io.StringIO):
+    """Somebody who types this."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_evict_does_nothing_unless_the_clusters_name_is_typed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", Terminal("yes\n"))
+    assert run("cluster", "evict", "west", "--reason", "fire", "--fenced", "--nats", "nats://127.0.0.1:1") == 1
+    printed = capsys.readouterr()
+    assert "Evict cluster west, and give its devices to others: you vouch that it is cut off" in printed.err
+    assert printed.err.endswith("dragoman cluster: nothing was done\n")
 
 
 @pytest.mark.parametrize("command", ["agent", "broker"])

@@ -98,6 +98,16 @@ def test_a_lost_cluster_returns_by_a_full_sync_only(machine: Driven) -> None:
     assert isinstance(allocated, Allocate)
 
 
+def test_the_next_leader_goes_on_asking_a_cluster_that_returns(machine: Driven) -> None:
+    _, west = everyone_heard(machine)
+    machine.mark(WEST, "Lost")
+    machine.mark(WEST, "Live")
+    again = machine.restart()
+    digest = format(again.world.cluster(WEST).digest, "x")
+    beat = Beat(west.epoch, digest, again.world.cluster(WEST).last_sequence)
+    assert on_beat(again.core, WEST, beat) == Ask()
+
+
 def test_a_cluster_that_falls_silent_again_on_its_way_back_is_lost(machine: Driven) -> None:
     everyone_heard(machine)
     for state in ("Stale", "Lost", "Live", "Stale"):
