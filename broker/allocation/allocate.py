@@ -72,10 +72,11 @@ def allocate(
     if allowance is not None:
         _ask_ahead(fleet, requests, allowance)
     groups = fleet.groups(snapshot.nodes, snapshot.node)
+    view = View(snapshot, fleet, groups[0])
     attempt = Attempt(claims, requests, snapshot, fleet, groups, Budget(step_budget))
     try:
         for group in hopeful_groups(fleet, groups, requests, frozenset()):
-            problem = narrow(pose(requests, View(snapshot, fleet, group), claims, budget), budget)
+            problem = narrow(pose(requests, view.of(group), claims, budget), budget)
             chosen = Search(problem, budget).run() if problem is not None else None
             if chosen is not None:
                 return [

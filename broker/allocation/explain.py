@@ -148,7 +148,7 @@ def _failed_selector(attempt: Attempt) -> tuple[Alternative, IndexedDevice, Fail
     try:
         failing = [each for each in attempt.reports if attempt.everyone.candidates(each, attempt.budget).offer.may_fail]
         for group in attempt.groups if failing else ():
-            view = View(attempt.snapshot, attempt.fleet, group)
+            view = attempt.everyone.of(group)
             for alternative in failing:
                 candidates = view.candidates(alternative, attempt.budget)
                 device = next(iter(candidates.failures), None)
@@ -218,9 +218,9 @@ def _would_fit(attempt: Attempt, groups: Groups, ignored: frozenset[Cause], with
     """The claims would fit, or nobody can tell: then it is better to wait for too much than for nothing."""
     budget = attempt.budget
     try:
+        view = View(attempt.snapshot, attempt.fleet, groups[0], ignored)
         for group in hopeful_groups(attempt.fleet, groups, attempt.requests, ignored):
-            view = View(attempt.snapshot, attempt.fleet, group, ignored)
-            problem = narrow(pose(attempt.requests, view, attempt.claims, budget, with_constraints), budget)
+            problem = narrow(pose(attempt.requests, view.of(group), attempt.claims, budget, with_constraints), budget)
             if problem is not None and Search(problem, budget).run() is not None:
                 return True
     except (SelectorFailedError, BudgetExceededError):

@@ -11,10 +11,14 @@ from broker.allocation.devices import IndexedDevice, IndexedPool
 from broker.allocation.index import Fleet
 from broker.allocation.matching import FailedSelector
 from broker.allocation.nodes import NodeGroup
+from broker.allocation.reached import mask_of
 from broker.allocation.stock import Stock
 from broker.allocation.tally import Attributes, Tally, ValueKey, column_for, keys_of
 
 Filters = Sequence[tuple[Attributes, Callable[[Cell], bool]]]  # what is wanted in the columns of attributes
+
+
+_NONE: Mapping[IndexedPool, int] = {}
 
 
 class Offer:
@@ -37,8 +41,11 @@ class Offer:
         self._in_order = in_order
         self._matching = fleet.matching
         self._parts = stock.parts_for(group)
-        self._avoided = {pool: mask for pool, avoided in avoided.items() if (mask := self._all(pool) & avoided)}
-        self.count = sum(part.count for part in self._parts) - sum(map(int.bit_count, self._avoided.values()))
+        self._avoided: Mapping[IndexedPool, int] = _NONE
+        self.count = sum([part.count for part in self._parts])
+        if avoided:
+            self._avoided = {pool: mask for pool, avoided in avoided.items() if (mask := self._all(pool) & avoided)}
+            self.count -= sum(map(int.bit_count, self._avoided.values()))
         self._counts: dict[Attributes, ValueCounts] = {}
 
     def count_for(self, group: NodeGroup) -> int:
@@ -91,7 +98,8 @@ class Offer:
 
     def failing(self, free_only: bool) -> Iterator[IndexedDevice]:
         """Those on which a selector failed, in order; also of those that would be in the offer if they were free."""
-        for pool in self._in_order(sum(1 << self._fleet.position[pool] for pool in self._stock.failing)):
+        pools = dict.fromkeys(self._stock.failing_by_reach.seen_by(self._group))
+        for pool in self._in_order(mask_of([self._fleet.position[pool] for pool in pools])):
             among = self.mask(pool)
             if not free_only:
                 among = sum(mask for standing, mask in pool.standings if self._group.sees(standing.place.reach))
@@ -124,7 +132,7 @@ class Offer:
         for part in self._parts:
             positions |= part.positions(self._fleet)
         if only_in is not None:
-            positions &= _union(1 << self._fleet.position[pool] for pool in only_in)
+            positions &= mask_of([self._fleet.position[pool] for pool in only_in])
         seen: Counter[Cell] = Counter()
         device, failing = self._matching.device, self._stock.failing
         for pool in self._in_order(positions):
@@ -140,13 +148,6 @@ class Offer:
                     kinds = column_for(block, alike) if alike else _ONE_KIND
                     for index in _limited(kinds, left, unlike >> block.offset, limit, seen):
                         yield device(block, index)
-
-
-def _union(masks: Iterable[int]) -> int:
-    union = 0
-    for mask in masks:
-        union |= mask
-    return union
 
 
 _ONE_KIND = Column((None,), bytes(DEVICES_MAX))

@@ -211,7 +211,7 @@ class Reporter:
             self.budget.spend()
             if everyone.count_for(group) <= best[0]:
                 continue
-            view = self.everyone if len(self.groups) == 1 else View(self.snapshot, self.fleet, group)
+            view = self.everyone if len(self.groups) == 1 else self.everyone.of(group)
             candidates = view.candidates(alternative, self.budget)
             count = len(candidates.devices) if alternative.derived else candidates.offer.count
             here = (count, f"reached from one node ({group.node.name})" if len(self.groups) > 1 else "")

@@ -1,0 +1,94 @@
+"""Many nodes with devices of their own: what each of them costs, and that none is given up for that."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+from msgspec.structs import replace
+
+from broker.allocation.allocate import allocate_claim
+from broker.allocation.cel.engine import SelectorEngine
+from broker.allocation.index import DeviceIndex
+from broker.allocation.nodes import NodeView
+from broker.allocation.reasons import NoFit
+from broker.allocation.snapshot import Snapshot
+from broker.world.federation import Federation
+from broker.world.inventory import Inventory
+from broker.world.keys import ClusterId, cluster_scope
+from broker.world.usage import InUse
+from schemas.resource import ResourceClaim, ResourceSlice
+from tests.allocation.test_index import calls_of
+from tests.builders import (
+    CLASS,
+    DRIVER,
+    a_claim,
+    a_class,
+    a_device,
+    a_match,
+    a_request,
+    a_request_for_all,
+    a_slice,
+)
+
+EAST = ClusterId("east")
+
+
+def gpus(node: str, count: int = 8) -> list[ResourceSlice]:
+    """GPUs of one node, half of them at each NUMA node; each has its own serial number."""
+    devices = [a_device(f"d{n}", numa=n // 4, model="a", serial=f"{node}-{n}") for n in range(count)]
+    return [a_slice(devices, name=node, pool=node, node_name=node)]
+
+
+def beside_an_incomplete_pool(node: str, count: int = 8) -> list[ResourceSlice]:
+    return [
+        *gpus(node, count),
+        a_slice([a_device("x")], name=f"bad-{node}", pool=f"bad-{node}", node_name=node, slice_count=2),
+    ]
+
+
+def attached_first(node: str, count: int = 8) -> list[ResourceSlice]:
+    (slice_,) = gpus(node, count)
+    devices = [replace(each, binding_conditions=["example.com/attached"]) for each in slice_.spec.devices]
+    return [replace(slice_, spec=replace(slice_.spec, devices=devices))]
+
+
+def beside_a_lost_node(node: str, count: int = 8) -> list[ResourceSlice]:
+    lost = f"lost-{node}"
+    return [*gpus(node, count), a_slice([a_device("x")], name=lost, pool=lost, node_name=lost)]
+
+
+def nodes_with(slices: Callable[[str, int], Sequence[ResourceSlice]], nodes: int, last: int = 8) -> Snapshot:
+    """last: how many devices the last node has."""
+    inventory = Inventory(Federation(clusters=[EAST]))
+    names = [f"n{number:04}" for number in range(nodes)]
+    for name in names:
+        for each in slices(name, last if name == names[-1] else 8):
+            inventory.put((EAST, each.metadata.name), each)
+    pools = inventory.pools_of_scopes([cluster_scope(EAST)])
+    return Snapshot(pools, {CLASS: a_class()}, [NodeView(name) for name in names], in_use=InUse())
+
+
+LOST = f'device.attributes["{DRIVER}"].model == "a"'  # fails on the devices of lost nodes, which have no model
+FIVE_AT_ONE = a_claim(a_request(count=5), constraints=[a_match(f"{DRIVER}/numa")])
+
+
+@pytest.mark.parametrize(
+    ("slices", "claim"),
+    [
+        pytest.param(gpus, FIVE_AT_ONE, id="a constraint"),
+        pytest.param(beside_an_incomplete_pool, FIVE_AT_ONE, id="incomplete pools"),
+        pytest.param(attached_first, FIVE_AT_ONE, id="binding conditions"),
+        pytest.param(beside_an_incomplete_pool, a_claim(a_request_for_all()), id="all, and incomplete pools"),
+        pytest.param(gpus, a_claim(a_request_for_all("a"), a_request("b")), id="all and one more"),
+        pytest.param(beside_a_lost_node, a_claim(a_request("gpu", LOST, count=9)), id="a failing selector"),
+    ],
+)
+def test_what_a_node_costs_does_not_depend_on_how_many_there_are(
+    engine: SelectorEngine, slices: Callable[[str, int], Sequence[ResourceSlice]], claim: ResourceClaim
+) -> None:
+    calls = []
+    for nodes in (40, 160):
+        snapshot, index = nodes_with(slices, nodes), DeviceIndex(engine)
+        first = allocate_claim(claim, snapshot, index)
+        assert isinstance(first, NoFit)
+        calls.append(calls_of(lambda: allocate_claim(claim, snapshot, index)))  # noqa: B023
+    assert calls[1] <= calls[0] * 4
