@@ -2,7 +2,8 @@
 
 The reason is found by asking again with more and more in the way looked away from, what passes by itself first: the
 free devices of a busy fleet before its tainted ones, and so on down the list of causes. The first thing without
-which the claims would fit is the reason. So `DevicesInUse` promises that they fit once holders let go.
+which the claims would fit is the reason. So `DevicesInUse` promises that they fit once holders let go; where the budget
+ends before that is known, nothing is promised, and the reason is `SearchBudgetExceeded`.
 """
 
 from collections.abc import Sequence
@@ -52,6 +53,11 @@ class Attempt:
     fleet: Fleet
     groups: Groups
     budget: Budget
+
+    @property
+    def steps(self) -> int:
+        """How many the search for the reason may take, with what is counted for it."""
+        return self.budget.steps
 
     @cached_property
     def everyone(self) -> View:
@@ -133,7 +139,14 @@ def explain(attempt: Attempt) -> NoFit:
         return explain_failed_selector(attempt, *failed)
     if too_many := _too_many(attempt):
         return attempt.no_fit(Reason.TOO_MANY_DEVICES, too_many)
-    reason = _reason(attempt)
+    try:
+        reason = _reason(attempt)
+    except BudgetExceededError:
+        return attempt.no_fit(
+            Reason.SEARCH_BUDGET_EXCEEDED,
+            f"nothing fits, and the search for what stands in the way ended after {attempt.steps} steps; "
+            f"fewer or simpler constraints make it shorter: {attempt.sentences()}",
+        )
     message = attempt.sentences()
     if not attempt.short and attempt.is_counted:
         message = f"what the requests can use does not fit together: {message}"
@@ -193,20 +206,19 @@ def _too_many(attempt: Attempt) -> str | None:
 
 
 def _reason(attempt: Attempt) -> Reason:
+    """Raises: BudgetExceededError where the search for it came to no end: then nothing is promised."""
     ignored: frozenset[Cause] = frozenset()
     groups = attempt.groups
     seen = {each.cause for report in attempt.reports.values() for each in report.ruled_out}
+    # What nothing was ruled out by is not asked about, but for what is not about single devices: nodes reach too few
+    # together, and what holders leave is too little together.
+    together = (Cause.IN_USE, Cause.NODE)
     for cause, reason in _REASONS.items():
         ignored |= {cause}
-        if cause is Cause.AVOIDED and not attempt.snapshot.avoid:
-            continue
         if cause is Cause.NODE:
             groups = Groups([ANY_NODE])
-        elif cause is Cause.IN_USE:
-            if not attempt.snapshot.in_use:
-                continue  # even where nothing is ruled out by holders, what they leave may not be enough together
-        elif attempt.is_counted and cause not in seen:
-            continue  # nothing was ruled out by it
+        if not _occurs(cause, attempt) or (attempt.is_counted and cause not in seen and cause not in together):
+            continue
         if _would_fit(attempt, groups, ignored, with_constraints=True):
             return reason
     if _would_fit(attempt, groups, ignored, with_constraints=False):
@@ -214,8 +226,20 @@ def _reason(attempt: Attempt) -> Reason:
     return Reason.NO_MATCHING_DEVICE
 
 
+def _occurs(cause: Cause, attempt: Attempt) -> bool:
+    """Some device may be ruled out by the cause; this costs nothing, so it is known even where nothing was counted."""
+    if cause is Cause.AVOIDED:
+        return bool(attempt.snapshot.avoid)
+    if cause is Cause.IN_USE:
+        return bool(attempt.snapshot.in_use) and any(pool.used for pool in attempt.fleet.pools)
+    return attempt.fleet.obstructed[cause] > 0
+
+
 def _would_fit(attempt: Attempt, groups: Groups, ignored: frozenset[Cause], with_constraints: bool) -> bool:
-    """The claims would fit, or nobody can tell: then it is better to wait for too much than for nothing."""
+    """The claims would fit, or a selector fails first.
+
+    Raises: BudgetExceededError.
+    """
     budget = attempt.budget
     try:
         view = View(attempt.snapshot, attempt.fleet, groups[0], ignored)
@@ -223,6 +247,6 @@ def _would_fit(attempt: Attempt, groups: Groups, ignored: frozenset[Cause], with
             problem = narrow(pose(attempt.requests, view.of(group), attempt.claims, budget, with_constraints), budget)
             if problem is not None and Search(problem, budget).run() is not None:
                 return True
-    except (SelectorFailedError, BudgetExceededError):
+    except SelectorFailedError:
         return True
     return False

@@ -75,7 +75,7 @@ class Reason(StrEnum):
     UNSUPPORTED_FEATURE = "UnsupportedFeature"
     CONSTRAINT_UNSATISFIABLE = "ConstraintUnsatisfiable"
     NO_MATCHING_DEVICE = "NoMatchingDevice"
-    # We do not know.
+    # We do not know whether it fits, or it does not and we do not know why.
     SEARCH_BUDGET_EXCEEDED = "SearchBudgetExceeded"
 
 
