@@ -68,7 +68,7 @@ class View:
         return other
 
     @property
-    def _spoils_all(self) -> bool:
+    def spoils_all(self) -> bool:
         """Nobody knows how many "all" are: a pool is not whole, whatever its devices look like."""
         troubled = self.fleet.troubled
         return bool(troubled) and any(problem_of(pool) not in self.ignored for pool in troubled.seen_by(self.group))
@@ -92,16 +92,20 @@ class View:
             expressions = tuple(dict.fromkeys(alternative.derived.values()))
             devices = [each for each in offer.devices() if not self.fails_to_derive(each, expressions, budget)]
             count = len(devices)
-        is_spoiled = alternative.takes_all and (self._spoils_all or not count or count < offer.matched)
+        is_spoiled = alternative.takes_all and (self.spoils_all or not count or count < offer.matched)
         return Candidates(offer, count + is_spoiled, alternative.takes_all, budget, devices)
 
     def offer(self, alternative: Alternative) -> Offer:
         """The devices that meet the alternative's terms, some of which may be of no use to it."""
-        _, stock = self._ask(alternative)
+        stock = self.stock(alternative)
         offer = self._offers.get(stock)
         if offer is None:
             offer = self._offers[stock] = Offer(stock, self.fleet, self.group, self.avoided, self.in_order)
         return offer
+
+    def stock(self, alternative: Alternative) -> Stock:
+        """What such an offer is taken from; the same for all nodes."""
+        return self._ask(alternative)[1]
 
     def _ask(self, alternative: Alternative) -> tuple[Alternative, Stock]:
         """The first alternative that asks for the same, and the stock of all of these; the same for all nodes."""

@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from broker.allocation.budget import Budget, BudgetExceededError
-from broker.allocation.candidates import View, hopeful_groups
+from broker.allocation.candidates import View
 from broker.allocation.cel.engine import SelectorPlace, describe_failure
 from broker.allocation.index import FailedSelector, Fleet, Groups, IndexedDevice
-from broker.allocation.narrow import narrow
 from broker.allocation.nodes import ANY_NODE, NodeGroup, NodeView
-from broker.allocation.problem import pose
+from broker.allocation.nodewise import search_nodes
 from broker.allocation.reasons import Cause, NoFit, Reason, RequestReport, WaitsOn
 from broker.allocation.report import Reporter, sentence
 from broker.allocation.requests import Alternative, Request, claim_name
-from broker.allocation.search import Search, SelectorFailedError
+from broker.allocation.search import SelectorFailedError
 from broker.allocation.snapshot import Snapshot
 from schemas.resource import ResourceClaim
 from schemas.resource.limits import ALLOCATION_RESULTS_MAX
@@ -240,13 +239,9 @@ def _would_fit(attempt: Attempt, groups: Groups, ignored: frozenset[Cause], with
 
     Raises: BudgetExceededError.
     """
-    budget = attempt.budget
+    view = View(attempt.snapshot, attempt.fleet, groups[0], ignored)
     try:
-        view = View(attempt.snapshot, attempt.fleet, groups[0], ignored)
-        for group in hopeful_groups(attempt.fleet, groups, attempt.requests, ignored):
-            problem = narrow(pose(attempt.requests, view.of(group), attempt.claims, budget, with_constraints), budget)
-            if problem is not None and Search(problem, budget).run() is not None:
-                return True
+        found = search_nodes(attempt.requests, attempt.claims, view, groups, attempt.budget, with_constraints)
     except SelectorFailedError:
         return True
-    return False
+    return found is not None

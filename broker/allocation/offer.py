@@ -12,7 +12,7 @@ from broker.allocation.index import Fleet
 from broker.allocation.matching import FailedSelector
 from broker.allocation.nodes import NodeGroup
 from broker.allocation.reached import mask_of
-from broker.allocation.stock import Stock
+from broker.allocation.stock import Part, Stock
 from broker.allocation.tally import Attributes, Tally, ValueKey, column_for, keys_of
 
 Filters = Sequence[tuple[Attributes, Callable[[Cell], bool]]]  # what is wanted in the columns of attributes
@@ -57,6 +57,26 @@ class Offer:
         """How many there would be if nobody held one and no taint kept anybody off."""
         return self._stock.matched_for(self._group)
 
+    @property
+    def is_local(self) -> bool:
+        """None of them can be used from all nodes."""
+        return all(each.is_local or not each.count for each in self._parts)
+
+    def local(self) -> dict[IndexedPool, int]:
+        """Those that not all nodes reach, as masks of their pools."""
+        return self._masks([each for each in self._parts if each.is_local])
+
+    def masks(self) -> dict[IndexedPool, int]:
+        """All of them, as masks of their pools."""
+        return self._masks(self._parts)
+
+    def _masks(self, parts: Iterable[Part]) -> dict[IndexedPool, int]:
+        found: dict[IndexedPool, int] = {}
+        for part in parts:
+            for pool, live in part.live.items():
+                found[pool] = found.get(pool, 0) | live.mask & ~self._avoided.get(pool, 0)
+        return found
+
     def mask(self, pool: IndexedPool) -> int:
         """Those of one pool."""
         mask = self._all(pool)
@@ -95,6 +115,11 @@ class Offer:
     def may_share(self) -> bool:
         """Shares can be had of some device of the fleet."""
         return bool(self._fleet.sharing)
+
+    @property
+    def fails_locally(self) -> bool:
+        """A selector failed on some device that these nodes reach, free or not."""
+        return self.may_fail and next(self._stock.failing_by_reach.seen_by(self._group), None) is not None
 
     def failing(self, free_only: bool) -> Iterator[IndexedDevice]:
         """Those on which a selector failed, in order; also of those that would be in the offer if they were free."""

@@ -87,14 +87,16 @@ _NOTHING = _Live(Layout(()), 0)
 class Part:
     """The devices of a stock that can be used in one place.
 
+    is_local: which not all nodes reach.
     live: the mask of each pool that has any.
     count: how many they are.
     matched: how many there would be if nobody held one and no taint kept anybody off.
     """
 
-    __slots__ = ("_matched_by_pool", "_order", "_positions", "count", "live", "matched", "tallies")
+    __slots__ = ("_matched_by_pool", "_order", "_positions", "count", "is_local", "live", "matched", "tallies")
 
-    def __init__(self) -> None:
+    def __init__(self, is_local: bool) -> None:
+        self.is_local = is_local
         self.live: dict[IndexedPool, _Live] = {}
         self.count = 0
         self.matched = 0
@@ -268,7 +270,7 @@ class Stock:
     def _put_part(self, place: Place, pool: IndexedPool, live: int, matched: int) -> None:
         part = self.parts.get(place)
         if part is None:
-            part = self.parts[place] = Part()
+            part = self.parts[place] = Part(place.reach is not EVERYWHERE)
         before = part.count
         part.put(pool, live, matched, self.fleet)
         self._count(place.reach, part.count - before)

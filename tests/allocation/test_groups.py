@@ -15,18 +15,22 @@ from broker.world.federation import Federation
 from broker.world.inventory import Inventory
 from broker.world.keys import ClusterId, cluster_scope
 from broker.world.usage import InUse
-from schemas.resource import ResourceClaim, ResourceSlice
+from schemas.resource import DeviceConstraint, DeviceRequest, ResourceClaim, ResourceSlice
 from tests.allocation.test_index import calls_of
 from tests.builders import (
     CLASS,
     DRIVER,
+    a_choice,
     a_claim,
     a_class,
     a_device,
+    a_distinct,
     a_match,
     a_request,
     a_request_for_all,
     a_slice,
+    a_sub_request,
+    a_toleration,
 )
 
 EAST = ClusterId("east")
@@ -92,3 +96,37 @@ def test_what_a_node_costs_does_not_depend_on_how_many_there_are(
         assert isinstance(first, NoFit)
         calls.append(calls_of(lambda: allocate_claim(claim, snapshot, index)))  # noqa: B023
     assert calls[1] <= calls[0] * 4
+
+
+TWICE_FIVE = [a_request("a", count=5), a_request("b", count=5)]
+
+
+@pytest.mark.parametrize(
+    ("requests", "constraints"),
+    [
+        pytest.param(TWICE_FIVE, [], id="two requests"),
+        pytest.param([a_request("a", count=5), a_request("b", tolerations=[a_toleration()], count=5)], [], id="unlike"),
+        pytest.param(TWICE_FIVE, [a_match(f"{DRIVER}/model")], id="of one model"),
+        pytest.param([a_request("a", count=9)], [a_distinct(f"{DRIVER}/serial")], id="distinct"),
+        pytest.param(
+            TWICE_FIVE, [a_match(f"{DRIVER}/model"), a_distinct(f"{DRIVER}/serial")], id="of one model and distinct"
+        ),
+        pytest.param(
+            [a_choice(name, a_sub_request("x", count=6), a_sub_request("y", count=5)) for name in "ab"],
+            [],
+            id="alternatives",
+        ),
+        pytest.param(
+            [a_request("a", count=8), a_request_for_all("b", f'device.attributes["{DRIVER}"].numa == 2')], [], id="all"
+        ),
+    ],
+)
+def test_many_nodes_that_cannot_do_are_passed_over_within_few_steps(
+    engine: SelectorEngine, requests: Sequence[DeviceRequest], constraints: Sequence[DeviceConstraint]
+) -> None:
+    snapshot = nodes_with(gpus, 500, last=16)
+    claim = a_claim(*requests, constraints=constraints)
+    for index in (DeviceIndex(engine), DeviceIndex(engine)):
+        found = allocate_claim(claim, snapshot, index, step_budget=2_500)
+        assert not isinstance(found, NoFit), found.message
+        assert {each.pool for each in found.devices.results} == {"n0499"}
