@@ -83,6 +83,10 @@ class Attempt:
             pass
         return found
 
+    def least(self, alternative: Alternative) -> int:
+        """How many devices the alternative needs at least."""
+        return self._reporter.least(alternative) if alternative in self.reports else 1
+
     @property
     def is_counted(self) -> bool:
         """The budget lasted for all reports."""
@@ -194,7 +198,7 @@ def explain_exceeded_budget(attempt: Attempt, steps: int) -> NoFit:
 def _too_many(attempt: Attempt) -> str | None:
     for index, claim in enumerate(attempt.claims):
         least = sum(
-            min(attempt.reports[each].needed if each in attempt.reports else 1 for each in request.alternatives)
+            min(attempt.least(each) for each in request.alternatives)
             for request in attempt.requests
             if request.claim_index == index
         )

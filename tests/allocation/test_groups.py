@@ -9,12 +9,12 @@ from broker.allocation.allocate import allocate_claim
 from broker.allocation.cel.engine import SelectorEngine
 from broker.allocation.index import DeviceIndex
 from broker.allocation.nodes import NodeView
-from broker.allocation.reasons import NoFit
+from broker.allocation.reasons import NoFit, Reason
 from broker.allocation.snapshot import Snapshot
 from broker.world.federation import Federation
 from broker.world.inventory import Inventory
-from broker.world.keys import ClusterId, cluster_scope
-from broker.world.usage import InUse
+from broker.world.keys import ClusterId, DeviceKey, cluster_scope
+from broker.world.usage import InUse, Use
 from schemas.resource import DeviceConstraint, DeviceRequest, ResourceClaim, ResourceSlice
 from tests.allocation.test_index import calls_of
 from tests.builders import (
@@ -130,3 +130,42 @@ def test_many_nodes_that_cannot_do_are_passed_over_within_few_steps(
         found = allocate_claim(claim, snapshot, index, step_budget=2_500)
         assert not isinstance(found, NoFit), found.message
         assert {each.pool for each in found.devices.results} == {"n0499"}
+
+
+def test_all_means_the_devices_of_one_node(device_index: DeviceIndex) -> None:
+    snapshot = nodes_with(gpus, 5, last=40)
+    wanted = a_claim(a_request_for_all("a"))
+    held = {DeviceKey(each.key, "d0"): Use(("west/default/x",)) for each in snapshot.pools}
+    found = allocate_claim(wanted, replace(snapshot, in_use=InUse(held)), device_index)
+    assert isinstance(found, NoFit)
+    assert found.reason is Reason.DEVICES_IN_USE
+    assert found.message == (
+        "request a asks for all 8 that match: 67 of 72 devices of class gpu.example.com can be used: 5 in use "
+        "(held by west/default/x); at most 7 of the 8 needed reached from one node (n0000)"
+    )
+    (report,) = found.requests
+    assert (report.needed, report.nearest) == (8, 7)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "last", "reason"),
+    [
+        pytest.param(5, 8, Reason.NO_MATCHING_DEVICE, id="one too many of each node"),
+        pytest.param(1, 33, Reason.TOO_MANY_DEVICES, id="more than a claim can have"),
+    ],
+)
+def test_all_and_one_more(device_index: DeviceIndex, nodes: int, last: int, reason: Reason) -> None:
+    claim = a_claim(a_request_for_all("a"), a_request("b"))
+    found = allocate_claim(claim, nodes_with(gpus, nodes, last), device_index)
+    assert isinstance(found, NoFit)
+    assert found.reason is reason
+
+
+def test_a_node_with_more_than_a_claim_can_have_is_not_the_nearest(device_index: DeviceIndex) -> None:
+    snapshot = nodes_with(gpus, 2, last=40)
+    (pool, _) = snapshot.pools
+    held = InUse({DeviceKey(pool.key, f"d{n}"): Use(("west/default/x",)) for n in range(3)})
+    found = allocate_claim(a_claim(a_request_for_all("a")), replace(snapshot, in_use=held), device_index)
+    assert isinstance(found, NoFit)
+    assert found.reason is Reason.DEVICES_IN_USE
+    assert (found.requests[0].needed, found.requests[0].nearest) == (8, 5)
