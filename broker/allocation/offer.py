@@ -18,6 +18,7 @@ from broker.allocation.tally import Attributes, Tally, ValueKey, column_for, key
 Filters = Sequence[tuple[Attributes, Callable[[Cell], bool]]]  # what is wanted in the columns of attributes
 
 
+_FEW_PARTS = 16  # of an offer: those of more are put together before anybody asks about one pool or value
 _NONE: Mapping[IndexedPool, int] = {}
 
 
@@ -41,6 +42,7 @@ class Offer:
         self._in_order = in_order
         self._matching = fleet.matching
         self._parts = stock.parts_for(group)
+        self._masks_of_many: dict[IndexedPool, int] | None = None
         self._avoided: Mapping[IndexedPool, int] = _NONE
         self.count = sum([part.count for part in self._parts])
         if avoided:
@@ -83,6 +85,10 @@ class Offer:
         return mask & ~self._avoided.get(pool, 0) if self._avoided else mask
 
     def _all(self, pool: IndexedPool) -> int:
+        if len(self._parts) > _FEW_PARTS:
+            if self._masks_of_many is None:
+                self._masks_of_many = self._masks(self._parts)
+            return self._masks_of_many.get(pool, 0)
         mask = 0
         for part in self._parts:
             live = part.live.get(pool)
@@ -211,6 +217,14 @@ class ValueCounts:
 
     def __init__(self, attributes: Attributes, tallies: Sequence[Tally], avoided: Mapping[IndexedPool, int]) -> None:
         self._tallies = tallies
+        if len(tallies) > _FEW_PARTS:
+            together: Counter[ValueKey] = Counter()
+            for each in tallies:
+                for key, count in each.counts.items():
+                    together[key] += count
+            self._together: Mapping[ValueKey, int] | None = together
+        else:
+            self._together = None
         self._avoided: Counter[ValueKey] = Counter()
         for pool, mask in avoided.items():
             for block, of_block in pool.layout.split(mask):
@@ -223,6 +237,8 @@ class ValueCounts:
         return self._tallies[0].pools_with(least) if len(self._tallies) == 1 else None
 
     def __getitem__(self, key: ValueKey) -> int:
+        if self._together is not None:
+            return self._together.get(key, 0) - self._avoided[key]
         return sum(each.counts.get(key, 0) for each in self._tallies) - self._avoided[key]
 
     def __iter__(self) -> Iterator[ValueKey]:

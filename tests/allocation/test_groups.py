@@ -72,6 +72,9 @@ def nodes_with(slices: Callable[[str, int], Sequence[ResourceSlice]], nodes: int
 
 
 LOST = f'device.attributes["{DRIVER}"].model == "a"'  # fails on the devices of lost nodes, which have no model
+THREE_AND_THREE_AT_ONE = a_claim(
+    a_request("a", count=3), a_request("b", count=3), constraints=[a_match(f"{DRIVER}/numa")]
+)
 FIVE_AT_ONE = a_claim(a_request(count=5), constraints=[a_match(f"{DRIVER}/numa")])
 
 
@@ -79,6 +82,7 @@ FIVE_AT_ONE = a_claim(a_request(count=5), constraints=[a_match(f"{DRIVER}/numa")
     ("slices", "claim"),
     [
         pytest.param(gpus, FIVE_AT_ONE, id="a constraint"),
+        pytest.param(gpus, THREE_AND_THREE_AT_ONE, id="a constraint that some of all devices satisfy"),
         pytest.param(beside_an_incomplete_pool, FIVE_AT_ONE, id="incomplete pools"),
         pytest.param(attached_first, FIVE_AT_ONE, id="binding conditions"),
         pytest.param(beside_an_incomplete_pool, a_claim(a_request_for_all()), id="all, and incomplete pools"),
