@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 
 from broker.allocation.budget import Budget, BudgetExceededError
-from broker.allocation.candidates import View, hopeful_groups, terms_of
+from broker.allocation.candidates import View, terms_of
 from broker.allocation.explain import Attempt, explain, explain_exceeded_budget, explain_failed_selector
 from broker.allocation.index import DeviceIndex, Fleet
-from broker.allocation.narrow import narrow
-from broker.allocation.problem import pose
+from broker.allocation.nodewise import search_nodes
 from broker.allocation.reasons import NoFit, Reason
 from broker.allocation.requests import Request, read_requests
 from broker.allocation.result import allocation_of
-from broker.allocation.search import Search, SelectorFailedError
+from broker.allocation.search import SelectorFailedError
 from broker.allocation.snapshot import Snapshot
 from schemas.resource import AllocationResult, ResourceClaim
 
@@ -72,21 +71,21 @@ def allocate(
     if allowance is not None:
         _ask_ahead(fleet, requests, allowance)
     groups = fleet.groups(snapshot.nodes, snapshot.node)
+    view = View(snapshot, fleet, groups[0])
     attempt = Attempt(claims, requests, snapshot, fleet, groups, Budget(step_budget))
     try:
-        for group in hopeful_groups(fleet, groups, requests, frozenset()):
-            problem = narrow(pose(requests, View(snapshot, fleet, group), claims, budget), budget)
-            chosen = Search(problem, budget).run() if problem is not None else None
-            if chosen is not None:
-                return [
-                    allocation_of(claim, [each for each in chosen if each.alternative.claim_index == index], group.node)
-                    for index, claim in enumerate(claims)
-                ]
+        found = search_nodes(requests, claims, view, groups, budget)
     except SelectorFailedError as error:
         return explain_failed_selector(attempt, error.alternative, error.device, error.failure)
     except BudgetExceededError:
         return explain_exceeded_budget(attempt, step_budget)
-    return explain(attempt)
+    if found is None:
+        return explain(attempt)
+    chosen, group = found
+    return [
+        allocation_of(claim, [each for each in chosen if each.alternative.claim_index == index], group.node)
+        for index, claim in enumerate(claims)
+    ]
 
 
 def _ask_ahead(fleet: Fleet, requests: Sequence[Request], allowance: Budget) -> None:

@@ -5,6 +5,7 @@ nowhere else; see `reasons.Cause`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from typing import overload
 
 from broker.allocation.budget import Budget
@@ -32,8 +33,11 @@ _STEPS_FOR_DEVICE = 2
 class View:
     """The pools of a snapshot as one group of nodes sees them.
 
+    There may be thousands of groups, so nothing is worked out before somebody asks.
+
     ignored: causes to look away from, to find out whether they are what stands in the way.
     supplies: what holders leave of counters and capacities.
+    avoided: masks of devices not to use.
     """
 
     def __init__(
@@ -44,27 +48,30 @@ class View:
         self.ignored = ignored
         self.in_use = _NOBODY if Cause.IN_USE in ignored else snapshot.in_use  # and so is all that they have drawn
         self.supplies = Supplies(self.in_use, fleet.pool_supply)
-        self.avoided: dict[IndexedPool, int] = {}  # masks of devices not to use
-        if snapshot.avoid and Cause.AVOIDED not in ignored:
-            self._avoid(snapshot)
-        # Pools with binding conditions come last: the pod would have to wait for them (KEP-5007). As upstream, slices
-        # that the nodes do not see have no say in that, nor has an incomplete pool.
-        self._last = sum(
-            1 << fleet.position[pool]
-            for pool in fleet.waiting
-            if pool.pool.is_usable and any(block.is_seen_by(group) for block in pool.waiting)
-        )
-        # Nobody knows how many "all" are before such a pool is whole again, whatever its devices look like.
-        self._spoils_all = any(problem_of(pool) not in ignored and pool.is_seen_by(group) for pool in fleet.troubled)
-        self._offers: dict[Terms, Offer] = {}  # requests that ask for the same share the answer
-        self._candidates: dict[Asks, Candidates] = {}
+        self.avoided = _avoided(snapshot, fleet) if snapshot.avoid and Cause.AVOIDED not in ignored else {}
+        self._asked: dict[Alternative, tuple[Alternative, Stock]] = {}
+        self._first_by_asks: dict[Asks, Alternative] = {}
+        self._begin()
 
-    def _avoid(self, snapshot: Snapshot) -> None:
-        for key in snapshot.avoid:
-            pool = self.fleet.pool(key.pool)
-            position = pool.position_of(key.device) if pool is not None else None
-            if pool is not None and position is not None:
-                self.avoided[pool] = self.avoided.get(pool, 0) | 1 << position
+    def _begin(self) -> None:
+        self._last: int | None = None
+        self._offers: dict[Stock, Offer] = {}  # requests that ask for the same share the answer
+        self._candidates: dict[Alternative, Candidates] = {}
+
+    def of(self, group: NodeGroup) -> "View":
+        """The same pools as other nodes see them."""
+        if group is self.group:
+            return self
+        other = copy(self)
+        other.group = group
+        other._begin()
+        return other
+
+    @property
+    def spoils_all(self) -> bool:
+        """Nobody knows how many "all" are: a pool is not whole, whatever its devices look like."""
+        troubled = self.fleet.troubled
+        return bool(troubled) and any(problem_of(pool) not in self.ignored for pool in troubled.seen_by(self.group))
 
     def candidates(self, alternative: Alternative, budget: Budget) -> "Candidates":
         """The devices for one alternative; All needs every matching device, so one that is ruled out spoils it.
@@ -72,25 +79,41 @@ class View:
         budget: for selectors and derived attributes.
         Raises: BudgetExceededError.
         """
-        found = self._candidates.get(alternative.asks)
+        first, _ = self._ask(alternative)
+        found = self._candidates.get(first)
         if found is None:
-            found = self._candidates[alternative.asks] = self._gather(alternative, budget)
+            found = self._candidates[first] = self._gather(alternative, budget)
         return found if alternative.takes_all else found.for_count(alternative.count)
 
     def _gather(self, alternative: Alternative, budget: Budget) -> "Candidates":
-        terms = terms_of(alternative, self.ignored)
-        offer = self._offers.get(terms)
-        if offer is None:
-            offer = self._offers[terms] = Offer(
-                self.fleet.stock(terms), self.fleet, self.group, self.avoided, self.in_order
-            )
+        offer = self.offer(alternative)
         devices, count = None, offer.count
         if alternative.derived:
             expressions = tuple(dict.fromkeys(alternative.derived.values()))
             devices = [each for each in offer.devices() if not self.fails_to_derive(each, expressions, budget)]
             count = len(devices)
-        is_spoiled = alternative.takes_all and (self._spoils_all or not count or count < offer.matched)
+        is_spoiled = alternative.takes_all and (self.spoils_all or not count or count < offer.matched)
         return Candidates(offer, count + is_spoiled, alternative.takes_all, budget, devices)
+
+    def offer(self, alternative: Alternative) -> Offer:
+        """The devices that meet the alternative's terms, some of which may be of no use to it."""
+        stock = self.stock(alternative)
+        offer = self._offers.get(stock)
+        if offer is None:
+            offer = self._offers[stock] = Offer(stock, self.fleet, self.group, self.avoided, self.in_order)
+        return offer
+
+    def stock(self, alternative: Alternative) -> Stock:
+        """What such an offer is taken from; the same for all nodes."""
+        return self._ask(alternative)[1]
+
+    def _ask(self, alternative: Alternative) -> tuple[Alternative, Stock]:
+        """The first alternative that asks for the same, and the stock of all of these; the same for all nodes."""
+        found = self._asked.get(alternative)
+        if found is None:
+            first = self._first_by_asks.setdefault(alternative.asks, alternative)
+            found = self._asked[alternative] = first, self.fleet.stock(terms_of(alternative, self.ignored))
+        return found
 
     def fails_to_derive(self, device: IndexedDevice, expressions: Sequence[str], budget: Budget) -> bool:
         """A derived attribute cannot be computed for the device.
@@ -100,11 +123,19 @@ class View:
         return any(isinstance(self.fleet.derive(device, each, budget), SelectorFailure) for each in expressions)
 
     def in_order(self, positions: int) -> Iterator[IndexedPool]:
-        """The pools at these positions of the fleet, as they are to be tried."""
-        pools = self.fleet.pools
-        if not self._last:
-            return pools_at(positions, pools)
-        return (pool for part in (positions & ~self._last, positions & self._last) for pool in pools_at(part, pools))
+        """The pools at these positions of the fleet, as they are to be tried.
+
+        Those with binding conditions come last: the pod would have to wait for them (KEP-5007). As upstream, slices
+        that the nodes do not see have no say in that, nor has an incomplete pool.
+        """
+        fleet = self.fleet
+        if self._last is None:
+            waiting = fleet.waiting
+            self._last = waiting.positions_for(self.group, fleet.position, fleet.order) if waiting else 0
+        last = self._last
+        if not last:
+            return pools_at(positions, fleet.pools)
+        return (pool for part in (positions & ~last, positions & last) for pool in pools_at(part, fleet.pools))
 
     def drawing_from(self, counter_set: str, pool: IndexedPool) -> Iterator[IndexedDevice]:
         """The devices of the pool that draw from a counter set, in order."""
@@ -161,6 +192,16 @@ class View:
                 if self.fails_to_derive(self.fleet.matching.device(block, index), expressions, budget):
                     found |= 1 << block.offset + index
         return found
+
+
+def _avoided(snapshot: Snapshot, fleet: Fleet) -> dict[IndexedPool, int]:
+    found: dict[IndexedPool, int] = {}
+    for key in snapshot.avoid:
+        pool = fleet.pool(key.pool)
+        position = pool.position_of(key.device) if pool is not None else None
+        if pool is not None and position is not None:
+            found[pool] = found.get(pool, 0) | 1 << position
+    return found
 
 
 def terms_of(alternative: Alternative, ignored: frozenset[Cause]) -> Terms:

@@ -28,9 +28,7 @@ def narrow_by_counts(problem: Problem, budget: Budget) -> Problem | None:
     Raises: BudgetExceededError.
     """
     hopeful = with_hope(problem)
-    if hopeful is None:
-        return None
-    if not _results_fit(hopeful):
+    if hopeful is None or not _results_fit(hopeful) or not _offers_suffice(hopeful):
         return None
     bound = list(constraints_with_scope(hopeful, budget))
     certain = {request.alternatives[0] for request in hopeful.requests if len(request.alternatives) == 1}
@@ -55,6 +53,8 @@ def narrow_by_counts(problem: Problem, budget: Budget) -> Problem | None:
             candidates[alternative] = before.only(found)
     narrower = Problem(hopeful.requests, candidates, hopeful.constraints_by_claim, hopeful.view)
     tested = with_hope(narrower) if bound else narrower
+    if not bound and not any(each.derived for each in certain):
+        return tested  # the offers were counted already
     return tested if tested is not None and _devices_suffice(tested, limit) else None
 
 
@@ -99,6 +99,23 @@ def _distinct_values_suffice(
             if len(values) < needed:
                 return False
     return True
+
+
+def _offers_suffice(problem: Problem) -> bool:
+    """There are as many devices as those need together that every solution contains, and that take from each other."""
+    alternatives = [request.alternatives[0] for request in problem.requests if len(request.alternatives) == 1]
+    asking = [problem.candidates[each] for each in alternatives if not each.admin_access]
+    needed = sum([each.count for each in asking])
+    offers = dict.fromkeys([each.offer for each in asking])
+    if len(asking) <= 1 or any(each.count >= needed for each in offers):
+        return True
+    found: dict[IndexedPool, int] = {}
+    for each in offers:
+        for pool, mask in each.masks().items():
+            if mask & pool.shared:
+                return True  # each can have a share
+            found[pool] = found.get(pool, 0) | mask
+    return sum(map(int.bit_count, found.values())) >= needed
 
 
 def _devices_suffice(problem: Problem, limit: int) -> bool:

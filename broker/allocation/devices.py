@@ -14,6 +14,7 @@ from broker.allocation.cel.engine import BoundDevice, SelectorEngine, SelectorFa
 from broker.allocation.columns import DEVICES_MAX, SliceColumns, bits
 from broker.allocation.constraints import Values, attribute_values
 from broker.allocation.nodes import EVERYWHERE, NodeGroup, NodeView, Reach, reach_of
+from broker.allocation.reasons import Cause
 from broker.allocation.supplies import PoolSupply
 from broker.allocation.taints import blocking_taints
 from broker.allocation.unsupported import unsupported_in_device, unsupported_in_slice
@@ -22,6 +23,7 @@ from broker.world.pools import Pool
 from broker.world.usage import Use
 from schemas.resource import Device, DeviceTaint, ResourceSlice
 
+NO_OBSTACLES: frozenset[Cause] = frozenset()
 _CONSUMPTIONS_KEPT = 16  # for each device that a search looked at
 
 
@@ -39,6 +41,9 @@ class Place(NamedTuple):
     def is_usable_on(self, node: NodeView) -> bool:
         """The node can do what the device needs of it, apart from reaching it."""
         return (not self.binds or node.name != "") and (not self.skips or node.skips_operations)
+
+
+_ON_ALL_NODES = Place(EVERYWHERE)
 
 
 class Standing(NamedTuple):
@@ -266,6 +271,7 @@ class IndexedPool:
     shared, drawing, limited: as for a SliceBlock.
     reaches: those of its slices that are not on all nodes, each once, in order.
     waiting: the blocks with binding conditions.
+    obstacles: what may rule out devices of the pool, besides who holds them and what is asked for.
     fleets: how many sets of pools it is in.
     """
 
@@ -278,6 +284,7 @@ class IndexedPool:
         "key",
         "layout",
         "limited",
+        "obstacles",
         "parted",
         "pool",
         "reaches",
@@ -298,6 +305,7 @@ class IndexedPool:
         self.standings: tuple[tuple[Standing, int], ...] = ()
         self.reaches: tuple[Reach, ...] = ()
         self.waiting: tuple[SliceBlock, ...] = ()
+        self.obstacles = NO_OBSTACLES
         self._supply: PoolSupply | None = None
         self._never: int | None = None
         self._members_by_counter_set: dict[str, int] | None = None
@@ -310,6 +318,7 @@ class IndexedPool:
         """
         self.pool = pool
         self._supply = self._never = self._members_by_counter_set = None
+        self.obstacles = _obstacles_of(pool, self.standings)
         known: dict[int, list[SliceBlock]] = {}
         for block in self.layout.blocks:
             known.setdefault(id(block.slice), []).append(block)
@@ -326,6 +335,7 @@ class IndexedPool:
             for standing, mask in block.standings:
                 masks.setdefault(standing, [0] * len(blocks))[number] = mask
         self.standings = tuple((standing, layout.joined(each)) for standing, each in masks.items())
+        self.obstacles = _obstacles_of(pool, self.standings)
         self.shared = layout.joined([block.shared for block in blocks])
         self.drawing = layout.joined([block.drawing for block in blocks])
         self.limited = layout.joined([block.limited for block in blocks])
@@ -433,6 +443,20 @@ class IndexedPool:
 
 def _with(mask: int, devices: int, is_so: bool) -> int:
     return mask | devices if is_so else mask & ~devices
+
+
+def _obstacles_of(pool: Pool, standings: Iterable[tuple[Standing, int]]) -> frozenset[Cause]:
+    found = set()
+    if pool.problem is not None:
+        found.add(Cause.POOL_INVALID if pool.is_complete else Cause.POOL_INCOMPLETE)
+    for (place, taints, unsupported), _ in standings:
+        if taints:
+            found.add(Cause.TAINT)
+        if unsupported is not None:
+            found.add(Cause.UNSUPPORTED)
+        if place != _ON_ALL_NODES:
+            found.add(Cause.NODE)
+    return frozenset(found) if found else NO_OBSTACLES
 
 
 def _nothing_of(key: PoolKey) -> Pool:

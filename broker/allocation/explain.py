@@ -2,7 +2,8 @@
 
 The reason is found by asking again with more and more in the way looked away from, what passes by itself first: the
 free devices of a busy fleet before its tainted ones, and so on down the list of causes. The first thing without
-which the claims would fit is the reason. So `DevicesInUse` promises that they fit once holders let go.
+which the claims would fit is the reason. So `DevicesInUse` promises that they fit once holders let go; where the budget
+ends before that is known, nothing is promised, and the reason is `SearchBudgetExceeded`.
 """
 
 from collections.abc import Sequence
@@ -10,16 +11,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from broker.allocation.budget import Budget, BudgetExceededError
-from broker.allocation.candidates import View, hopeful_groups
+from broker.allocation.candidates import View
 from broker.allocation.cel.engine import SelectorPlace, describe_failure
 from broker.allocation.index import FailedSelector, Fleet, Groups, IndexedDevice
-from broker.allocation.narrow import narrow
 from broker.allocation.nodes import ANY_NODE, NodeGroup, NodeView
-from broker.allocation.problem import pose
+from broker.allocation.nodewise import search_nodes
 from broker.allocation.reasons import Cause, NoFit, Reason, RequestReport, WaitsOn
 from broker.allocation.report import Reporter, sentence
 from broker.allocation.requests import Alternative, Request, claim_name
-from broker.allocation.search import Search, SelectorFailedError
+from broker.allocation.search import SelectorFailedError
 from broker.allocation.snapshot import Snapshot
 from schemas.resource import ResourceClaim
 from schemas.resource.limits import ALLOCATION_RESULTS_MAX
@@ -53,6 +53,11 @@ class Attempt:
     groups: Groups
     budget: Budget
 
+    @property
+    def steps(self) -> int:
+        """How many the search for the reason may take, with what is counted for it."""
+        return self.budget.steps
+
     @cached_property
     def everyone(self) -> View:
         """What all nodes in question together see."""
@@ -77,6 +82,10 @@ class Attempt:
         except BudgetExceededError:
             pass
         return found
+
+    def least(self, alternative: Alternative) -> int:
+        """How many devices the alternative needs at least."""
+        return self._reporter.least(alternative) if alternative in self.reports else 1
 
     @property
     def is_counted(self) -> bool:
@@ -133,7 +142,14 @@ def explain(attempt: Attempt) -> NoFit:
         return explain_failed_selector(attempt, *failed)
     if too_many := _too_many(attempt):
         return attempt.no_fit(Reason.TOO_MANY_DEVICES, too_many)
-    reason = _reason(attempt)
+    try:
+        reason = _reason(attempt)
+    except BudgetExceededError:
+        return attempt.no_fit(
+            Reason.SEARCH_BUDGET_EXCEEDED,
+            f"nothing fits, and the search for what stands in the way ended after {attempt.steps} steps; "
+            f"fewer or simpler constraints make it shorter: {attempt.sentences()}",
+        )
     message = attempt.sentences()
     if not attempt.short and attempt.is_counted:
         message = f"what the requests can use does not fit together: {message}"
@@ -148,7 +164,7 @@ def _failed_selector(attempt: Attempt) -> tuple[Alternative, IndexedDevice, Fail
     try:
         failing = [each for each in attempt.reports if attempt.everyone.candidates(each, attempt.budget).offer.may_fail]
         for group in attempt.groups if failing else ():
-            view = View(attempt.snapshot, attempt.fleet, group)
+            view = attempt.everyone.of(group)
             for alternative in failing:
                 candidates = view.candidates(alternative, attempt.budget)
                 device = next(iter(candidates.failures), None)
@@ -182,7 +198,7 @@ def explain_exceeded_budget(attempt: Attempt, steps: int) -> NoFit:
 def _too_many(attempt: Attempt) -> str | None:
     for index, claim in enumerate(attempt.claims):
         least = sum(
-            min(attempt.reports[each].needed if each in attempt.reports else 1 for each in request.alternatives)
+            min(attempt.least(each) for each in request.alternatives)
             for request in attempt.requests
             if request.claim_index == index
         )
@@ -193,20 +209,19 @@ def _too_many(attempt: Attempt) -> str | None:
 
 
 def _reason(attempt: Attempt) -> Reason:
+    """Raises: BudgetExceededError where the search for it came to no end: then nothing is promised."""
     ignored: frozenset[Cause] = frozenset()
     groups = attempt.groups
     seen = {each.cause for report in attempt.reports.values() for each in report.ruled_out}
+    # What nothing was ruled out by is not asked about, but for what is not about single devices: nodes reach too few
+    # together, and what holders leave is too little together.
+    together = (Cause.IN_USE, Cause.NODE)
     for cause, reason in _REASONS.items():
         ignored |= {cause}
-        if cause is Cause.AVOIDED and not attempt.snapshot.avoid:
-            continue
         if cause is Cause.NODE:
             groups = Groups([ANY_NODE])
-        elif cause is Cause.IN_USE:
-            if not attempt.snapshot.in_use:
-                continue  # even where nothing is ruled out by holders, what they leave may not be enough together
-        elif attempt.is_counted and cause not in seen:
-            continue  # nothing was ruled out by it
+        if not _occurs(cause, attempt) or (attempt.is_counted and cause not in seen and cause not in together):
+            continue
         if _would_fit(attempt, groups, ignored, with_constraints=True):
             return reason
     if _would_fit(attempt, groups, ignored, with_constraints=False):
@@ -214,15 +229,23 @@ def _reason(attempt: Attempt) -> Reason:
     return Reason.NO_MATCHING_DEVICE
 
 
+def _occurs(cause: Cause, attempt: Attempt) -> bool:
+    """Some device may be ruled out by the cause; this costs nothing, so it is known even where nothing was counted."""
+    if cause is Cause.AVOIDED:
+        return bool(attempt.snapshot.avoid)
+    if cause is Cause.IN_USE:
+        return bool(attempt.snapshot.in_use) and any(pool.used for pool in attempt.fleet.pools)
+    return attempt.fleet.obstructed[cause] > 0
+
+
 def _would_fit(attempt: Attempt, groups: Groups, ignored: frozenset[Cause], with_constraints: bool) -> bool:
-    """The claims would fit, or nobody can tell: then it is better to wait for too much than for nothing."""
-    budget = attempt.budget
+    """The claims would fit, or a selector fails first.
+
+    Raises: BudgetExceededError.
+    """
+    view = View(attempt.snapshot, attempt.fleet, groups[0], ignored)
     try:
-        for group in hopeful_groups(attempt.fleet, groups, attempt.requests, ignored):
-            view = View(attempt.snapshot, attempt.fleet, group, ignored)
-            problem = narrow(pose(attempt.requests, view, attempt.claims, budget, with_constraints), budget)
-            if problem is not None and Search(problem, budget).run() is not None:
-                return True
-    except (SelectorFailedError, BudgetExceededError):
+        found = search_nodes(attempt.requests, attempt.claims, view, groups, attempt.budget, with_constraints)
+    except SelectorFailedError:
         return True
-    return False
+    return found is not None

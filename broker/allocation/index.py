@@ -9,6 +9,7 @@ said), `room` (capacity and counters), `stock` (what is free for whom). How to c
 `candidates`.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import overload
 
@@ -21,9 +22,11 @@ from broker.allocation.cel.engine import (
     SelectorFailure,
 )
 from broker.allocation.constraints import Values
-from broker.allocation.devices import IndexedDevice, IndexedPool, SliceBlock
+from broker.allocation.devices import NO_OBSTACLES, IndexedDevice, IndexedPool, SliceBlock
 from broker.allocation.matching import Asking, Chain, FailedSelector, Matching
 from broker.allocation.nodes import NodeGroup, NodeView, Reach, hypothetical_nodes, node_groups
+from broker.allocation.reached import Reached
+from broker.allocation.reasons import Cause
 from broker.allocation.room import Room
 from broker.allocation.stock import Change, Stock, Terms
 from broker.allocation.supplies import PoolSupply
@@ -50,9 +53,10 @@ class Fleet:
 
     position: of each pool in `pools`.
     order: changes whenever the positions do.
-    troubled: the pools with a problem, in no particular order.
-    waiting: those with binding conditions.
-    sharing: those with devices of which shares can be had.
+    troubled: the pools with a problem.
+    waiting: those that can be used and have binding conditions, by who reaches the slices with these.
+    obstructed: how many pools have devices that a cause may rule out whoever asks; see IndexedPool.obstacles.
+    sharing: the pools with devices of which shares can be had.
     """
 
     def __init__(self, index: "DeviceIndex") -> None:
@@ -67,8 +71,10 @@ class Fleet:
         self._checked = 0  # up to where the index's own log was
         self._stocks: dict[Terms, Stock] = {}  # the least recently used first
         self._asking: dict[Chain, Asking] = {}  # the same
-        self.troubled: dict[IndexedPool, None] = {}
-        self.waiting: dict[IndexedPool, None] = {}
+        self.troubled = Reached()
+        self.waiting = Reached()
+        self.obstructed: Counter[Cause] = Counter()
+        self._obstacles: dict[IndexedPool, frozenset[Cause]] = {}
         self.sharing: dict[IndexedPool, None] = {}
         self._local: dict[IndexedPool, tuple[Reach, ...]] = {}  # the pools that not all nodes reach, and who does
         self._reaches: list[Reach] | None = None
@@ -106,19 +112,31 @@ class Fleet:
             self.order += 1
             self._reaches = None
             for each in gone:
-                for marked in (self.troubled, self.waiting, self.sharing, self._local):
+                for marked in (self.sharing, self._local):
                     marked.pop(each, None)
+                for reached in (self.troubled, self.waiting):
+                    reached.put(each, None)
+                self._note_obstacles(each, NO_OBSTACLES)
                 self._index.release(each)
 
     def _update(self, known: IndexedPool, pool: Pool) -> None:
         if known.pool is not pool:
             self._index.update(known, pool)
-        _mark(self.troubled, known, pool.problem is not None)
-        _mark(self.waiting, known, bool(known.waiting))
+        has_problem = pool.problem is not None
+        self.troubled.put(known, _reaches_of(known.layout.blocks) if has_problem else None)
+        self.waiting.put(known, _reaches_of(known.waiting) if known.waiting and not has_problem else None)
+        if self._obstacles.get(known, NO_OBSTACLES) != known.obstacles:
+            self._note_obstacles(known, known.obstacles)
         _mark(self.sharing, known, bool(known.shared))
         if self._local.get(known, ()) != known.reaches:
             self._reaches = None
             self._local[known] = known.reaches
+
+    def _note_obstacles(self, pool: IndexedPool, obstacles: frozenset[Cause]) -> None:
+        self.obstructed.subtract(self._obstacles.pop(pool, NO_OBSTACLES))
+        self.obstructed.update(obstacles)
+        if obstacles:
+            self._obstacles[pool] = obstacles
 
     def pool(self, key: PoolKey) -> IndexedPool | None:
         """The pool with this key, if it is among them."""
@@ -126,7 +144,7 @@ class Fleet:
 
     def in_trouble(self) -> list[IndexedPool]:
         """The pools with a problem, in order."""
-        return sorted(self.troubled, key=self.position.__getitem__)
+        return sorted(self.troubled.reaches, key=self.position.__getitem__)
 
     @property
     def reaches(self) -> list[Reach]:
@@ -249,6 +267,10 @@ class Groups(Sequence[NodeGroup]):
         """Those that reach any of these, in order."""
         numbers = {number for reach in reaches for number in self._numbers_by_reach.get(reach, ())}
         return [self._groups[number] for number in sorted(numbers)]
+
+
+def _reaches_of(blocks: Iterable[SliceBlock]) -> Iterable[Reach]:
+    return (reach for block in blocks for reach in block.reaches)
 
 
 def _mark(marked: dict[IndexedPool, None], pool: IndexedPool, is_so: bool) -> None:

@@ -11,10 +11,15 @@ from broker.allocation.devices import IndexedDevice, IndexedPool
 from broker.allocation.index import Fleet
 from broker.allocation.matching import FailedSelector
 from broker.allocation.nodes import NodeGroup
-from broker.allocation.stock import Stock
+from broker.allocation.reached import mask_of
+from broker.allocation.stock import Part, Stock
 from broker.allocation.tally import Attributes, Tally, ValueKey, column_for, keys_of
 
 Filters = Sequence[tuple[Attributes, Callable[[Cell], bool]]]  # what is wanted in the columns of attributes
+
+
+_FEW_PARTS = 16  # of an offer: those of more are put together before anybody asks about one pool or value
+_NONE: Mapping[IndexedPool, int] = {}
 
 
 class Offer:
@@ -37,8 +42,12 @@ class Offer:
         self._in_order = in_order
         self._matching = fleet.matching
         self._parts = stock.parts_for(group)
-        self._avoided = {pool: mask for pool, avoided in avoided.items() if (mask := self._all(pool) & avoided)}
-        self.count = sum(part.count for part in self._parts) - sum(map(int.bit_count, self._avoided.values()))
+        self._masks_of_many: dict[IndexedPool, int] | None = None
+        self._avoided: Mapping[IndexedPool, int] = _NONE
+        self.count = sum([part.count for part in self._parts])
+        if avoided:
+            self._avoided = {pool: mask for pool, avoided in avoided.items() if (mask := self._all(pool) & avoided)}
+            self.count -= sum(map(int.bit_count, self._avoided.values()))
         self._counts: dict[Attributes, ValueCounts] = {}
 
     def count_for(self, group: NodeGroup) -> int:
@@ -50,12 +59,36 @@ class Offer:
         """How many there would be if nobody held one and no taint kept anybody off."""
         return self._stock.matched_for(self._group)
 
+    @property
+    def is_local(self) -> bool:
+        """None of them can be used from all nodes."""
+        return all(each.is_local or not each.count for each in self._parts)
+
+    def local(self) -> dict[IndexedPool, int]:
+        """Those that not all nodes reach, as masks of their pools."""
+        return self._masks([each for each in self._parts if each.is_local])
+
+    def masks(self) -> dict[IndexedPool, int]:
+        """All of them, as masks of their pools."""
+        return self._masks(self._parts)
+
+    def _masks(self, parts: Iterable[Part]) -> dict[IndexedPool, int]:
+        found: dict[IndexedPool, int] = {}
+        for part in parts:
+            for pool, live in part.live.items():
+                found[pool] = found.get(pool, 0) | live.mask & ~self._avoided.get(pool, 0)
+        return found
+
     def mask(self, pool: IndexedPool) -> int:
         """Those of one pool."""
         mask = self._all(pool)
         return mask & ~self._avoided.get(pool, 0) if self._avoided else mask
 
     def _all(self, pool: IndexedPool) -> int:
+        if len(self._parts) > _FEW_PARTS:
+            if self._masks_of_many is None:
+                self._masks_of_many = self._masks(self._parts)
+            return self._masks_of_many.get(pool, 0)
         mask = 0
         for part in self._parts:
             live = part.live.get(pool)
@@ -89,9 +122,15 @@ class Offer:
         """Shares can be had of some device of the fleet."""
         return bool(self._fleet.sharing)
 
+    @property
+    def fails_locally(self) -> bool:
+        """A selector failed on some device that these nodes reach, free or not."""
+        return self.may_fail and next(self._stock.failing_by_reach.seen_by(self._group), None) is not None
+
     def failing(self, free_only: bool) -> Iterator[IndexedDevice]:
         """Those on which a selector failed, in order; also of those that would be in the offer if they were free."""
-        for pool in self._in_order(sum(1 << self._fleet.position[pool] for pool in self._stock.failing)):
+        pools = dict.fromkeys(self._stock.failing_by_reach.seen_by(self._group))
+        for pool in self._in_order(mask_of([self._fleet.position[pool] for pool in pools])):
             among = self.mask(pool)
             if not free_only:
                 among = sum(mask for standing, mask in pool.standings if self._group.sees(standing.place.reach))
@@ -124,7 +163,7 @@ class Offer:
         for part in self._parts:
             positions |= part.positions(self._fleet)
         if only_in is not None:
-            positions &= _union(1 << self._fleet.position[pool] for pool in only_in)
+            positions &= mask_of([self._fleet.position[pool] for pool in only_in])
         seen: Counter[Cell] = Counter()
         device, failing = self._matching.device, self._stock.failing
         for pool in self._in_order(positions):
@@ -140,13 +179,6 @@ class Offer:
                     kinds = column_for(block, alike) if alike else _ONE_KIND
                     for index in _limited(kinds, left, unlike >> block.offset, limit, seen):
                         yield device(block, index)
-
-
-def _union(masks: Iterable[int]) -> int:
-    union = 0
-    for mask in masks:
-        union |= mask
-    return union
 
 
 _ONE_KIND = Column((None,), bytes(DEVICES_MAX))
@@ -185,6 +217,14 @@ class ValueCounts:
 
     def __init__(self, attributes: Attributes, tallies: Sequence[Tally], avoided: Mapping[IndexedPool, int]) -> None:
         self._tallies = tallies
+        if len(tallies) > _FEW_PARTS:
+            together: Counter[ValueKey] = Counter()
+            for each in tallies:
+                for key, count in each.counts.items():
+                    together[key] += count
+            self._together: Mapping[ValueKey, int] | None = together
+        else:
+            self._together = None
         self._avoided: Counter[ValueKey] = Counter()
         for pool, mask in avoided.items():
             for block, of_block in pool.layout.split(mask):
@@ -197,6 +237,8 @@ class ValueCounts:
         return self._tallies[0].pools_with(least) if len(self._tallies) == 1 else None
 
     def __getitem__(self, key: ValueKey) -> int:
+        if self._together is not None:
+            return self._together.get(key, 0) - self._avoided[key]
         return sum(each.counts.get(key, 0) for each in self._tallies) - self._avoided[key]
 
     def __iter__(self) -> Iterator[ValueKey]:

@@ -72,7 +72,7 @@ class Reason(StrEnum):
     UNSUPPORTED_FEATURE = "UnsupportedFeature"
     CONSTRAINT_UNSATISFIABLE = "ConstraintUnsatisfiable"
     NO_MATCHING_DEVICE = "NoMatchingDevice"
-    # We do not know.
+    # We do not know whether it fits, or it does not and we do not know why.
     SEARCH_BUDGET_EXCEEDED = "SearchBudgetExceeded"
 
 
@@ -94,7 +94,7 @@ class RequestReport(msgspec.Struct, frozen=True):
     request: "main", or "main/sub" for an alternative.
     devices: all in the pools that the cluster reaches; each is in of_class or ruled out by the class.
     of_class: those for which the class's selectors are not false.
-    needed: how many the request asks for; for All, how many devices match.
+    needed: how many the request asks for; for All, how many match on the node where the fewest are missing.
     usable: those that nothing rules out by itself. Several may draw from the same counters.
     nearest: how many of the needed ones can be had together, as far as one node and one constraint can tell.
     nearest_where: what those have in common, such as "with the same gpu.example.com/fabric (fab-3)".

@@ -1,9 +1,10 @@
 """What became of every device for one alternative: counts by cause, and a sentence about them."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import NamedTuple
 
 from broker.allocation.budget import Budget
 from broker.allocation.candidates import View
@@ -12,16 +13,18 @@ from broker.allocation.columns import Cell, Value, bits, value_text, values_of_c
 from broker.allocation.constraints import DistinctAttribute, MatchAttribute, constraint_of
 from broker.allocation.devices import Place
 from broker.allocation.index import Fleet, IndexedDevice, IndexedPool
-from broker.allocation.nodes import OPTIONAL_NODE_OPERATIONS, NodeGroup
+from broker.allocation.nodes import EVERYWHERE, OPTIONAL_NODE_OPERATIONS, NodeGroup, Reach
 from broker.allocation.offer import Offer
 from broker.allocation.reasons import Cause, RequestReport, RuledOut
 from broker.allocation.requests import Alternative, Asks, claim_name
+from broker.allocation.shapes import Shapes
 from broker.allocation.snapshot import Snapshot
 from broker.allocation.suffice import supply
 from broker.allocation.taints import taint_text, untolerated
 from broker.allocation.tally import column_for
 from broker.world.keys import PoolKey
 from schemas.resource import ResourceClaim
+from schemas.resource.limits import ALLOCATION_RESULTS_MAX
 
 _DETAILS_SHOWN = 3
 _DETAILS_LOOKED_AT = 500  # devices
@@ -60,9 +63,14 @@ class _Counted:
 
     devices: int
     of_class: int
-    matching: int
+    matching_by_reach: Mapping[Reach, int]
     usable: int
     ruled_out: tuple[RuledOut, ...]
+
+    def matching_for(self, group: NodeGroup) -> int:
+        """How many devices match, of those that the nodes of the group reach."""
+        by_reach = self.matching_by_reach
+        return by_reach.get(EVERYWHERE, 0) + sum([by_reach.get(each, 0) for each in group.reaches or ()])
 
 
 @dataclass(slots=True)
@@ -90,8 +98,7 @@ class Reporter:
         counted = self._counted.get(alternative.asks)
         if counted is None:
             counted = self._counted[alternative.asks] = self._count(alternative)
-        needed = counted.matching if alternative.takes_all else alternative.count
-        nearest, where = self._nearest(claim, alternative)
+        needed, nearest, where = self._nearest(claim, alternative, counted)
         return RequestReport(
             claim=claim_name(claim),
             request=alternative.name,
@@ -106,11 +113,20 @@ class Reporter:
             ruled_out=counted.ruled_out,
         )
 
+    def least(self, alternative: Alternative) -> int:
+        """How many devices it needs at least, on whatever node; 1 if nobody counted."""
+        if not alternative.takes_all:
+            return alternative.count
+        counted = self._counted.get(alternative.asks)
+        needs = [counted.matching_for(group) for group in self.groups] if counted is not None else []
+        return min([each for each in needs if each], default=1)
+
     def _count(self, alternative: Alternative) -> _Counted:
         """Charge every device to the first cause that applies."""
         tallies = {cause: _Tally() for cause in Cause}
         by_selector: Counter[int] = Counter()
-        devices = matching = usable = 0
+        matching: Counter[Reach] = Counter()
+        devices = usable = 0
         match = self.fleet.matching.match
         # Its selectors were charged for before, or this ends here.
         self.everyone.candidates(alternative, self.budget)
@@ -131,11 +147,9 @@ class Reporter:
                     tallies[cause].add(mask.bit_count(), self._details(cause, pool, mask, alternative))
                 usable += left - ruled_out
                 counting = possible & ~charged.get(Cause.CAPACITY, 0)
-                matching += sum(
-                    (counting & mask).bit_count()
-                    for standing, mask in pool.standings
-                    if self.everyone.group.sees(standing.place.reach)
-                )
+                for standing, mask in pool.standings if alternative.takes_all else ():
+                    if counting & mask:
+                        matching[standing.place.reach] += (counting & mask).bit_count()
                 is_affected = possible & (pool.used | (pool.drawing if pool.used else 0))
                 if is_affected or Cause.AVOIDED in charged:
                     self.contended.add(pool.key)
@@ -147,7 +161,7 @@ class Reporter:
         return _Counted(
             devices=devices,
             of_class=devices - by_others,
-            matching=matching,
+            matching_by_reach=matching,
             usable=usable,
             ruled_out=(
                 *_ruled_out_by_selectors(by_selector, alternative.class_selectors),
@@ -203,29 +217,61 @@ class Reporter:
             case _:
                 yield str(device.key)
 
-    def _nearest(self, claim: ResourceClaim, alternative: Alternative) -> tuple[int, str]:
-        """The most devices that one node and one constraint allow."""
-        best = (-1, "")
+    def _nearest(self, claim: ResourceClaim, alternative: Alternative, counted: _Counted) -> "_Nearest":
+        """The group of nodes on which, as far as one constraint can tell, the fewest devices are missing.
+
+        All means those that one node reaches; a node without any is none that could serve it.
+        """
+        best = _Nearest(0, 0, "")
+        constraints = [constraint_of(each) for each in claim.spec.devices.constraints]
+        bound_by = [each for each in constraints if each.applies_to(alternative.name)]
         everyone = self.everyone.candidates(alternative, self.budget).offer
+        shapes = Shapes([alternative], [each.attribute for each in bound_by], self.everyone)
+        known: set[Hashable] = set()
         for group in self.groups:
             self.budget.spend()
-            if everyone.count_for(group) <= best[0]:
+            needed = counted.matching_for(group) if alternative.takes_all else alternative.count
+            if needed == 0 or not _Nearest(needed, everyone.count_for(group), "").is_nearer_than(best):
                 continue
-            view = self.everyone if len(self.groups) == 1 else View(self.snapshot, self.fleet, group)
+            view = self.everyone if len(self.groups) == 1 else self.everyone.of(group)
+            shape = (needed, shapes.of(view, self.budget)) if bound_by and len(self.groups) > 1 else None
+            if shape in known:
+                continue
+            if shape is not None and shape[1] is not None:
+                known.add(shape)
             candidates = view.candidates(alternative, self.budget)
             count = len(candidates.devices) if alternative.derived else candidates.offer.count
-            here = (count, f"reached from one node ({group.node.name})" if len(self.groups) > 1 else "")
-            for each in claim.spec.devices.constraints:
-                constraint = constraint_of(each)
-                if constraint.applies_to(alternative.name):
-                    if alternative.derived:
-                        self.budget.spend(1 + len(candidates.devices))
-                        found = _most_among(constraint, alternative, candidates.devices)
-                    else:
-                        found = _most_of(constraint, candidates.offer)
-                    here = min(here, found, key=lambda found: found[0])
-            best = max(best, here, key=lambda found: found[0])
+            most = (count, f"reached from one node ({group.node.name})" if len(self.groups) > 1 else "")
+            for constraint in bound_by:
+                if alternative.derived:
+                    self.budget.spend(1 + len(candidates.devices))
+                    found = _most_among(constraint, alternative, candidates.devices)
+                else:
+                    found = _most_of(constraint, candidates.offer)
+                most = min(most, found, key=lambda found: found[0])
+            here = _Nearest(needed, *most)
+            if here.is_nearer_than(best):
+                best = here
         return best
+
+
+class _Nearest(NamedTuple):
+    """What one group of nodes has of the devices that a request needs there.
+
+    needed: 0 if there is none that could serve it.
+    """
+
+    needed: int
+    there: int
+    where: str
+
+    def is_nearer_than(self, other: "_Nearest") -> bool:
+        return self._distance < other._distance
+
+    @property
+    def _distance(self) -> tuple[bool, bool, int, int]:
+        # More than a claim can have is farther than anything that is only missing.
+        return self.needed == 0, self.needed > ALLOCATION_RESULTS_MAX, self.needed - self.there, self.needed
 
 
 def _most_among(

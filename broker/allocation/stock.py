@@ -14,6 +14,7 @@ from broker.allocation.capacity import CapacityAsk
 from broker.allocation.devices import IndexedPool, Layout, Place, SliceBlock, Standing
 from broker.allocation.matching import Chain, Matching
 from broker.allocation.nodes import EVERYWHERE, NodeGroup, Reach
+from broker.allocation.reached import Reached, mask_of
 from broker.allocation.reasons import Cause
 from broker.allocation.room import Room, undrawable
 from broker.allocation.taints import untolerated
@@ -23,6 +24,7 @@ from broker.world.usage import InUse
 from schemas.resource import DeviceToleration
 
 _STEPS_FOR_POOL = 20
+_FEW_LIVE = 8  # pools
 _FEW_POOLS = 32  # that the decisions before have changed: part of any decision
 
 
@@ -85,14 +87,16 @@ _NOTHING = _Live(Layout(()), 0)
 class Part:
     """The devices of a stock that can be used in one place.
 
+    is_local: which not all nodes reach.
     live: the mask of each pool that has any.
     count: how many they are.
     matched: how many there would be if nobody held one and no taint kept anybody off.
     """
 
-    __slots__ = ("_matched_by_pool", "_order", "_positions", "count", "live", "matched", "tallies")
+    __slots__ = ("_matched_by_pool", "_order", "_positions", "count", "is_local", "live", "matched", "tallies")
 
-    def __init__(self) -> None:
+    def __init__(self, is_local: bool) -> None:
+        self.is_local = is_local
         self.live: dict[IndexedPool, _Live] = {}
         self.count = 0
         self.matched = 0
@@ -131,11 +135,10 @@ class Part:
 
     def positions(self, fleet: HasPools) -> int:
         """Bit i is set where the fleet's pool at position i has live devices."""
+        if len(self.live) <= _FEW_LIVE:  # those of one node: not worth a mask that is as long as the fleet
+            return mask_of([fleet.position[pool] for pool in self.live])
         if self._order != fleet.order:
-            digits = bytearray(b"0" * len(fleet.pools))
-            for pool in self.live:
-                digits[-1 - fleet.position[pool]] = 49  # "1"
-            self._positions = int(digits or b"0", 2)
+            self._positions = mask_of([fleet.position[pool] for pool in self.live])
             self._order = fleet.order
         return self._positions
 
@@ -191,6 +194,7 @@ class Stock:
         self.fleet = fleet
         self.parts: dict[Place, Part] = {}
         self.failing: dict[IndexedPool, int] = {}
+        self.failing_by_reach = Reached()
         self.count_by_reach: dict[Reach, int] = {}
         self._matching = matching
         self._room = room
@@ -259,13 +263,15 @@ class Stock:
             self._places_by_pool.pop(pool, None)
         if matches.failing and not is_barred:
             self.failing[pool] = matches.failing
+            self.failing_by_reach.put(pool, [standing.place.reach for standing, _ in pool.standings])
         elif self.failing:
             self.failing.pop(pool, None)
+            self.failing_by_reach.put(pool, None)
 
     def _put_part(self, place: Place, pool: IndexedPool, live: int, matched: int) -> None:
         part = self.parts.get(place)
         if part is None:
-            part = self.parts[place] = Part()
+            part = self.parts[place] = Part(place.reach is not EVERYWHERE)
         before = part.count
         part.put(pool, live, matched, self.fleet)
         self._count(place.reach, part.count - before)
@@ -303,6 +309,7 @@ class Stock:
             self.parts[place].drop(pool)
             self._count(place.reach, self.parts[place].count - before)
         self.failing.pop(pool, None)
+        self.failing_by_reach.put(pool, None)
         self._crowded.pop(pool, None)
 
     def count_for(self, group: NodeGroup) -> int:
@@ -319,7 +326,7 @@ class Stock:
         elif len(self.parts) == 1 and _ON_ALL_NODES in self.parts:
             places = (_ON_ALL_NODES,)
         else:
-            places = _places_of(group.reaches)
+            places = _places_of([each for each in group.reaches if each in self.count_by_reach])
         is_any_node = Cause.NODE in self.terms.ignored
         return [
             self.parts[each] for each in places if each in self.parts and (is_any_node or each.is_usable_on(group.node))

@@ -141,7 +141,8 @@ class Round:
         if likeness in self.core.asking:
             self.core.asking.discard(likeness)
             self.core.changed(_asking_topic(likeness))
-        if isinstance(found, NoFit) and found.reason == Reason.DEVICES_AVOIDED:
+        in_the_way = (Reason.DEVICES_AVOIDED, Reason.SEARCH_BUDGET_EXCEEDED)  # or nobody knows
+        if isinstance(found, NoFit) and snapshot.avoid and found.reason in in_the_way:
             # Rejected before, but the time to wait for something else has passed.
             found = self._search(spec, msgspec.structs.replace(snapshot, avoid=frozenset()))
         if isinstance(found, NoFit):

@@ -622,3 +622,47 @@ def test_selectors_that_are_too_long_together_are_not_compiled(device_index: Dev
     found = refused(allocate_claim(a_claim(*requests), a_snapshot(a_pool()), device_index, step_budget=25_000))
     assert found.reason is Reason.SEARCH_BUDGET_EXCEEDED
     assert "too long to be compiled" in found.message
+
+
+def edges(count: int, **fields: Any) -> list[Device]:
+    """Devices with three of 25 values each. Whether nine of them have nothing in common is hard to tell."""
+    values = [sorted({n % 25, (n * 7 + 3) % 25, (n * 11 + 5) % 25}) for n in range(count)]
+    return [msgspec.structs.replace(a_device(f"d{n:02}", edge=each), **fields) for n, each in enumerate(values)]
+
+
+NINE_APART = a_claim(a_request(count=9), constraints=[a_distinct(f"{DRIVER}/edge")])
+
+
+@pytest.mark.parametrize(
+    ("pool", "names", "avoid"),
+    [
+        pytest.param(a_pool(a_slice(edges(64))), [f"d{n:02}" for n in range(56)], [], id="in use"),
+        pytest.param(a_pool(a_slice(edges(64))), [], [f"d{n:02}" for n in range(56)], id="avoided"),
+        pytest.param(a_pool(a_slice(edges(64, taints=[a_taint()]))), [], [], id="tainted"),
+    ],
+)
+def test_nothing_is_promised_that_was_not_found_out(
+    device_index: DeviceIndex, pool: Pool, names: list[str], avoid: list[str]
+) -> None:
+    avoided = frozenset(DeviceKey(pool.key, name) for name in avoid)
+    snapshot = a_snapshot(pool, in_use=held(pool, *names), avoid=avoided)
+    found = refused(allocate_claim(NINE_APART, snapshot, device_index, step_budget=2_000))
+    assert found.reason is Reason.SEARCH_BUDGET_EXCEEDED
+    assert found.message.startswith("nothing fits, and the search for what stands in the way ended after 2000 steps; ")
+    assert found.waits_on.pools == ((pool.key,) if names or avoid else ())
+    assert found == allocate_claim(NINE_APART, snapshot, device_index, step_budget=2_000)
+
+
+@pytest.mark.parametrize("is_held", [False, True])
+def test_what_occurs_nowhere_is_no_reason_however_little_was_counted(device_index: DeviceIndex, is_held: bool) -> None:
+    others = [a_pool(a_slice(driver="other.example.com", name=f"s{n}", pool=f"p{n}")) for n in range(300)]
+    pool = a_pool(a_slice(edges(12)))
+    wanted = a_claim(a_request(count=7), constraints=[a_distinct(f"{DRIVER}/edge")])
+    in_use = InUse({DeviceKey(PoolKey("fabric/g", DRIVER, "far"), "x"): Use(("west/default/x",))} if is_held else {})
+    reasons = {
+        refused(
+            allocate_claim(wanted, a_snapshot(pool, *others, in_use=in_use), device_index, step_budget=budget)
+        ).reason
+        for budget in range(100, 2_500, 100)
+    }
+    assert reasons == {Reason.SEARCH_BUDGET_EXCEEDED, Reason.CONSTRAINT_UNSATISFIABLE}
