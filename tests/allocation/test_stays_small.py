@@ -9,13 +9,16 @@ from schemas.resource import AllocationResult, Device, DeviceConstraint, DeviceR
 from tests.allocation.test_allocate import a_snapshot, devices
 from tests.builders import (
     DRIVER,
+    a_choice,
     a_claim,
     a_device,
     a_distinct,
+    a_match,
     a_pool,
     a_request,
     a_request_for_all,
     a_slice,
+    a_sub_request,
 )
 
 OF = f'device.attributes["{DRIVER}"]'
@@ -67,3 +70,27 @@ def test_leaves_a_later_request_the_devices_that_it_needs(
         device_index, of_devices(fleet), a_request("some", count=count), *few, constraints=distinct, steps=2_000
     )
     assert found[:count] == [f"d{n:02}" for n in expected]
+
+
+# --- what the devices with one value can do together
+
+
+@pytest.mark.parametrize(
+    "requests",
+    [
+        pytest.param([(8, 4), (2, 1)], id="two requests with alternatives"),
+        pytest.param([(2, 1)] * 4 + [(2, 1)], id="several before the one that is hard to serve"),
+    ],
+)
+def test_leaves_out_values_that_no_alternative_of_another_request_has(
+    device_index: DeviceIndex, requests: list[tuple[int, int]]
+) -> None:
+    fleet = [a_device(f"a{n:04}", fabric=f"f{n // 8}", model="a") for n in range(1024)]
+    fleet += [a_device(f"b{n}", fabric=f"f{n}", model="b") for n in range(120, 128)]
+    models = ["a"] * (len(requests) - 1) + ["b"]
+    choices = [
+        a_choice(f"r{n}", *(a_sub_request(f"s{m}", f'{OF}.model == "{model}"', count=m) for m in counts))
+        for n, (model, counts) in enumerate(zip(models, requests, strict=True))
+    ]
+    found = take(device_index, of_devices(fleet), *choices, constraints=[a_match(f"{DRIVER}/fabric")], steps=5_000)
+    assert found[-1] == "b120"
