@@ -6,13 +6,13 @@ from broker.allocation.budget import Budget, BudgetExceededError
 from broker.allocation.candidates import View, hopeful_groups, terms_of
 from broker.allocation.explain import Attempt, explain, explain_exceeded_budget, explain_failed_selector
 from broker.allocation.index import DeviceIndex, Fleet
-from broker.allocation.narrow import narrow
 from broker.allocation.problem import pose
 from broker.allocation.reasons import NoFit, Reason
 from broker.allocation.requests import Request, read_requests
 from broker.allocation.result import allocation_of
-from broker.allocation.search import Search, SelectorFailedError
+from broker.allocation.search import SelectorFailedError
 from broker.allocation.snapshot import Snapshot
+from broker.allocation.solve import solve
 from schemas.resource import AllocationResult, ResourceClaim
 
 DEFAULT_STEP_BUDGET = 50_000  # with the explanation at most about a tenth of a second
@@ -75,8 +75,7 @@ def allocate(
     attempt = Attempt(claims, requests, snapshot, fleet, groups, Budget(step_budget))
     try:
         for group in hopeful_groups(fleet, groups, requests, frozenset()):
-            problem = narrow(pose(requests, View(snapshot, fleet, group), claims, budget), budget)
-            chosen = Search(problem, budget).run() if problem is not None else None
+            chosen = solve(pose(requests, View(snapshot, fleet, group), claims, budget), budget)
             if chosen is not None:
                 return [
                     allocation_of(claim, [each for each in chosen if each.alternative.claim_index == index], group.node)

@@ -5,7 +5,7 @@ that matters a solution takes no more than the requests ask for together.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from itertools import islice
 from typing import Any
 
@@ -21,10 +21,13 @@ from broker.allocation.suffice import constraints_with_scope
 from broker.allocation.tally import Attributes, ValueKey, keys_of
 from schemas.resource.limits import ALLOCATION_RESULTS_MAX
 
+_DEVICES_PER_STEP = 4  # when their values are counted
 
-def narrow_by_counts(problem: Problem, budget: Budget) -> Problem | None:
+
+def narrow_by_counts(problem: Problem, budget: Budget, thoroughly: bool = False) -> Problem | None:
     """The problem with only those devices that are worth trying; None if it is plain that there is no solution.
 
+    thoroughly: count also what the index does not keep: of each value to match the distinct values.
     Raises: BudgetExceededError.
     """
     hopeful = with_hope(problem)
@@ -40,6 +43,10 @@ def narrow_by_counts(problem: Problem, budget: Budget) -> Problem | None:
     ]
     if bound and not _distinct_values_suffice(bound, hopeful.candidates):
         return None
+    if thoroughly:
+        joint = _JointCounts(budget)
+        for each in bound:
+            each.count_distinct(bound, joint)
     # A solution takes no more of devices that are alike in all that a constraint compares, so more need not be tried:
     # whoever takes a later one could take an earlier one that nobody takes.
     limit = sum([max([hopeful.candidates[each].count for each in one.alternatives]) for one in hopeful.requests])
@@ -110,6 +117,22 @@ class _Bound:
         self._candidates = candidates
         self._short: dict[ValueKey, list[Request]] = {}
         self._needs: list[tuple[ValueCounts, int]] | None = None
+        # With the constraints that keep the same requests apart, how many values of theirs each of its values has, and
+        # how many those requests need.
+        self._distinct: list[tuple[Mapping[ValueKey, int], int]] = []
+
+    def count_distinct(self, bound: Sequence["_Bound"], joint: "_JointCounts") -> None:
+        """Count the values to be distinct for each value to match. Raises: BudgetExceededError."""
+        for other in bound if self.is_match else ():
+            both = [each for each in self.certain if other.is_distinct and each in other.certain]
+            needed = sum(self._candidates[each].count for each in both)
+            if needed > 1:
+                offers = dict.fromkeys(self._candidates[each].offer for each in both)
+                self._distinct.append((joint.of(self.attribute, other.attribute, tuple(offers)), needed))
+
+    def has_distinct(self, value: ValueKey) -> bool:
+        """As far as was counted, as many values as have to be distinct are found among the devices with the value."""
+        return all(counts.get(value, 0) >= needed for counts, needed in self._distinct)
 
     def needs(self, alternative: Alternative) -> list[tuple[ValueCounts, int]]:
         """How many devices of one value each offer must have for the alternative and all that are certain."""
@@ -136,6 +159,32 @@ class _Bound:
         if self.attribute in alternative.derived:
             return True  # as far as the index can tell
         return candidates.offer.counts((self.attribute,))[value] >= candidates.count
+
+
+class _JointCounts:
+    """How many values of one attribute the devices with each value of another have. Counted when asked for."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._pairs: dict[tuple[Offer, Attributes], Set[tuple[Any, ...]]] = {}
+        self._counts: dict[tuple[str, str, tuple[Offer, ...]], Mapping[ValueKey, int]] = {}
+
+    def of(self, attribute: str, other: str, offers: tuple[Offer, ...]) -> Mapping[ValueKey, int]:
+        """For each value of the attribute, the values of the other that the offers have together with it.
+
+        Raises: BudgetExceededError.
+        """
+        key = (attribute, other, offers)
+        if key not in self._counts:
+            together: set[tuple[Any, ...]] = set().union(*(self._pairs_of(each, (attribute, other)) for each in offers))
+            self._counts[key] = Counter(first for first, _ in together)
+        return self._counts[key]
+
+    def _pairs_of(self, offer: Offer, attributes: Attributes) -> Set[tuple[Any, ...]]:
+        if (offer, attributes) not in self._pairs:
+            self._budget.spend(offer.count // _DEVICES_PER_STEP)
+            self._pairs[offer, attributes] = {tuple(key) for key in offer.keys(attributes) if isinstance(key, tuple)}
+        return self._pairs[offer, attributes]
 
 
 def _distinct_values_suffice(bound: Sequence[_Bound], candidates: Mapping[Alternative, Candidates]) -> bool:
@@ -221,8 +270,10 @@ class _Test:
 
     def _suffices_for(self, bound: _Bound, needs: Sequence[tuple[ValueCounts, int]], value: ValueKey) -> bool:
         self._budget.spend(len(needs))
-        return all(counts[value] >= needed for counts, needed in needs) and all(
-            self._alternative in short.alternatives for short in bound.short_of(value)
+        return (
+            all(counts[value] >= needed for counts, needed in needs)
+            and all(self._alternative in short.alternatives for short in bound.short_of(value))
+            and bound.has_distinct(value)
         )
 
 

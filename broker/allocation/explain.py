@@ -13,14 +13,14 @@ from broker.allocation.budget import Budget, BudgetExceededError
 from broker.allocation.candidates import View, hopeful_groups
 from broker.allocation.cel.engine import SelectorPlace, describe_failure
 from broker.allocation.index import FailedSelector, Fleet, Groups, IndexedDevice
-from broker.allocation.narrow import narrow
 from broker.allocation.nodes import ANY_NODE, NodeGroup, NodeView
 from broker.allocation.problem import pose
 from broker.allocation.reasons import Cause, NoFit, Reason, RequestReport, WaitsOn
 from broker.allocation.report import Reporter, sentence
 from broker.allocation.requests import Alternative, Request, claim_name
-from broker.allocation.search import Search, SelectorFailedError
+from broker.allocation.search import SelectorFailedError
 from broker.allocation.snapshot import Snapshot
+from broker.allocation.solve import solve
 from schemas.resource import ResourceClaim
 from schemas.resource.limits import ALLOCATION_RESULTS_MAX
 
@@ -220,8 +220,7 @@ def _would_fit(attempt: Attempt, groups: Groups, ignored: frozenset[Cause], with
     try:
         for group in hopeful_groups(attempt.fleet, groups, attempt.requests, ignored):
             view = View(attempt.snapshot, attempt.fleet, group, ignored)
-            problem = narrow(pose(attempt.requests, view, attempt.claims, budget, with_constraints), budget)
-            if problem is not None and Search(problem, budget).run() is not None:
+            if solve(pose(attempt.requests, view, attempt.claims, budget, with_constraints), budget) is not None:
                 return True
     except (SelectorFailedError, BudgetExceededError):
         return True

@@ -1,11 +1,23 @@
 """Claims that the search must answer within few steps; without its rules, each takes millions."""
 
 import pytest
+from msgspec.structs import replace
 
 from broker.allocation.allocate import allocate_claim
 from broker.allocation.index import DeviceIndex
 from broker.allocation.snapshot import Snapshot
-from schemas.resource import AllocationResult, Device, DeviceConstraint, DeviceRequest
+from broker.world.keys import DeviceKey
+from broker.world.usage import InUse, Use
+from schemas.resource import (
+    AllocationResult,
+    CapacityRequirements,
+    Counter,
+    CounterSet,
+    Device,
+    DeviceConstraint,
+    DeviceCounterConsumption,
+    DeviceRequest,
+)
 from tests.allocation.test_allocate import a_snapshot, devices
 from tests.builders import (
     DRIVER,
@@ -94,3 +106,79 @@ def test_leaves_out_values_that_no_alternative_of_another_request_has(
     ]
     found = take(device_index, of_devices(fleet), *choices, constraints=[a_match(f"{DRIVER}/fabric")], steps=5_000)
     assert found[-1] == "b120"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "sizes"),
+    [
+        pytest.param(128, [(4, 2)], id="4 and 4 of one of 128"),
+        pytest.param(64, [(4, 1), (2, 2)], id="4, 2 and 2 of one of 64"),
+        pytest.param(64, [(2, 4)], id="four times 2 of one of 64"),
+        pytest.param(256, [(4, 1), (2, 2)], id="4, 2 and 2 of one of 256"),
+    ],
+)
+def test_leaves_out_gpus_with_too_little_left_in_their_counters(
+    device_index: DeviceIndex, gpus: int, sizes: list[tuple[int, int]]
+) -> None:
+    partitions = [(size, n) for size in (8, 4, 2, 1) for n in range(8 // size)]
+    members = [
+        replace(
+            a_device(f"g{gpu:03}-{size}-{n}", size=size, gpu=gpu),
+            consumes_counters=[
+                DeviceCounterConsumption(counter_set=f"gpu-{gpu}", counters={"slices": Counter(value=str(size))})
+            ],
+        )
+        for gpu in range(gpus)
+        for size, n in partitions
+    ]
+    sets = [CounterSet(name=f"gpu-{gpu}", counters={"slices": Counter(value="8")}) for gpu in range(gpus)]
+    starts, of_sets = range(0, len(members), 60), range(0, gpus, 8)
+    total = len(starts) + len(of_sets)
+    pool = a_pool(
+        *(a_slice(members[n : n + 60], name=f"d{n:04}", slice_count=total) for n in starts),
+        *(a_slice([], name=f"c{n:03}", slice_count=total, shared_counters=sets[n : n + 8]) for n in of_sets),
+    )
+    # One slice is held on every GPU but the last.
+    held = InUse({DeviceKey(pool.key, f"g{gpu:03}-1-0"): Use(("holder",)) for gpu in range(gpus - 1)})
+    requests = [a_request(f"r{n}", f"{OF}.size == {size}", count=count) for n, (size, count) in enumerate(sizes)]
+    same = [a_match(f"{DRIVER}/gpu")]
+    found = take(device_index, a_snapshot(pool, in_use=held), *requests, constraints=same, steps=15_000)
+    expected = [f"g{gpus - 1:03}-{size}-{n}" for size, count in sizes for n in range(count)]
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    "amounts", [pytest.param(["40Gi", "35Gi"], id="unlike"), pytest.param(["40Gi"] * 2, id="alike")]
+)
+def test_leaves_out_gpus_with_too_little_capacity_left(device_index: DeviceIndex, amounts: list[str]) -> None:
+    fleet = [
+        replace(a_device(f"d{n:03}", gpu=n, capacity={"memory": "80Gi"}), allow_multiple_allocations=True)
+        for n in range(256)
+    ]
+    snapshot = of_devices(fleet)
+    taken = Use(("holder",), is_whole=False, is_shared=True, consumed={"memory": 10 * 2**30 * 10**9})
+    held = InUse({DeviceKey(snapshot.pools[0].key, f"d{n:03}"): taken for n in range(255)})
+    requests = [
+        a_request(f"r{n}", capacity=CapacityRequirements(requests={"memory": amount}))
+        for n, amount in enumerate(amounts)
+    ]
+    snapshot = replace(snapshot, in_use=held)
+    same = [a_match(f"{DRIVER}/gpu")]
+    assert take(device_index, snapshot, *requests, constraints=same, steps=10_000) == ["d255", "d255"]
+
+
+@pytest.mark.parametrize(
+    "requests",
+    [
+        pytest.param([a_request("a", count=4)], id="one request"),
+        pytest.param([a_request("a", count=2), a_request("b", f"{OF}.numa > 0", count=2)], id="two requests"),
+    ],
+)
+def test_leaves_out_values_with_too_few_distinct_values(
+    device_index: DeviceIndex, requests: list[DeviceRequest]
+) -> None:
+    # All fabrics but the last have only three NUMA nodes.
+    fleet = [a_device(f"d{n:04}", fabric=n // 8, numa=n % 8 % (4 if n >= 4088 else 3)) for n in range(4096)]
+    constraints = [a_match(f"{DRIVER}/fabric"), a_distinct(f"{DRIVER}/numa")]
+    found = take(device_index, of_devices(fleet), *requests, constraints=constraints, steps=10_000)
+    assert found == ["d4088", "d4089", "d4090", "d4091"]
