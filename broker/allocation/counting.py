@@ -22,6 +22,7 @@ from broker.allocation.tally import Attributes, ValueKey, keys_of
 from schemas.resource.limits import ALLOCATION_RESULTS_MAX
 
 _DEVICES_PER_STEP = 4  # when their values are counted
+_CONSTRAINTS_PER_STEP = 2  # on one alternative; most claims have few, and many nodes to be tried on
 
 
 def narrow_by_counts(problem: Problem, budget: Budget, thoroughly: bool = False) -> Problem | None:
@@ -228,6 +229,7 @@ class _Test:
 
     def __init__(self, alternative: Alternative, own: Candidates, bound: Sequence[_Bound], budget: Budget) -> None:
         mine = [each for each in bound if alternative in each.scope]
+        budget.spend(len(mine) // _CONSTRAINTS_PER_STEP)
         matching = [each for each in mine if each.is_match]
         self._matched: Attributes = tuple(dict.fromkeys(each.attribute for each in matching))
         self.attributes: Attributes = tuple(dict.fromkeys([*self._matched, *(each.attribute for each in mine)]))

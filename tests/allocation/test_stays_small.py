@@ -182,3 +182,14 @@ def test_leaves_out_values_with_too_few_distinct_values(
     constraints = [a_match(f"{DRIVER}/fabric"), a_distinct(f"{DRIVER}/numa")]
     found = take(device_index, of_devices(fleet), *requests, constraints=constraints, steps=10_000)
     assert found == ["d4088", "d4089", "d4090", "d4091"]
+
+
+# --- claims made to be slow
+
+
+def test_constraints_that_say_the_same_are_looked_at_once(device_index: DeviceIndex) -> None:
+    fleet = [a_device(f"d{n}", model="a") for n in range(8)]
+    choices = [a_choice(f"r{n}", *(a_sub_request(f"s{m}") for m in range(8))) for n in range(8)]
+    same = [a_match(f"{DRIVER}/model")] * 32
+    found = take(device_index, of_devices(fleet), *choices, constraints=same, steps=2_500)
+    assert found == [f"d{n}" for n in range(8)]
