@@ -5,8 +5,8 @@ value in common, and are distinct when no two of them have. A device without the
 Source: KEP-4381, KEP-5491 (lists), KEP-6080 (derived). Upstream compares versions as text, and so do we.
 """
 
-from collections.abc import Hashable
-from typing import Protocol
+from collections.abc import Hashable, Iterable
+from typing import Protocol, Self
 
 from broker.allocation.cel.engine import AttributeValue, Scalar
 from schemas.resource import Device, DeviceAttribute, DeviceConstraint
@@ -64,6 +64,9 @@ class Constraint(Protocol):
     def applies_to(self, request: str) -> bool:
         """The request ("main" or "main/sub") is in its scope."""
 
+    def fresh(self) -> "Constraint":
+        """The same with no device chosen."""
+
     def add(self, values: Values | None) -> bool:
         """Choose a device with these values if it goes with the ones chosen before; if not, nothing has changed."""
 
@@ -78,18 +81,21 @@ class Constraint(Protocol):
 class _Scope:
     """What both kinds of constraint share. Naming a request includes all of its alternatives."""
 
-    def __init__(self, attribute: str, requests: list[str]) -> None:
+    def __init__(self, attribute: str, requests: Iterable[str]) -> None:
         self.attribute = attribute
         self._requests = frozenset(requests)
 
     def applies_to(self, request: str) -> bool:
         return not self._requests or request in self._requests or request.partition("/")[0] in self._requests
 
+    def fresh(self) -> Self:
+        return type(self)(self.attribute, self._requests)
+
 
 class MatchAttribute(_Scope):
     """All devices have a value in common."""
 
-    def __init__(self, attribute: str, requests: list[str]) -> None:
+    def __init__(self, attribute: str, requests: Iterable[str]) -> None:
         super().__init__(attribute, requests)
         self._common: list[Values] = []  # after each device: the values that all have in common; never empty sets
 
@@ -114,7 +120,7 @@ class MatchAttribute(_Scope):
 class DistinctAttribute(_Scope):
     """No two devices have a value in common."""
 
-    def __init__(self, attribute: str, requests: list[str]) -> None:
+    def __init__(self, attribute: str, requests: Iterable[str]) -> None:
         super().__init__(attribute, requests)
         self._chosen: list[Values] = []
         self._taken: set[tuple[str, object]] = set()  # the union of _chosen, whose sets are disjoint

@@ -5,7 +5,7 @@ that matters a solution takes no more than the requests ask for together.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from itertools import islice
 from typing import Any
 
@@ -21,19 +21,31 @@ from broker.allocation.suffice import constraints_with_scope
 from broker.allocation.tally import Attributes, ValueKey, keys_of
 from schemas.resource.limits import ALLOCATION_RESULTS_MAX
 
+_DEVICES_PER_STEP = 4  # when their values are counted
+_CONSTRAINTS_PER_STEP = 2  # on one alternative; most claims have few, and many nodes to be tried on
 
-def narrow_by_counts(problem: Problem, budget: Budget) -> Problem | None:
+
+def narrow_by_counts(problem: Problem, budget: Budget, thoroughly: bool = False) -> Problem | None:
     """The problem with only those devices that are worth trying; None if it is plain that there is no solution.
 
+    thoroughly: count also what the index does not keep: of each value to match the distinct values.
     Raises: BudgetExceededError.
     """
     hopeful = with_hope(problem)
     if hopeful is None or not _results_fit(hopeful) or not _offers_suffice(hopeful):
         return None
-    bound = list(constraints_with_scope(hopeful, budget))
     certain = {request.alternatives[0] for request in hopeful.requests if len(request.alternatives) == 1}
-    if bound and not _distinct_values_suffice(hopeful, bound, certain):
+    choices = [request for request in hopeful.requests if len(request.alternatives) > 1]
+    bound = [
+        _Bound(constraint, scope, hopeful.candidates, certain, choices)
+        for constraint, scope in constraints_with_scope(hopeful, budget)
+    ]
+    if bound and not _distinct_values_suffice(bound, hopeful.candidates):
         return None
+    if thoroughly:
+        joint = _JointCounts(budget)
+        for each in bound:
+            each.count_distinct(bound, joint)
     # A solution takes no more of devices that are alike in all that a constraint compares, so more need not be tried:
     # whoever takes a later one could take an earlier one that nobody takes.
     limit = sum([max([hopeful.candidates[each].count for each in one.alternatives]) for one in hopeful.requests])
@@ -45,7 +57,7 @@ def narrow_by_counts(problem: Problem, budget: Budget) -> Problem | None:
         if not bound:
             candidates[alternative] = before.only(before.offer.devices(limit=limit))
             continue
-        test = _Test(alternative, before, bound, hopeful.candidates, certain)
+        test = _Test(alternative, before, bound, budget)
         if test.is_hopeless:
             candidates[alternative] = before.only(())
         else:
@@ -81,18 +93,108 @@ def _results_fit(problem: Problem) -> bool:
     return all(count <= ALLOCATION_RESULTS_MAX for count in least.values())
 
 
-def _distinct_values_suffice(
-    problem: Problem, bound: Sequence[tuple[Constraint, Sequence[Alternative]]], certain: set[Alternative]
-) -> bool:
-    for constraint, scope in bound:
-        if isinstance(constraint, DistinctAttribute):
-            concerned = [each for each in scope if each in certain]
-            if any(constraint.attribute in each.derived for each in concerned):
-                continue
-            needed = sum(problem.candidates[each].count for each in concerned)
+class _Bound:
+    """A constraint with what it binds.
+
+    certain: the alternatives in its scope that every solution contains, and whose values the index counts.
+    """
+
+    def __init__(
+        self,
+        constraint: Constraint,
+        scope: Sequence[Alternative],
+        candidates: Mapping[Alternative, Candidates],
+        certain: Collection[Alternative],
+        choices: Sequence[Request],
+    ) -> None:
+        self.attribute = constraint.attribute
+        self.is_distinct = isinstance(constraint, DistinctAttribute)
+        self.is_match = isinstance(constraint, MatchAttribute)
+        self.scope = frozenset(scope)
+        known = [each for each in scope if self.attribute not in each.derived]
+        self.certain = [each for each in known if each in certain]
+        # Requests with alternatives, whichever of which is chosen the constraint binds it.
+        self._choices = [request for request in choices if self.scope.issuperset(request.alternatives)]
+        self._candidates = candidates
+        self._short: dict[ValueKey, list[Request]] = {}
+        self._needs: list[tuple[ValueCounts, int]] | None = None
+        # With the constraints that keep the same requests apart, how many values of theirs each of its values has, and
+        # how many those requests need.
+        self._distinct: list[tuple[Mapping[ValueKey, int], int]] = []
+
+    def count_distinct(self, bound: Sequence["_Bound"], joint: "_JointCounts") -> None:
+        """Count the values to be distinct for each value to match. Raises: BudgetExceededError."""
+        for other in bound if self.is_match else ():
+            both = [each for each in self.certain if other.is_distinct and each in other.certain]
+            needed = sum(self._candidates[each].count for each in both)
+            if needed > 1:
+                offers = dict.fromkeys(self._candidates[each].offer for each in both)
+                self._distinct.append((joint.of(self.attribute, other.attribute, tuple(offers)), needed))
+
+    def has_distinct(self, value: ValueKey) -> bool:
+        """As far as was counted, as many values as have to be distinct are found among the devices with the value."""
+        return all(counts.get(value, 0) >= needed for counts, needed in self._distinct)
+
+    def needs(self, alternative: Alternative) -> list[tuple[ValueCounts, int]]:
+        """How many devices of one value each offer must have for the alternative and all that are certain."""
+        if alternative not in self.certain:
+            return self._needs_of([alternative, *self.certain])
+        if self._needs is None:
+            self._needs = self._needs_of(self.certain)
+        return self._needs
+
+    def _needs_of(self, alternatives: Sequence[Alternative]) -> list[tuple[ValueCounts, int]]:
+        candidates = [self._candidates[each] for each in alternatives]
+        return _needs((self.attribute,), candidates) if len(candidates) > 1 else []
+
+    def short_of(self, value: ValueKey) -> Sequence[Request]:
+        """The requests none of whose alternatives has enough devices of the value."""
+        if value not in self._short:
+            self._short[value] = [
+                each for each in self._choices if not any(self._has(one, value) for one in each.alternatives)
+            ]
+        return self._short[value]
+
+    def _has(self, alternative: Alternative, value: ValueKey) -> bool:
+        candidates = self._candidates[alternative]
+        if self.attribute in alternative.derived:
+            return True  # as far as the index can tell
+        return candidates.offer.counts((self.attribute,))[value] >= candidates.count
+
+
+class _JointCounts:
+    """How many values of one attribute the devices with each value of another have. Counted when asked for."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._pairs: dict[tuple[Offer, Attributes], Set[tuple[Any, ...]]] = {}
+        self._counts: dict[tuple[str, str, tuple[Offer, ...]], Mapping[ValueKey, int]] = {}
+
+    def of(self, attribute: str, other: str, offers: tuple[Offer, ...]) -> Mapping[ValueKey, int]:
+        """For each value of the attribute, the values of the other that the offers have together with it.
+
+        Raises: BudgetExceededError.
+        """
+        key = (attribute, other, offers)
+        if key not in self._counts:
+            together: set[tuple[Any, ...]] = set().union(*(self._pairs_of(each, (attribute, other)) for each in offers))
+            self._counts[key] = Counter(first for first, _ in together)
+        return self._counts[key]
+
+    def _pairs_of(self, offer: Offer, attributes: Attributes) -> Set[tuple[Any, ...]]:
+        if (offer, attributes) not in self._pairs:
+            self._budget.spend(offer.count // _DEVICES_PER_STEP)
+            self._pairs[offer, attributes] = {tuple(key) for key in offer.keys(attributes) if isinstance(key, tuple)}
+        return self._pairs[offer, attributes]
+
+
+def _distinct_values_suffice(bound: Sequence[_Bound], candidates: Mapping[Alternative, Candidates]) -> bool:
+    for each in bound:
+        if each.is_distinct:
+            needed = sum(candidates[one].count for one in each.certain)
             values: set[ValueKey] = set()
-            for offer in dict.fromkeys(problem.candidates[each].offer for each in concerned):
-                for value in offer.counts((constraint.attribute,)):
+            for offer in dict.fromkeys(candidates[one].offer for one in each.certain):
+                for value in offer.counts((each.attribute,)):
                     if len(values) >= needed:
                         break
                     values.add(value)
@@ -142,30 +244,18 @@ class _Test:
     attributes: all that a constraint on the alternative compares, those to be matched first.
     """
 
-    def __init__(
-        self,
-        alternative: Alternative,
-        own: Candidates,
-        bound: Sequence[tuple[Constraint, Sequence[Alternative]]],
-        candidates: Mapping[Alternative, Candidates],
-        certain: set[Alternative],
-    ) -> None:
-        mine = [(constraint, scope) for constraint, scope in bound if alternative in scope]
-        matching = [each for each in mine if isinstance(each[0], MatchAttribute)]
-        self._matched: Attributes = tuple(dict.fromkeys(constraint.attribute for constraint, _ in matching))
-        self.attributes: Attributes = tuple(
-            dict.fromkeys([*self._matched, *(constraint.attribute for constraint, _ in mine)])
-        )
+    def __init__(self, alternative: Alternative, own: Candidates, bound: Sequence[_Bound], budget: Budget) -> None:
+        mine = [each for each in bound if alternative in each.scope]
+        budget.spend(len(mine) // _CONSTRAINTS_PER_STEP)
+        matching = [each for each in mine if each.is_match]
+        self._matched: Attributes = tuple(dict.fromkeys(each.attribute for each in matching))
+        self.attributes: Attributes = tuple(dict.fromkeys([*self._matched, *(each.attribute for each in mine)]))
+        self._alternative = alternative
         self._own = own.offer.counts(self._matched) if self._matched else None
         self._needed = own.count
-        # With each attribute to be matched, what all need together that every solution gives the same value.
-        self._others: list[tuple[int, list[tuple[ValueCounts, int]]]] = []
-        for constraint, scope in matching:
-            known = [each for each in scope if constraint.attribute not in each.derived]
-            others = [candidates[each] for each in known if each in certain and each is not alternative]
-            if others:
-                index = self._matched.index(constraint.attribute)
-                self._others.append((index, _needs((constraint.attribute,), [own, *others])))
+        self._budget = budget
+        # With each constraint to match, what all need together that every solution gives the same value.
+        self._others = [(self._matched.index(each.attribute), each, each.needs(alternative)) for each in matching]
         self._known: dict[ValueKey, bool] = {}
 
     @property
@@ -192,14 +282,18 @@ class _Test:
         assert self._own is not None
         if self._own[key] < self._needed:
             return False
-        if not self._others:
-            return True
         if key not in self._known:
             values: Sequence[Any] = key if len(self._matched) > 1 else (key,)
-            self._known[key] = all(
-                counts[values[index]] >= needed for index, needs in self._others for counts, needed in needs
-            )
+            self._known[key] = all(self._suffices_for(each, needs, values[at]) for at, each, needs in self._others)
         return self._known[key]
+
+    def _suffices_for(self, bound: _Bound, needs: Sequence[tuple[ValueCounts, int]], value: ValueKey) -> bool:
+        self._budget.spend(len(needs))
+        return (
+            all(counts[value] >= needed for counts, needed in needs)
+            and all(self._alternative in short.alternatives for short in bound.short_of(value))
+            and bound.has_distinct(value)
+        )
 
 
 def _needs(attributes: Attributes, candidates: Sequence[Candidates]) -> list[tuple[ValueCounts, int]]:

@@ -16,6 +16,7 @@ from broker.allocation.candidates import Candidates
 from broker.allocation.constraints import MatchAttribute, Values
 from broker.allocation.counting import narrow_by_counts, with_hope
 from broker.allocation.index import IndexedDevice
+from broker.allocation.poor_values import without_poor_values
 from broker.allocation.problem import Problem
 from broker.allocation.requests import Alternative
 from broker.allocation.suffice import Sufficiency, constraints_with_scope, look_at
@@ -24,20 +25,29 @@ from broker.allocation.suffice import Sufficiency, constraints_with_scope, look_
 # what is left after a few.
 _PASSES = 4
 _FEW_DEVICES = 128  # of one alternative, to be looked at one by one
+_STEPS_FOR_POOR_VALUES = 3  # for each device, about
 
 
-def narrow(problem: Problem, budget: Budget) -> Problem | None:
+def narrow(problem: Problem, budget: Budget, thoroughly: bool = False) -> Problem | None:
     """The problem without hopeless alternatives and devices; None if it is plain that there is no solution.
 
     budget: half of what is left of it may be spent. Then the problem is as narrow as it got: counting serves the
         search, and must not use up what that needs.
+    thoroughly: count also what takes long, and what a search seldom needs.
     """
-    counted = narrow_by_counts(problem, budget)
-    if counted is None or _is_plain(counted):
-        return counted
+    counted = narrow_by_counts(problem, budget, thoroughly)
+    if counted is None:
+        return None
     problem = counted
     allowance = Budget(budget.left // 2)
     try:
+        if thoroughly:
+            hopeful = with_hope(without_poor_values(problem, allowance, allowance.steps // _STEPS_FOR_POOR_VALUES))
+            if hopeful is None:
+                return None
+            problem = hopeful
+        if _is_plain(problem):
+            return problem
         for _ in range(_PASSES):
             narrower = _Pass(problem, allowance).run()
             if narrower is None or narrower is problem:

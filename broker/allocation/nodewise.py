@@ -5,12 +5,12 @@ from collections.abc import Hashable, Sequence
 from broker.allocation.budget import Budget
 from broker.allocation.candidates import View, hopeful_groups
 from broker.allocation.index import Groups
-from broker.allocation.narrow import narrow
 from broker.allocation.nodes import NodeGroup
 from broker.allocation.problem import pose
 from broker.allocation.requests import Request
-from broker.allocation.search import Chosen, Search
+from broker.allocation.search import Chosen
 from broker.allocation.shapes import Shapes
+from broker.allocation.solve import solve
 from schemas.resource import ResourceClaim
 
 
@@ -34,8 +34,7 @@ def search_nodes(
         shape = shapes.of(here, budget) if shapes is not None else None
         if shape is not None and shape in failed:
             continue
-        problem = narrow(pose(requests, here, claims, budget, with_constraints), budget)
-        chosen = Search(problem, budget).run() if problem is not None else None
+        chosen = solve(pose(requests, here, claims, budget, with_constraints), budget)
         if chosen is not None:
             return chosen, group
         if shapes is None and len(groups) > 1:  # most claims fit where they are tried first, so not before that fails

@@ -146,6 +146,16 @@ class Offer:
             )
         return found
 
+    def keys(self, attributes: Attributes) -> set[ValueKey]:
+        """The values that some device has, found by looking at all of them; `counts` are kept from then on."""
+        found: set[ValueKey] = set()
+        for pool in {pool for part in self._parts for pool in part.live}:
+            for block, mask in pool.layout.split(self.mask(pool)):
+                column = column_for(block, attributes)
+                for code in {column.codes[index] for index in bits(mask)}:
+                    found.update(keys_of(column.cells[code], attributes))
+        return found
+
     def devices(
         self,
         filters: Filters = (),

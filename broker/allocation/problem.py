@@ -48,7 +48,14 @@ def pose(
     Raises: BudgetExceededError.
     """
     candidates = {each: view.candidates(each, budget) for request in requests for each in request.alternatives}
-    constraints = [
-        [constraint_of(each) for each in claim.spec.devices.constraints if with_constraints] for claim in claims
-    ]
+    constraints = [_constraints_of(claim) if with_constraints else [] for claim in claims]
     return Problem(requests, candidates, constraints, view)
+
+
+def _constraints_of(claim: ResourceClaim) -> list[Constraint]:
+    """Those that say the same once: a claim can have 32, and each is looked at for each device that is tried."""
+    unlike = {
+        (each.match_attribute, each.distinct_attribute, frozenset(each.requests)): each
+        for each in claim.spec.devices.constraints
+    }
+    return [constraint_of(each) for each in unlike.values()]

@@ -128,6 +128,8 @@ def read_requests(
 
 def _compared(derived: Sequence[DeviceDerivedAttribute], name: str, claim: ResourceClaim) -> dict[str, str]:
     """The derived attributes that a constraint on the request compares; no others are computed, as upstream."""
+    if not derived:
+        return {}
     constraints = [constraint_of(each) for each in claim.spec.devices.constraints]
     wanted = {each.attribute for each in constraints if each.applies_to(name)}
     return {each.name: each.expression for each in derived if each.name in wanted}

@@ -9,7 +9,8 @@ Three things keep it from trying the same over and over. Devices that are alike 
 point: else n devices that are one too few cost n! tries. Of two requests in a row that ask for the same, the second
 takes no device before the first one's: the other way round is the same solution later. And where a request begins with
 the same devices taken as before, by whichever requests, and the same left of constraints, it fails as it did before.
-Besides, it does not go on where a later request has lost a device that it cannot do without.
+Besides, it takes no device that a later request cannot do without (see `scarce`), and does not go on where one has lost
+such a device to others that draw from the same counters.
 """
 
 from collections.abc import Hashable, Iterator
@@ -22,6 +23,7 @@ from broker.allocation.index import FailedSelector, IndexedDevice
 from broker.allocation.kinds import Kinds
 from broker.allocation.problem import Problem
 from broker.allocation.requests import Alternative
+from broker.allocation.scarce import Scarcity
 from broker.allocation.taken import Taken
 from schemas.resource.limits import ALLOCATION_RESULTS_MAX
 
@@ -78,6 +80,7 @@ class Search:
         self._constraints_after = self._find_constraints_after()
         self._repeats = [self._does_repeat(index) for index in range(len(problem.requests))]
         self._needing_all = self._find_needing_all()
+        self._scarcity = Scarcity(problem, budget)
         self._first_positions = [0] * len(problem.requests)  # of each request's first device among its candidates
 
     def run(self) -> list[Chosen] | None:
@@ -87,6 +90,8 @@ class Search:
         """
         if not self._requests:
             return []
+        if not self._scarcity.suffices():
+            return None
         choices: list[tuple[Iterator[_Point], Hashable]] = [(self._choose(_Point(0)), None)]
         dead: set[Hashable] = set()  # states in which a request began, and in which nothing was found
         while choices:
@@ -144,7 +149,7 @@ class Search:
             raise SelectorFailedError(alternative, device, candidates.failures[device])
         taken = 0
         for device in candidates.devices:
-            if not self._choose_one(alternative, device):
+            if not self._choose_one(point.request, alternative, device):
                 break
             taken += 1
         else:
@@ -174,7 +179,7 @@ class Search:
                 self._budget.spend(1 if device.is_plain else _STEPS_FOR_SUPPLIES)
                 if self._kind(device) in failed_kinds:
                     continue
-            if not self._choose_one(alternative, device):
+            if not self._choose_one(point.request, alternative, device):
                 continue
             if point.taken == 0:
                 self._first_positions[point.request] = position
@@ -185,10 +190,15 @@ class Search:
             self._give_back()
             failed_kinds.add(self._kind(device))
 
-    def _choose_one(self, alternative: Alternative, device: IndexedDevice) -> bool:
+    def _choose_one(self, request: int, alternative: Alternative, device: IndexedDevice) -> bool:
         self._budget.spend(1 if device.is_plain else _STEPS_FOR_SUPPLIES)
+        is_scarce = self._is_scarce(device)
+        if is_scarce and not self._scarcity.can_spare(device, request):
+            return False
         if not self._taken.take(alternative, device):
             return False
+        if is_scarce:
+            self._scarcity.take(device)
         constraints = self._constraints[alternative]
         if constraints:
             self._budget.spend(len(constraints))
@@ -197,12 +207,20 @@ class Search:
                 for added in constraints[:index]:
                     added.remove()
                 self._taken.give_back()
+                if is_scarce:
+                    self._scarcity.give_back(device)
                 return False
         self._results_by_claim[alternative.claim_index] += 1
         return True
 
+    def _is_scarce(self, device: IndexedDevice) -> bool:
+        """Later requests may need the device, and nobody has it."""
+        return device in self._scarcity.sets_of and not self._taken.is_exclusively(device)
+
     def _give_back(self) -> None:
-        alternative, _ = self._taken.give_back()
+        alternative, device = self._taken.give_back()
+        if self._is_scarce(device):
+            self._scarcity.give_back(device)
         self._results_by_claim[alternative.claim_index] -= 1
         for constraint in self._constraints[alternative]:
             constraint.remove()

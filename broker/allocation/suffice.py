@@ -5,12 +5,14 @@ Only alternatives that every solution contains are counted: those of requests wi
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from broker.allocation.budget import Budget
 from broker.allocation.constraints import Constraint, DistinctAttribute
 from broker.allocation.index import IndexedDevice
 from broker.allocation.problem import Problem
 from broker.allocation.requests import Alternative
+from broker.allocation.supplies import Supplies
 from schemas.resource.limits import ALLOCATION_RESULTS_MAX
 
 _DEVICES_PER_STEP = 4
@@ -58,8 +60,7 @@ class Sufficiency:
             self._devices_suffice()
             and self._results_fit()
             and self._distinct_values_suffice()
-            and self._suffices(self._drawn, self._in_counters)
-            and self._suffices(self._consumed, self._in_capacity)
+            and self._supplies_suffice()
         )
 
     def supply(self, attribute: str, alternative: Alternative, devices: Sequence[IndexedDevice]) -> Supply:
@@ -96,64 +97,12 @@ class Sufficiency:
             shares += len(devices) - len(alone)
         return len(exclusive) + shares
 
-    def _suffices(
-        self,
-        least_of: Callable[[Alternative, IndexedDevice], Mapping[str, int]],
-        sources_of: Callable[[Alternative, IndexedDevice], Iterable[tuple[Hashable, Mapping[str, int]]]],
-    ) -> bool:
-        """What the certain alternatives need together of counters or capacity is there, over all of their devices.
-
-        least_of: what an alternative takes at least by taking the device, by name.
-        sources_of: where the device takes it from, with what is left there, by name.
-        """
-        needed: Counter[str] = Counter()
-        left: dict[Hashable, Mapping[str, int]] = {}
-        for alternative in self.certain:
-            candidates = self._problem.candidates[alternative]
-            least: dict[str, int] | None = None
-            for device in candidates.devices:
-                self._budget.spend()
-                takes = least_of(alternative, device)
-                if least is None:
-                    least = dict(takes)
-                else:
-                    least = {name: min(amount, takes[name]) for name, amount in least.items() if name in takes}
-                if not least:
-                    break  # at least one device costs nothing
-            else:
-                needed.update({name: amount * candidates.count for name, amount in (least or {}).items()})
-                left.update(source for each in candidates.devices for source in sources_of(alternative, each))
-        there: Counter[str] = Counter()
-        for amounts in left.values():
-            there.update(amounts)
-        return all(there[name] >= amount for name, amount in needed.items())
-
-    def _drawn(self, _: Alternative, device: IndexedDevice) -> Mapping[str, int]:
-        if not device.device.consumes_counters or device.device.allow_multiple_allocations:
-            return {}  # a further share draws nothing
-        drawn: Counter[str] = Counter()
-        for draw in self._problem.supplies.draws(device.key):
-            drawn.update(dict(draw.amounts))
-        return drawn
-
-    def _in_counters(self, _: Alternative, device: IndexedDevice) -> Iterator[tuple[Hashable, Mapping[str, int]]]:
-        left = self._problem.supplies.counters(device.key.pool).left
-        for draw in self._problem.supplies.draws(device.key):
-            for name, _amount in draw.amounts:
-                yield (device.key.pool, draw.counter_set, name), {name: left[draw.counter_set, name]}
-
-    def _consumed(self, alternative: Alternative, device: IndexedDevice) -> Mapping[str, int]:
-        consumption = device.consumption(alternative.capacity)
-        if not device.device.allow_multiple_allocations or isinstance(consumption, str):
-            return {}
-        return {name: amount.nanos for name, amount, _ in consumption}
-
-    def _in_capacity(
-        self, alternative: Alternative, device: IndexedDevice
-    ) -> Iterator[tuple[Hashable, Mapping[str, int]]]:
-        consumption, consumed = device.consumption(alternative.capacity), self._problem.supplies.consumed(device.key)
-        if not isinstance(consumption, str):
-            yield device, {name: limit - consumed.get(name, 0) for name, _, limit in consumption}
+    def _supplies_suffice(self) -> bool:
+        candidates = {each: self._problem.candidates[each] for each in self.certain}
+        needs = [Need(each, mine.count, mine.devices) for each, mine in candidates.items()]
+        return counters_suffice(needs, self._problem.supplies, self._budget) and capacities_suffice(
+            needs, self._problem.supplies, self._budget
+        )
 
     def _results_fit(self) -> bool:
         least: Counter[int] = Counter()
@@ -171,3 +120,86 @@ class Sufficiency:
                 if len(values) < sum(self._problem.candidates[each].count for each in certain):
                     return False
         return True
+
+
+class Need(NamedTuple):
+    """So many of the devices for an alternative."""
+
+    alternative: Alternative
+    number: int
+    devices: Sequence[IndexedDevice]
+
+
+def counters_suffice(needs: Sequence[Need], supplies: Supplies, budget: Budget) -> bool:
+    """What all need together of counters is there, over all of their devices.
+
+    Raises: BudgetExceededError.
+    """
+
+    def drawn(_: Alternative, device: IndexedDevice) -> Mapping[str, int]:
+        if not device.device.consumes_counters or device.device.allow_multiple_allocations:
+            return {}  # a further share draws nothing
+        amounts: Counter[str] = Counter()
+        for draw in supplies.draws(device.key):
+            amounts.update(dict(draw.amounts))
+        return amounts
+
+    def sources(_: Alternative, device: IndexedDevice) -> Iterator[tuple[Hashable, Mapping[str, int]]]:
+        left = supplies.counters(device.key.pool).left
+        for draw in supplies.draws(device.key):
+            for name, _amount in draw.amounts:
+                yield (device.key.pool, draw.counter_set, name), {name: left[draw.counter_set, name]}
+
+    return _suffices(needs, drawn, sources, budget)
+
+
+def capacities_suffice(needs: Sequence[Need], supplies: Supplies, budget: Budget) -> bool:
+    """The same of the capacities of shared devices.
+
+    Raises: BudgetExceededError.
+    """
+
+    def consumed(alternative: Alternative, device: IndexedDevice) -> Mapping[str, int]:
+        consumption = device.consumption(alternative.capacity)
+        if not device.device.allow_multiple_allocations or isinstance(consumption, str):
+            return {}
+        return {name: amount.nanos for name, amount, _ in consumption}
+
+    def sources(alternative: Alternative, device: IndexedDevice) -> Iterator[tuple[Hashable, Mapping[str, int]]]:
+        consumption, held = device.consumption(alternative.capacity), supplies.consumed(device.key)
+        if not isinstance(consumption, str):
+            yield device, {name: limit - held.get(name, 0) for name, _, limit in consumption}
+
+    return _suffices(needs, consumed, sources, budget)
+
+
+def _suffices(
+    needs: Sequence[Need],
+    least_of: Callable[[Alternative, IndexedDevice], Mapping[str, int]],
+    sources_of: Callable[[Alternative, IndexedDevice], Iterable[tuple[Hashable, Mapping[str, int]]]],
+    budget: Budget,
+) -> bool:
+    """
+    least_of: what an alternative takes at least by taking the device, by name.
+    sources_of: where the device takes it from, with what is left there, by name.
+    """
+    needed: Counter[str] = Counter()
+    left: dict[Hashable, Mapping[str, int]] = {}
+    for alternative, number, devices in needs:
+        least: dict[str, int] | None = None
+        for device in devices:
+            budget.spend()
+            takes = least_of(alternative, device)
+            if least is None:
+                least = dict(takes)
+            else:
+                least = {name: min(amount, takes[name]) for name, amount in least.items() if name in takes}
+            if not least:
+                break  # at least one device costs nothing
+        else:
+            needed.update({name: amount * number for name, amount in (least or {}).items()})
+            left.update(source for each in devices for source in sources_of(alternative, each))
+    there: Counter[str] = Counter()
+    for amounts in left.values():
+        there.update(amounts)
+    return all(there[name] >= amount for name, amount in needed.items())

@@ -5,13 +5,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.allocation.allocate import allocate
+from broker.allocation.budget import Budget
+from broker.allocation.candidates import View
+from broker.allocation.problem import pose
 from broker.allocation.reasons import NoFit, Reason
+from broker.allocation.requests import read_requests
 from broker.allocation.snapshot import Snapshot
+from broker.allocation.solve import solve
 from broker.world.usage import InUse
 from schemas.resource import ResourceClaim
 from tests.allocation.problems import ENGINE, INDEX, NODES, claims, partitions, puzzles, snapshots
 from tests.allocation.validator import as_names, brute_force, faults, fleet
-from tests.builders import DRIVER
+from tests.builders import DRIVER, a_match
 
 
 @settings(max_examples=400, deadline=None)
@@ -83,3 +88,31 @@ def test_finds_room_among_partitions_and_shares(problem: tuple[Snapshot, tuple[R
     else:
         assert as_names(found, {(DRIVER, "p"): snapshot.pools[0]}) == expected
         assert faults(wanted, found, snapshot, NODES[0], ENGINE) == []
+
+
+def matching_rack(wanted: ResourceClaim) -> ResourceClaim:
+    devices = msgspec.structs.replace(wanted.spec.devices, constraints=[a_match(f"{DRIVER}/rack")])
+    return msgspec.structs.replace(wanted, spec=msgspec.structs.replace(wanted.spec, devices=devices))
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    problem=st.one_of(
+        puzzles().map(lambda puzzle: (puzzle[0], (puzzle[1],))),
+        st.tuples(snapshots(), st.one_of(st.tuples(claims("one")), st.tuples(claims("one"), claims("two")))),
+        partitions().map(lambda problem: (problem[0], tuple(map(matching_rack, problem[1])))),
+    )
+)
+def test_counting_thoroughly_loses_no_solution(problem: tuple[Snapshot, tuple[ResourceClaim, ...]]) -> None:
+    snapshot, wanted = problem
+    requests = read_requests(wanted, snapshot, INDEX, Budget(50_000))
+    assert not isinstance(requests, NoFit)
+    index_fleet = INDEX.fleet(snapshot.pools, snapshot.in_use)
+    for group in index_fleet.groups(snapshot.nodes, snapshot.node):
+        found = []
+        for quick_steps in (50_000, 0):
+            budget = Budget(50_000)
+            chosen = solve(pose(requests, View(snapshot, index_fleet, group), wanted, budget), budget, quick_steps)
+            names = [(each.alternative.name, each.device.key) for each in chosen or ()]
+            found.append(None if chosen is None else names)
+        assert found[0] == found[1]
