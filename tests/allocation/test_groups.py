@@ -1,6 +1,7 @@
 """Many nodes with devices of their own: what each of them costs, and that none is given up for that."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -15,7 +16,7 @@ from broker.world.federation import Federation
 from broker.world.inventory import Inventory
 from broker.world.keys import ClusterId, DeviceKey, cluster_scope
 from broker.world.usage import InUse, Use
-from schemas.resource import DeviceConstraint, DeviceRequest, ResourceClaim, ResourceSlice
+from schemas.resource import Device, DeviceConstraint, DeviceRequest, ResourceClaim, ResourceSlice
 from tests.allocation.test_index import calls_of
 from tests.builders import (
     CLASS,
@@ -26,6 +27,7 @@ from tests.builders import (
     a_device,
     a_distinct,
     a_match,
+    a_pool,
     a_request,
     a_request_for_all,
     a_slice,
@@ -173,3 +175,34 @@ def test_a_node_with_more_than_a_claim_can_have_is_not_the_nearest(device_index:
     assert isinstance(found, NoFit)
     assert found.reason is Reason.DEVICES_IN_USE
     assert (found.requests[0].needed, found.requests[0].nearest) == (8, 5)
+
+
+@pytest.mark.parametrize(
+    ("racks_by_node", "everywhere"),
+    [
+        pytest.param([["r0", "r1"], ["r2", "r3"], ["r4", "r4"]], [], id="the same value twice"),
+        pytest.param([["r0"], ["r1"], ["r2"]], ["r2"], id="the value of a device that all nodes reach"),
+        pytest.param([["r0", "r1"], ["r2", "r3"], [["r4", "r5"], "r5"]], [], id="a list with a value of another"),
+        pytest.param([["r0", None], [None, "r1"], ["r2", "r2"]], [], id="no value"),
+    ],
+)
+def test_nodes_that_are_almost_alike_are_tried(
+    device_index: DeviceIndex, racks_by_node: Sequence[Sequence[Any]], everywhere: Sequence[str]
+) -> None:
+    def devices(racks: Sequence[Any]) -> list[Device]:
+        return [a_device(f"d{n}", **({"rack": rack} if rack else {})) for n, rack in enumerate(racks)]
+
+    names = [f"n{number}" for number in range(len(racks_by_node))]
+    pools = [
+        a_pool(a_slice(devices(racks), name=name, pool=name, node_name=name), scope=cluster_scope(EAST))
+        for name, racks in zip(names, racks_by_node, strict=True)
+    ]
+    if everywhere:
+        pools.append(
+            a_pool(a_slice(devices(everywhere), name="rack", pool="rack", all_nodes=True), scope=cluster_scope(EAST))
+        )
+    nodes = [NodeView(name) for name in names]
+    claim = a_claim(a_request(count=2), constraints=[a_match(f"{DRIVER}/rack")])
+    found = allocate_claim(claim, Snapshot(pools, {CLASS: a_class()}, nodes), device_index)
+    assert not isinstance(found, NoFit), found.message
+    assert names[-1] in {each.pool for each in found.devices.results}
