@@ -21,6 +21,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from broker.adapters.api_service import serve_api
 from broker.adapters.asks import Asks
 from broker.adapters.dead_letters import DeadLetters
+from broker.adapters.durability import Durability
 from broker.adapters.ledger_store import LedgerStore, Refused
 from broker.adapters.state_reader import PositionExpired, read_state
 from broker.adapters.streams import StreamSettings, ensure_streams
@@ -63,6 +64,7 @@ class BrokerSettings(msgspec.Struct, frozen=True):
     build: str
     settings_digest: str
     streams: StreamSettings = StreamSettings()
+    durability: Durability = Durability()
     is_alone: bool = False
 
 
@@ -111,7 +113,10 @@ class Broker:
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Make the streams, then stand by and lead in turn. Raises: StreamSettingsError, InvariantError."""
-        await self._until_available(lambda: ensure_streams(self._connection, self._settings.streams, SHARD, SEGMENT))
+        settings = self._settings
+        await self._until_available(
+            lambda: ensure_streams(self._connection, settings.streams, SHARD, SEGMENT, settings.durability)
+        )
         task_status.started()
         while True:
             if not self._settings.is_alone:

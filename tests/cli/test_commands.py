@@ -11,7 +11,7 @@ from broker.cli.main import main
 from cluster_agent.adapters.manifest_cluster import ManifestCluster
 from tests.manifests import claim_manifest, write_manifests
 
-COMMANDS = ("demo", "up", "allocate", "explain", "broker", "agent")
+COMMANDS = ("demo", "up", "allocate", "explain", "broker", "agent", "nats-config", "nats-setup")
 
 
 def run(*arguments: str) -> int:
