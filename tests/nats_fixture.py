@@ -53,6 +53,8 @@ def free_port(count: int = 1) -> int:
         with socket.socket() as first:
             first.bind(("127.0.0.1", 0))
             port = int(first.getsockname()[1])
+        if port > 60000:
+            continue  # more than `nats-config` takes: it adds up to 4,000 for other ports
         with suppress(OSError), ExitStack() as held:
             for number in range(port, port + count):
                 held.enter_context(socket.socket()).bind(("127.0.0.1", number))

@@ -28,6 +28,8 @@ SYSTEM_ACCOUNT = "SYS"
 SUBSCRIBERS_ACCOUNT = "SUBSCRIBERS"
 _ACK = "$JS.ACK"
 _API = "$JS.API"
+# A leaf node keeps `$JS.API` to itself; so its account maps that name to this one, which the hub maps back.
+LEAF_API = f"{PREFIX}.js"
 
 
 class Role(msgspec.Struct, frozen=True):
@@ -67,6 +69,7 @@ def roles(clusters: Sequence[str], leaf_clusters: Sequence[str] = (), subscriber
         if cluster in leaf_clusters:
             # What the agent behind it may say and hear, and the inbox of that agent instead of one of its own.
             heard = (*heard, f"{inbox_prefix(f'agent-{cluster}')}.>")
+            said = tuple(subject.replace(_API, LEAF_API) for subject in said)
             found.append(Role(f"leaf-{cluster}", cluster_account(cluster), said, heard))
     for name in subscribers:
         offered = event_exports()
@@ -152,6 +155,7 @@ def accounts_config(everybody: Sequence[Role], public_keys: dict[str, str], byte
     own = accounts[OWN_ACCOUNT]
     own["jetstream"] = {"max_file": bytes_max} if bytes_max else "enabled"
     own["exports"] = []
+    behind_leaves = {role.account for role in everybody if role.name.startswith("leaf-")}
     offered = [export for name in _clusters_of(everybody) for export in agent_exports(name)]
     if SUBSCRIBERS_ACCOUNT in accounts:
         offered += event_exports()
@@ -160,6 +164,8 @@ def accounts_config(everybody: Sequence[Role], public_keys: dict[str, str], byte
         own["exports"].append({**kind, "response_type": "stream"} if each.has_many_answers else kind)
         imports = accounts[each.account].setdefault("imports", [])
         imports.append({each.kind: {"account": OWN_ACCOUNT, "subject": each.subject}})
+        if each.account in behind_leaves and each.subject.startswith(_API):
+            imports.append({**imports[-1], "to": each.subject.replace(_API, LEAF_API)})
     return accounts
 
 

@@ -18,6 +18,7 @@ from anyio import to_thread
 from anyio.abc import TaskStatus
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
+from broker.adapters.agent_consumers import AgentConsumers
 from broker.adapters.api_service import serve_api
 from broker.adapters.asks import Asks
 from broker.adapters.dead_letters import DeadLetters
@@ -103,6 +104,7 @@ class Broker:
         self._tell = tell
         self._asks = Asks(connection)
         self._dead_letters = DeadLetters(connection)
+        self._agent_consumers = AgentConsumers(connection, settings.federation.clusters)
         self._ledger = LedgerStore(connection, ledger_stream(SHARD, SEGMENT))
         self._envelopes = Envelopes(SHARD, SEGMENT, settings.instance)
         # To the task that owns the machine; None while standing by.
@@ -354,7 +356,7 @@ class Broker:
         """Only the leader answers: the others' worlds are empty."""
         while True:
             try:
-                async with serve_api(self._connection, api.handlers(self)):
+                async with serve_api(self._connection, api.handlers(self), {"join": self._agent_consumers.join}):
                     await anyio.sleep_forever()
             except BusUnavailableError as error:
                 _log.warning("the API is not served yet, trying again: %s", error)

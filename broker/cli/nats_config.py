@@ -120,8 +120,8 @@ def _plan(options: argparse.Namespace) -> NatsPlan:
             problems.append(f"--host[{index}]: {host!r} is neither a host name nor an address")
     if not options.port_step and len(set(hosts)) != len(hosts):
         problems.append("--host: a host is there twice; that needs --port-step")
-    if not 1024 <= options.port <= 50000 or not 0 <= options.port_step <= 100:
-        problems.append("--port: 1024 to 50000, and --port-step 0 to 100")
+    if not 1024 <= options.port <= 60000 or not 0 <= options.port_step <= 100:
+        problems.append("--port: 1024 to 60000, and --port-step 0 to 100")
     size = _SIZE.fullmatch(options.max_bytes)
     if options.max_bytes and size is None:
         problems.append(f"--max-bytes: {options.max_bytes!r} is no size such as 500M or 20G")

@@ -243,11 +243,14 @@ async def connect(options: BusOptions, deadline_s: float = CONNECT_DEADLINE_S) -
     client = Client()
     connection = Connection(client, options.places())
     last_error = "no server answered"
+    is_refused = False
 
     async def on_error(error: Exception) -> None:
-        nonlocal last_error
+        nonlocal last_error, is_refused
         last_error = str(error) or type(error).__name__
-        _log.debug("NATS (%s): %s", connection.places, last_error)
+        is_refused = is_refused or "authorization violation" in last_error.lower()
+        is_forbidden = "permissions violation" in last_error.lower()
+        _log.log(logging.WARNING if is_forbidden else logging.DEBUG, "NATS (%s): %s", connection.places, last_error)
 
     async def on_lost() -> None:
         await connection._on_lost()
@@ -288,6 +291,11 @@ async def connect(options: BusOptions, deadline_s: float = CONNECT_DEADLINE_S) -
             except (nats.errors.Error, OSError, ValueError) as error:
                 await checkpoint_if_cancelled()
                 last_error = str(error) or type(error).__name__
+        if is_refused and not client.is_connected:
+            raise BusUnavailableError(
+                f"NATS at {connection.places} does not know us (Authorization Violation):"
+                " give the key or credentials of this role with --nkey or --creds"
+            )
         if not client.is_connected:
             raise BusUnavailableError(
                 f"cannot connect to NATS at {connection.places} within {deadline_s:g} s: {last_error};"

@@ -78,7 +78,7 @@ def test_certificates_may_be_yours(tmp_path: Path, capsys: pytest.CaptureFixture
         pytest.param(["--cluster=a", "--host=x", "--host=y"], "two lose both when one is lost", id="two servers"),
         pytest.param(["--cluster=a", "--host=a b"], "--host[0]: 'a b' is neither", id="a wrong host"),
         pytest.param(["--cluster=a", *["--host=x"] * 3], "--host: a host is there twice", id="a host twice"),
-        pytest.param(["--cluster=a", "--port=80"], "--port: 1024 to 50000", id="a wrong port"),
+        pytest.param(["--cluster=a", "--port=80"], "--port: 1024 to 60000", id="a wrong port"),
         pytest.param(["--cluster=a", "--max-bytes=many"], "--max-bytes: 'many' is no size such as", id="no size"),
         pytest.param(["--config=nowhere.yaml"], "nowhere.yaml cannot be read", id="no config"),
     ],
