@@ -4,11 +4,12 @@ What each may not say or read is tried, all of it, on the real server; what each
 """
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import anyio
+import anyio.abc
 import pytest
 import yaml
 
@@ -31,24 +32,25 @@ class Nats(NamedTuple):
     """A directory that `nats-config` wrote, and where its server is."""
 
     directory: Path
-    url: str
+    urls: list[str]
+    servers: Sequence[anyio.abc.Process]
 
     def arguments(self, role: str, url: str = "") -> list[str]:
         """Of a dragoman command."""
         files = ["--nkey", str(self.directory / f"keys/{role}.nk"), "--tls-ca", str(self.directory / "tls/ca.crt")]
-        return ["--nats", url or self.url, *files]
+        return [*(f"--nats={each}" for each in ([url] if url else self.urls)), *files]
 
     def connect(self, role: str, inbox: str = "") -> AbstractAsyncContextManager[Connection]:
         """As `role`, which hears answers where it may, or where it should not."""
         key = str(self.directory / f"keys/{role}.nk")
         ca = str(self.directory / "tls/ca.crt")
-        return connect(BusOptions((self.url,), nkey_file=key, ca_file=ca, inbox=inbox or inbox_prefix(role)))
+        return connect(BusOptions(self.urls, nkey_file=key, ca_file=ca, inbox=inbox or inbox_prefix(role)))
 
 
 @asynccontextmanager
-async def a_nats(root: Path, *arguments: str) -> AsyncIterator[Nats]:
-    """One server, with streams."""
-    directory, port = root / "nats", free_port()
+async def a_nats(root: Path, *arguments: str, names: Sequence[str] = ("n1",)) -> AsyncIterator[Nats]:
+    """One server, or several, with streams."""
+    directory, port = root / "nats", free_port(len(names))
     code = main(
         [
             *("nats-config", f"--dir={directory}", "--cluster=east", "--cluster=west", "--subscriber=audit"),
@@ -56,9 +58,12 @@ async def a_nats(root: Path, *arguments: str) -> AsyncIterator[Nats]:
         ]
     )
     assert code == 0
-    nats = Nats(directory, f"tls://127.0.0.1:{port}")
-    async with servers(directory / "n1.conf"):
-        assert await anyio.to_thread.run_sync(main, ["nats-setup", *nats.arguments("setup")]) == 0
+    urls = [f"tls://127.0.0.1:{port + index}" for index in range(len(names))]
+    async with servers(*(directory / f"{name}.conf" for name in names)) as processes:
+        nats = Nats(directory, urls, processes)
+        with anyio.fail_after(DEADLINE_S):  # several elect a leader first
+            while await anyio.to_thread.run_sync(main, ["nats-setup", *nats.arguments("setup")]) != 0:
+                assert len(names) > 1
         yield nats
 
 
@@ -104,9 +109,11 @@ async def granted(nats: Nats, count: int, processes: Sequence[Process]) -> None:
     """Return when so many decisions are applied, by the ledger as the operator may read it."""
     async with nats.connect("operator") as connection:
         reader = StreamReader(connection, "DRA_LEDGER_main_0")
+        entries: list[bytes] = []
         with anyio.move_on_after(DEADLINE_S):
             while True:
-                entries = [message.payload async for batch in reader.read(0) for message in batch]
+                with suppress(BusUnavailableError):  # while servers elect a leader
+                    entries = [message.payload async for batch in reader.read(0) for message in batch]
                 if sum(b'"outcome":"Applied"' in entry for entry in entries) >= count:
                     return
                 await anyio.sleep(0.1)
@@ -135,12 +142,23 @@ async def test_claims_are_granted_with_tls_and_keys_of_their_own(tmp_path: Path)
     assert sorted(devices) == [f"gpu-{index}" for index in range(4)]
 
 
+async def test_three_servers_go_on_when_one_is_killed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_clusters(tmp_path)
+    async with a_nats(tmp_path, *["--host=127.0.0.1"] * 3, "--port-step=1", names=("n1", "n2", "n3")) as nats:
+        assert [line.split()[2] for line in capfd.readouterr().out.splitlines() if line.startswith("DRA_")] == ["3"] * 4
+        async with running(tmp_path, nats, {}) as processes:
+            await granted(nats, 4, processes)
+            nats.servers[0].kill()
+            write_manifests(tmp_path / "east/more.yaml", slice_manifest([f"more-{n}" for n in range(2)], name="more", pool="more"))
+            await granted(nats, 6, processes)
+
+
 async def test_an_agent_behind_a_leaf_node_takes_part(tmp_path: Path) -> None:
     write_clusters(tmp_path)
     async with a_nats(tmp_path, "--leaf", "west") as nats:
         port = free_port()
         leaf = nats.directory / "leaf-west.conf"
-        own = nats.url.rpartition(":")[2]
+        own = nats.urls[0].rpartition(":")[2]
         leaf.write_text(leaf.read_text().replace(f"0.0.0.0:{own}", f"127.0.0.1:{port}"))
         async with servers(leaf), running(tmp_path, nats, {"west": f"tls://127.0.0.1:{port}"}) as processes:
             await granted(nats, 4, processes)
@@ -304,7 +322,15 @@ async def test_a_key_that_was_replaced_is_refused(tmp_path: Path) -> None:
     async with a_nats(tmp_path) as nats:
         key = nats.directory / "keys/agent-east.nk"
         old = key.rename(nats.directory / "keys/old.nk")
-    again = ["--cluster", "east", "--dev-ca", "--port", nats.url.rpartition(":")[2], "--store-dir", str(tmp_path / "s")]
+    again = [
+        "--cluster",
+        "east",
+        "--dev-ca",
+        "--port",
+        nats.urls[0].rpartition(":")[2],
+        "--store-dir",
+        str(tmp_path / "s"),
+    ]
     assert await anyio.to_thread.run_sync(main, ["nats-config", "--dir", str(nats.directory), "--force", *again]) == 0
     (nats.directory / "n1.log").unlink()
     async with servers(nats.directory / "n1.conf"):
