@@ -33,6 +33,7 @@ from schemas.wire.subjects import (
 _log = logging.getLogger(__name__)
 
 WRONG_LAST_SEQUENCE = 10071
+RETRY_FIRST_S = 0.02
 RETRY_S = 0.5
 LOOK_FOR_SEGMENTS_S = 10.0  # how long a segment is silent before we look whether there is a later one
 
@@ -71,14 +72,17 @@ class AgentBus:
     async def wait_for_broker(self) -> Joined:
         """Return when a broker leads and has made what we read; we may have started first."""
         told = ""
+        delay_s = RETRY_FIRST_S
         while True:
             try:
                 return await self.join()
             except BusError as error:
-                if str(error) != told:
+                # Both may have been started in the same moment: that is nothing to tell.
+                if str(error) != told and delay_s >= RETRY_S:
                     told = str(error)
                     _log.warning("waiting for the broker: %s", told)
-            await anyio.sleep(RETRY_S)
+            await anyio.sleep(delay_s)
+            delay_s = min(2 * delay_s, RETRY_S)
 
     async def join(self, last_of: str = "") -> Joined:
         """Ask the broker what we may read. Raises: BusUnavailableError, until a broker leads."""

@@ -149,7 +149,9 @@ async def test_three_servers_go_on_when_one_is_killed(tmp_path: Path, capfd: pyt
         async with running(tmp_path, nats, {}) as processes:
             await granted(nats, 4, processes)
             nats.servers[0].kill()
-            write_manifests(tmp_path / "east/more.yaml", slice_manifest([f"more-{n}" for n in range(2)], name="more", pool="more"))
+            write_manifests(
+                tmp_path / "east/more.yaml", slice_manifest([f"more-{n}" for n in range(2)], name="more", pool="more")
+            )
             await granted(nats, 6, processes)
 
 
