@@ -182,6 +182,10 @@ def _write(directory: Path, plan: NatsPlan, tls_ca: Path | None) -> list[tuple[s
 def _write_certificates(directory: Path, plan: NatsPlan) -> list[tuple[str, str]]:
     from broker.adapters.development_ca import DevelopmentCA  # an extra
 
+    names = [f"n{index + 1}" for index in range(len(plan.hosts))] + [f"leaf-{name}" for name in plan.leaf_clusters]
+    files = [directory / "ca.crt", *(directory / f"{name}.{end}" for name in names for end in ("crt", "key"))]
+    if all(file.exists() for file in files):
+        return [(str(file), "kept; remove it to have new certificates") for file in files[:1]]
     authority = DevelopmentCA()
     (directory / "ca.crt").write_text(authority.certificate)
     written = [(str(directory / "ca.crt"), "development CA, for clients; its key was not kept")]

@@ -3,6 +3,8 @@
 What each may not say or read is tried, all of it, on the real server; what each may is enough: claims are granted.
 """
 
+import os
+import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
@@ -13,11 +15,15 @@ import anyio.abc
 import pytest
 import yaml
 
+from broker.adapters.ledger_store import LedgerStore
+from broker.adapters.ledger_store import Uncertain as NotKnown
 from broker.cli.main import main
+from cluster_agent.adapters.bus import AgentBus, Published, Uncertain
 from cluster_agent.adapters.manifest_cluster import ManifestCluster
 from schemas.client.connection import BusOptions, Connection, connect
-from schemas.client.errors import BusUnavailableError
+from schemas.client.errors import BusUnavailableError, MessageTooLargeError
 from schemas.client.reader import StreamReader
+from schemas.wire.bus import OutgoingMessage
 from schemas.wire.subjects import inbox_prefix
 from tests.manifests import DRIVER, claim_manifest, class_manifest, slice_manifest, write_manifests
 from tests.nats_fixture import free_port, servers
@@ -40,11 +46,11 @@ class Nats(NamedTuple):
         files = ["--nkey", str(self.directory / f"keys/{role}.nk"), "--tls-ca", str(self.directory / "tls/ca.crt")]
         return [*(f"--nats={each}" for each in ([url] if url else self.urls)), *files]
 
-    def connect(self, role: str, inbox: str = "") -> AbstractAsyncContextManager[Connection]:
+    def connect(self, role: str, inbox: str = "", deadline_s: float = 10) -> AbstractAsyncContextManager[Connection]:
         """As `role`, which hears answers where it may, or where it should not."""
         key = str(self.directory / f"keys/{role}.nk")
         ca = str(self.directory / "tls/ca.crt")
-        return connect(BusOptions(self.urls, nkey_file=key, ca_file=ca, inbox=inbox or inbox_prefix(role)))
+        return connect(BusOptions(self.urls, nkey_file=key, ca_file=ca, inbox=inbox or inbox_prefix(role)), deadline_s)
 
 
 @asynccontextmanager
@@ -324,21 +330,38 @@ async def test_a_key_that_was_replaced_is_refused(tmp_path: Path) -> None:
     async with a_nats(tmp_path) as nats:
         key = nats.directory / "keys/agent-east.nk"
         old = key.rename(nats.directory / "keys/old.nk")
-    again = [
-        "--cluster",
-        "east",
-        "--dev-ca",
-        "--port",
-        nats.urls[0].rpartition(":")[2],
-        "--store-dir",
-        str(tmp_path / "s"),
-    ]
-    assert await anyio.to_thread.run_sync(main, ["nats-config", "--dir", str(nats.directory), "--force", *again]) == 0
-    (nats.directory / "n1.log").unlink()
-    async with servers(nats.directory / "n1.conf"):
+        again = ["--cluster=east", "--cluster=west", "--subscriber=audit", "--dev-ca", f"--store-dir={tmp_path}/store"]
+        again += [f"--port={nats.urls[0].rpartition(':')[2]}", f"--dir={nats.directory}", "--force"]
+        assert await anyio.to_thread.run_sync(main, ["nats-config", *again]) == 0
+        nats.servers[0].send_signal(signal.SIGHUP)  # reload
         async with nats.connect("agent-east"):
+            pass  # the new one, as soon as the server has read it: until then the connection is tried again
+        async with nats.connect("agent-west"):
             pass
         old.rename(key)
         with pytest.raises(BusUnavailableError, match="Authorization Violation"):
-            async with nats.connect("agent-east"):
+            async with nats.connect("agent-east", deadline_s=2):
                 pass
+
+
+async def test_full_streams_refuse_and_lose_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    async with a_nats(tmp_path, "--max-bytes=1M") as nats:
+        async with nats.connect("agent-east") as connection:
+            bus, acknowledged = AgentBus(connection, "east"), 0
+            for number in range(200):  # a flood of new subjects
+                message = OutgoingMessage(f"dra.v1.state.east.claim.u{number}", os.urandom(20_000))
+                result = await bus.publish_state(message, 0)
+                if not isinstance(result, Published):
+                    break
+                acknowledged += 1
+            assert isinstance(result, Uncertain)
+            assert "resource" in result.reason or "exceed" in result.reason, result.reason
+            with pytest.raises(MessageTooLargeError, match="raise max_payload"):
+                await bus.publish_state(OutgoingMessage("dra.v1.state.east.claim.big", os.urandom(10_000_000)), 0)
+        async with nats.connect("broker") as broker:
+            state = await StreamReader(broker, "DRA_STATE").state()
+            assert state.messages == acknowledged
+            entry = OutgoingMessage("dra.v1.ledger.main.0.east.claim.u1", os.urandom(200_000), {"Nats-Msg-Id": "1"})
+            ledger = LedgerStore(broker, "DRA_LEDGER_main_0")
+            assert isinstance(await ledger.append([entry], 0), NotKnown)  # it is tried again, and nothing is decided
+            assert await ledger.last_sequence() == 0
