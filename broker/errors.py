@@ -11,3 +11,15 @@ class ConfigError(Exception):
 
 class DeposedError(Exception):
     """Someone else leads: stop deciding, and start again from the ledger if our turn comes."""
+
+
+class CheckpointError(Exception):
+    """The checkpoint of a ledger segment is damaged: it is not believed."""
+
+    def __init__(self, segment: int, problem: str) -> None:
+        super().__init__(f"the checkpoint of ledger segment {segment} is damaged: {problem}")
+        self.segment = segment
+
+
+class LedgerLostError(Exception):
+    """No world can be made from the ledger: segments are missing, or damaged. Grant nothing, stop."""

@@ -49,12 +49,14 @@ class AgentConsumers:
         if last_of == "state":
             state_last = await self._offer_last(STATE_STREAM, name, f"{PREFIX}.state.{cluster}.>")
         segments = []
-        for stream in await ledger_streams(self._connection, cluster):
-            left = await self._durable(stream, name, f"{PREFIX}.ledger.*.*.{cluster}.>")
+        streams = await ledger_streams(self._connection, cluster)
+        for stream in streams[-1:]:  # what is unsettled in an earlier one is stated again there
+            await self._ensure_durable(stream, name, f"{PREFIX}.ledger.*.*.{cluster}.>")
+        for stream in streams:
             last = 0
             if last_of == "ledger":
                 last = await self._offer_last(stream, name, f"{PREFIX}.ledger.*.*.{cluster}.claim.>")
-            segments.append(LedgerSegment(stream, left, last))
+            segments.append(LedgerSegment(stream, last))
         info = msgspec.json.decode(await self._connection.api(f"STREAM.INFO.{STATE_STREAM}"), type=_StreamInfo)
         return Joined(info.config.max_age / _NS, state_last, segments)
 
@@ -82,10 +84,10 @@ class AgentConsumers:
         await create_consumer(self._connection, stream, name, config, [subjects])
         return last.stream_sequence if last is not None else 0
 
-    async def _durable(self, stream: str, name: str, subjects: str) -> int:
-        """How many entries the durable consumer has to deliver, or to hear an ack for; it is made if absent."""
+    async def _ensure_durable(self, stream: str, name: str, subjects: str) -> None:
+        """Make the durable consumer if it is absent."""
         try:
-            answer = await self._connection.api(f"CONSUMER.INFO.{stream}.{name}")
+            await self._connection.api(f"CONSUMER.INFO.{stream}.{name}")
         except BusRefusedError as error:
             if error.err_code != CONSUMER_NOT_FOUND:
                 raise
@@ -98,9 +100,6 @@ class AgentConsumers:
                 "deliver_policy": "all",
             }
             await create_consumer(self._connection, stream, name, config, [subjects])
-            answer = await self._connection.api(f"CONSUMER.INFO.{stream}.{name}")
-        info = msgspec.json.decode(answer, type=_ConsumerInfo)
-        return info.num_pending + info.num_ack_pending
 
 
 async def ledger_streams(connection: Connection, cluster: str) -> list[str]:
@@ -127,8 +126,3 @@ class _StreamInfo(msgspec.Struct):
 
 class _StreamNames(msgspec.Struct):
     streams: list[str] | None = None
-
-
-class _ConsumerInfo(msgspec.Struct):
-    num_pending: int = 0
-    num_ack_pending: int = 0

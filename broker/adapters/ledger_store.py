@@ -5,7 +5,7 @@ read, from the stream's leader. What the entries say is not known here.
 """
 
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 
 import anyio
@@ -20,6 +20,7 @@ from schemas.wire.bus import OutgoingMessage, StoredMessage
 _log = logging.getLogger(__name__)
 
 BATCH_MESSAGES_MAX = 1000  # nats-server refuses a larger one (error 10199)
+BATCH_BYTES = 8 * 1024 * 1024  # of those that we may cut as we like: sent well within the deadline
 APPEND_DEADLINE_S = 5.0
 RETRY_AFTER_S = 10.0  # nats-server drops an unfinished batch 10 s after its last message
 LOOK_AGAIN_S = 0.5
@@ -73,6 +74,13 @@ class LedgerStore:
     async def last_sequence(self, deadline_s: float = REQUEST_DEADLINE_S) -> int:
         """Of the last entry, as the stream's leader has it. Raises: BusUnavailableError, BusRefusedError."""
         return (await self._reader.state(deadline_s)).last_sequence
+
+    async def read_all(self) -> AsyncGenerator[list[StoredMessage], None]:
+        """The segment from its first entry to its last; otherwise as `read`."""
+        state = await self._reader.state()
+        async with aclosing(self.read(max(0, state.first_sequence - 1))) as batches:
+            async for batch in batches:
+                yield batch
 
     async def read(self, after: int, until: int | None = None) -> AsyncGenerator[list[StoredMessage], None]:
         """The entries after `after`, up to and with `until` (None: the last one there is now), in batches.
@@ -202,6 +210,20 @@ class LedgerStore:
         reply = await self._connection.request(last.subject, last.payload, headers, deadline_s=deadline_s)
         raise_api_error(f"the batch for {self.stream}", reply.payload)
         return msgspec.json.decode(reply.payload, type=_PubAck)
+
+
+def as_batches(messages: Sequence[OutgoingMessage]) -> Iterator[list[OutgoingMessage]]:
+    """Messages that need not be stored at once, such as a checkpoint's, in batches that the server takes."""
+    batch: list[OutgoingMessage] = []
+    size = 0
+    for message in messages:
+        if batch and (len(batch) == BATCH_MESSAGES_MAX or size + len(message.payload) > BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(message)
+        size += len(message.payload)
+    if batch:
+        yield batch
 
 
 def _batch_headers(message: OutgoingMessage, batch_id: str, number: int, expected_last: int | None) -> dict[str, str]:

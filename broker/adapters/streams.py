@@ -55,8 +55,11 @@ class StreamDone(msgspec.Struct, frozen=True):
     replicas: int
 
 
-def stream_configs(settings: StreamSettings, shard: str, segment: int) -> list[dict[str, Any]]:
-    """The streams, as JetStream's API names their settings. settings.replicas: None counts as one."""
+def stream_configs(settings: StreamSettings, shard: str, segment: int, first_sequence: int = 0) -> list[dict[str, Any]]:
+    """The streams, as JetStream's API names their settings. settings.replicas: None counts as one.
+
+    first_sequence: of the ledger's segment, where it is to be made after others; see `ledger_segments`.
+    """
     return [
         {
             "name": STATE_STREAM,
@@ -68,6 +71,7 @@ def stream_configs(settings: StreamSettings, shard: str, segment: int) -> list[d
             "max_msgs_per_subject": 64,
             "discard": "new",
             "discard_new_per_subject": False,
+            "allow_atomic": True,
             "duplicate_window": _ns(120),
             **_common(settings),
         },
@@ -83,6 +87,7 @@ def stream_configs(settings: StreamSettings, shard: str, segment: int) -> list[d
             # Short: expected-last-sequence already keeps a batch from being stored twice, and ids that the server
             # remembers from a batch that was never stored would only have the same batch refused when it is repeated.
             "duplicate_window": _ns(1),
+            **({"first_seq": first_sequence} if first_sequence else {}),
             **_common(settings),
         },
         {
@@ -102,11 +107,16 @@ def stream_configs(settings: StreamSettings, shard: str, segment: int) -> list[d
     ]
 
 
+class _StreamNames(msgspec.Struct):
+    streams: list[str] | None = None
+
+
 async def ensure_streams(
     connection: Connection,
     settings: StreamSettings,
     shard: str = "main",
     segment: int = 0,
+    first_sequence: int = 0,
     durability: Durability = DEFAULT,
 ) -> None:
     """Make the streams that are absent; check those that are there, and the servers that keep them.
@@ -118,7 +128,9 @@ async def ensure_streams(
     unsafe = await server_problems(connection, durability)
     wrong: list[str] = []
     for config, wanted in zip(
-        stream_configs(settings, shard, segment), stream_configs(least, shard, segment), strict=True
+        stream_configs(settings, shard, segment, first_sequence),
+        stream_configs(least, shard, segment, first_sequence),
+        strict=True,
     ):
         present, _ = await _present(connection, config)
         for field, sentence in _differences(wanted, present):
@@ -136,7 +148,6 @@ async def set_up_streams(
     adopt: bool = False,
     loosen: bool = False,
     shard: str = "main",
-    segment: int = 0,
 ) -> list[StreamDone]:
     """Make the streams, and change those of ours that differ from `settings`.
 
@@ -145,7 +156,8 @@ async def set_up_streams(
         BusUnavailableError; BusRefusedError, also when the server cannot make the change.
     """
     settings = await _with_replicas(connection, settings)
-    configs = stream_configs(settings, shard, segment)
+    segments = await ledger_segments(connection, shard)
+    configs = stream_configs(settings, shard, segments[-1] if segments else 0)
     found = [(config, *await _present(connection, config)) for config in configs]
     refused = []
     for config, present, _ in found:
@@ -178,6 +190,14 @@ async def _with_replicas(connection: Connection, settings: StreamSettings) -> St
         return settings
     replicas = REPLICAS_IN_A_CLUSTER if connection.is_clustered else 1
     return msgspec.structs.replace(settings, replicas=replicas)
+
+
+async def ledger_segments(connection: Connection, shard: str) -> list[int]:
+    """The segments of a ledger that there are, ascending. Raises: BusUnavailableError, BusRefusedError."""
+    answer = await connection.api("STREAM.NAMES", {"subject": f"{PREFIX}.ledger.{shard}.>"})
+    prefix = ledger_stream(shard, 0)[:-1]
+    names = [name.removeprefix(prefix) for name in msgspec.json.decode(answer, type=_StreamNames).streams or []]
+    return sorted(int(number) for number in names if number.isdigit())
 
 
 async def _present(connection: Connection, config: dict[str, Any]) -> tuple[dict[str, Any], bool]:

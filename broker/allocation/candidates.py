@@ -42,7 +42,7 @@ class View:
         self.group = group
         self.fleet = fleet
         self.ignored = ignored
-        self.in_use = _NOBODY if Cause.IN_USE in ignored else snapshot.in_use  # with IN_USE, all of HELD is ignored
+        self.in_use = _NOBODY if Cause.IN_USE in ignored else snapshot.in_use  # and so is all that they have drawn
         self.supplies = Supplies(self.in_use, fleet.pool_supply)
         self.avoided: dict[IndexedPool, int] = {}  # masks of devices not to use
         if snapshot.avoid and Cause.AVOIDED not in ignored:

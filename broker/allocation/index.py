@@ -39,6 +39,7 @@ __all__ = ["DeviceIndex", "FailedSelector", "Fleet", "Groups", "IndexedDevice", 
 _FLEETS_KEPT = 256  # sets of pools; each cluster has one
 _STOCKED_KEPT = 500_000  # pools of stocks; beyond that the least recently used half is forgotten
 _CLASSES_KEPT = 10_000
+_ASKINGS_KEPT = 10_000  # chains of selectors, of one fleet
 _TIDY_AFTER = 64  # allocations; then what is kept is counted
 _STEPS_FOR_DERIVED = 3
 _DERIVED_AHEAD = 5_000  # devices; with the budget of a broker a search does not get to more
@@ -161,15 +162,14 @@ class Fleet:
 
     def _ask(self, chain: Chain, allowance: Budget) -> None:
         asking = self._asking.pop(chain, None)
-        if asking is None or not asking.is_valid:
-            asking = Asking(chain, self.matching)
-        self._asking[chain] = asking
         log = self._index.layout_changes
-        if asking.read != log.end:
-            changed = log.since(asking.read)
-            for pool in dict.fromkeys(self.pools if changed is None else changed):
-                asking.change(pool, pool in self.position)
-            asking.read = log.end
+        changed = log.since(asking.read) if asking is not None and asking.is_valid else None
+        if asking is None or changed is None:
+            asking, changed = Asking(chain, self.matching), self.pools
+        self._asking[chain] = asking
+        for pool in changed:
+            asking.change(pool, pool in self.position)
+        asking.read = log.end
         asking.go_on(allowance)
 
     def stock(self, terms: Terms) -> Stock:
@@ -202,6 +202,11 @@ class Fleet:
         for each in self._stocks.values():
             each.catch_up(self._index.in_use)
 
+    def tidy(self) -> None:
+        """Forget what was asked by halves for claims that are gone, and what was forgotten elsewhere."""
+        valid = [each for each in self._asking.items() if each[1].is_valid]
+        self._asking = dict(valid[-_ASKINGS_KEPT:])
+
     @property
     def size(self) -> int:
         """How many pools of stocks it keeps."""
@@ -211,8 +216,6 @@ class Fleet:
         """Forget the stocks that were not asked for recently."""
         for terms in list(self._stocks)[: (len(self._stocks) + 1) // 2]:
             del self._stocks[terms]
-        for chain in list(self._asking)[: (len(self._asking) + 1) // 2]:
-            del self._asking[chain]
 
     def release(self) -> None:
         """Nobody uses the fleet any more."""
@@ -328,8 +331,10 @@ class DeviceIndex:
         if self._until_tidied <= 0:
             self.matching.tidy_combinations()
             fleets = [*(each for _, each in self._fleets.values()), *([self._other_fleet] if self._other_fleet else [])]
-            if sum(each.size for each in fleets) > _STOCKED_KEPT:
-                for each in fleets:
+            is_too_much = sum(each.size for each in fleets) > _STOCKED_KEPT
+            for each in fleets:
+                each.tidy()
+                if is_too_much:
                     each.forget_half()
             self._until_tidied = _TIDY_AFTER
 
@@ -341,6 +346,7 @@ class DeviceIndex:
         if found is None:
             found = self._pools[key] = IndexedPool(key)
         found.fleets += 1
+        self._has_changed(found)  # in this fleet; others may have had it before
         return found
 
     def update(self, known: IndexedPool, pool: Pool) -> None:
@@ -358,12 +364,15 @@ class DeviceIndex:
     def release(self, pool: IndexedPool) -> None:
         """One fleet fewer has the pool."""
         pool.fleets -= 1
-        self.changes.note(Change(pool, None))
-        self.layout_changes.note(pool)
+        self._has_changed(pool)
         if pool.fleets == 0:
             self.matching.forget_pool(pool)
             pool.retire()
             del self._pools[pool.key]
+
+    def _has_changed(self, pool: IndexedPool) -> None:
+        self.changes.note(Change(pool, None))
+        self.layout_changes.note(pool)
 
     # --- holders
 

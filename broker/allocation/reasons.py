@@ -51,9 +51,6 @@ class Cause(Enum):
     AVOIDED = "avoided"
 
 
-HELD = frozenset((Cause.IN_USE, Cause.CAPACITY_IN_USE, Cause.COUNTERS_IN_USE))  # what passes when holders let go
-
-
 class Reason(StrEnum):
     """Why nothing was allocated: the code that machines match on. Codes are never renamed."""
 

@@ -23,6 +23,7 @@ from broker.world.usage import InUse
 from schemas.resource import DeviceToleration
 
 _STEPS_FOR_POOL = 20
+_FEW_POOLS = 32  # that the decisions before have changed: part of any decision
 
 
 class Terms(NamedTuple):
@@ -201,8 +202,8 @@ class Stock:
 
     @property
     def size(self) -> int:
-        """How many pools it keeps something of."""
-        return len(self._places_by_pool)
+        """How many pools it keeps something of; one more, for it is something itself."""
+        return 1 + len(self._places_by_pool)
 
     def catch_up(self, in_use: InUse, allowance: Budget | None = None) -> None:
         """Take in what has changed since the last time.
@@ -219,13 +220,14 @@ class Stock:
                 before = self._left.get(pool, 0)
                 self._left[pool] = None if before is None or devices is None else before | devices
         while self._left:
-            if allowance is not None:
+            if allowance is not None and len(self._left) > _FEW_POOLS:
                 allowance.begin(_STEPS_FOR_POOL)
             pool, of_pool = self._left.popitem()
             if pool in self.fleet.position:
                 self._put(pool, of_pool, in_use)
             else:
                 self._drop(pool)
+        self._left = {}  # an emptied dict keeps its size
 
     def live(self) -> Iterator[tuple[SliceBlock, int]]:
         """The free devices, wherever they can be used; in no particular order."""

@@ -23,16 +23,18 @@ from broker.adapters.api_service import serve_api
 from broker.adapters.asks import Asks
 from broker.adapters.dead_letters import DeadLetters
 from broker.adapters.durability import Durability
-from broker.adapters.ledger_store import LedgerStore, Refused
+from broker.adapters.ledger_store import LedgerStore, Refused, as_batches
 from broker.adapters.state_reader import PositionExpired, read_state
-from broker.adapters.streams import StreamSettings, ensure_streams
+from broker.adapters.streams import StreamSettings, ensure_streams, ledger_segments
 from broker.allocation.cel.engine import SelectorEngine
 from broker.allocation.index import DeviceIndex
 from broker.app import api
 from broker.app.envelopes import Envelopes
 from broker.errors import DeposedError
 from broker.machine import Effects, Identity, Machine, Notice, recovery
+from broker.machine.segments import LedgerStart
 from broker.machine.syncs import on_beat
+from broker.world import checkpoint
 from broker.world.federation import Federation
 from broker.world.keys import ClusterId
 from broker.world.world import World
@@ -40,8 +42,8 @@ from schemas.client.connection import Connection
 from schemas.client.errors import BusError, BusRefusedError, BusUnavailableError
 from schemas.client.follow import stream_state
 from schemas.client.reader import StreamReader
-from schemas.wire.bus import StoredMessage
-from schemas.wire.calls import Ask, Beat, LeaderBeacon
+from schemas.wire.bus import OutgoingMessage, StoredMessage
+from schemas.wire.calls import Ask, Beat, LeaderBeacon, LedgerGoesOn
 from schemas.wire.codec import WireError, decode_call, encode
 from schemas.wire.ledger import AnyEntry, LeaderElected, SegmentOpened
 from schemas.wire.subjects import STATE_STREAM, ledger_stream
@@ -50,7 +52,6 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SHARD = "main"
-SEGMENT = 0
 BEACON_S = 0.5
 SILENT_AFTER_S = 2.0  # then a standby tries; a takeover takes this and a start
 ITEMS_WAITING = 16  # batches of state messages, mostly; each may have 32 MiB
@@ -105,8 +106,7 @@ class Broker:
         self._asks = Asks(connection)
         self._dead_letters = DeadLetters(connection)
         self._agent_consumers = AgentConsumers(connection, settings.federation.clusters)
-        self._ledger = LedgerStore(connection, ledger_stream(SHARD, SEGMENT))
-        self._envelopes = Envelopes(SHARD, SEGMENT, settings.instance)
+        self._use_segment(0)
         # To the task that owns the machine; None while standing by.
         self._items: MemoryObjectSendStream[Item] | None = None
         self._open_questions: list[Question] = []
@@ -115,10 +115,7 @@ class Broker:
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Make the streams, then stand by and lead in turn. Raises: StreamSettingsError, InvariantError."""
-        settings = self._settings
-        await self._until_available(
-            lambda: ensure_streams(self._connection, settings.streams, SHARD, SEGMENT, settings.durability)
-        )
+        await self._until_available(self._make_streams)
         task_status.started()
         while True:
             if not self._settings.is_alone:
@@ -155,6 +152,13 @@ class Broker:
             answer: T = question.answer
             return answer
 
+    async def _make_streams(self) -> None:
+        segments = await ledger_segments(self._connection, SHARD)
+        last = segments[-1] if segments else 0
+        await ensure_streams(
+            self._connection, self._settings.streams, SHARD, last, durability=self._settings.durability
+        )
+
     # --- who leads
 
     async def _stand_by(self) -> None:
@@ -169,13 +173,17 @@ class Broker:
     async def _lead(self) -> None:
         """Lead until deposed. Raises: DeposedError, perhaps in a group."""
         started = time.monotonic()
-        machine = await self._until_available(self._fold_ledger)
-        await self._elect(machine)
-        epoch = machine.world.leader_epoch
+        start = await self._until_available(self._fold_ledger)
+        machine = start.machine
+        self._use_segment(machine.world.segment)
         async with anyio.create_task_group() as tg:
-            # From the election on: a start may take longer than others would wait before they try to lead.
-            tg.start_soon(self._show_the_beacon, epoch)
-            tg.start_soon(self._watch_for_another, epoch)
+            # A start may take longer than others would wait before they try to lead.
+            tg.start_soon(self._show_the_beacon, machine)
+            if machine.world.is_closed:
+                await self._open_segment(machine, start.last_sequence)
+            tail = machine.world.ledger_last - machine.world.checkpoint_last
+            await self._elect(machine)
+            tg.start_soon(self._watch_for_another, machine.world.leader_epoch)
             position = await self._until_available(lambda: self._believe_again(machine))
             await to_thread.run_sync(recovery.resume, machine)
             ahead = [name for name, cluster in machine.world.clusters.items() if cluster.is_ahead]
@@ -184,33 +192,79 @@ class Broker:
                     "the ledger was lost or cut: %s know of later decisions than it has", ", ".join(sorted(ahead))
                 )
             _log.info(
-                "leads %s with epoch %d: %d claims, %d ledger entries, state up to %d, after %.2f s",
+                "leads %s with epoch %d, started in %.1f s: checkpoint at %d, %d entries after it, %d claims, state up"
+                " to %d",
                 SHARD,
-                epoch,
-                len(machine.world.claims),
-                machine.world.ledger_last,
-                position,
+                machine.world.leader_epoch,
                 time.monotonic() - started,
+                machine.world.checkpoint_last,
+                tail,
+                len(machine.world.claims),
+                position,
             )
             await self._serve(machine, position)
 
-    async def _fold_ledger(self) -> Machine:
+    async def _fold_ledger(self) -> LedgerStart:
+        """The world as the ledger's last segments have it. Raises: LedgerLostError."""
         identity = Identity(self._settings.instance, self._settings.build, self._settings.settings_digest)
-        # An index for each term: when a claim's selectors are all asked depends on what it knows already, and a replay
-        # of the term begins knowing nothing.
-        machine = Machine(World(self._settings.federation), DeviceIndex(self._engine), identity)
-        async with aclosing(self._ledger.read(0)) as batches:
-            async for batch in batches:
-                recovery.fold_ledger(machine, batch)
-        return machine
+
+        def new_machine() -> Machine:
+            # An index for each term: when a claim's selectors are all asked depends on what it knows already, and a
+            # replay of the term begins knowing nothing.
+            return Machine(World(self._settings.federation), DeviceIndex(self._engine), identity)
+
+        start = LedgerStart(await ledger_segments(self._connection, SHARD), new_machine)
+        while start.wanted is not None:
+            ledger = LedgerStore(self._connection, ledger_stream(SHARD, start.wanted))
+            async with aclosing(ledger.read_all()) as batches:
+                async for batch in batches:
+                    await to_thread.run_sync(start.add, batch)
+            await to_thread.run_sync(start.end)
+        for error in start.damaged:
+            _log.error("%s; it is not believed, the segment before it is read instead", error)
+        return start
 
     async def _elect(self, machine: Machine) -> None:
         """The proof of leadership: our entry follows all that we have read. Raises: DeposedError."""
         last = machine.world.ledger_last
-        entries: list[AnyEntry] = [] if last else [SegmentOpened(shard=SHARD, segment=SEGMENT)]
+        entries: list[AnyEntry] = [] if last else [SegmentOpened(shard=SHARD, segment=0)]
         entries.append(LeaderElected(instance=self._settings.instance, build=self._settings.build))
         await self._append(entries, last)
         recovery.fold_entries(machine, entries, last + 1)
+
+    def _use_segment(self, segment: int) -> None:
+        self._ledger = LedgerStore(self._connection, ledger_stream(SHARD, segment))
+        self._envelopes = Envelopes(SHARD, segment, self._settings.instance)
+
+    async def _open_segment(self, machine: Machine, expected_last: int) -> None:
+        """Go on in the next segment: it opens with a checkpoint, and counts when all of that is stored.
+
+        expected_last: where we have seen it end, or the closed one before it: whoever opens it at the same time is
+            refused, or we are.
+        Raises: DeposedError; StreamSettingsError.
+        """
+        started = time.monotonic()
+        world = machine.world
+        segment, first = world.segment + 1, world.ledger_last + 1
+        # The servers were checked at the start; that one cannot be looked at now is no reason to stop.
+        durability = Durability(allow_unsafe=self._settings.durability.allow_unsafe, is_embedded=True)
+        await self._until_available(
+            lambda: ensure_streams(self._connection, self._settings.streams, SHARD, segment, first, durability)
+        )
+        self._use_segment(segment)
+        entries = await to_thread.run_sync(checkpoint.checkpoint, world, SHARD, segment)
+        for batch in as_batches(self._envelopes.batch(entries, expected_last + 1, _now_ms())):
+            await self._append_messages(batch, expected_last)
+            expected_last += len(batch)
+        checkpoint.opened(world, segment, expected_last)
+        for cluster in sorted(world.clusters):
+            await self._ask(cluster, LedgerGoesOn(self._ledger.stream))
+        _log.info(
+            "the ledger goes on in %s, whose checkpoint has %d entries, after %.1f s",
+            self._ledger.stream,
+            len(entries),
+            time.monotonic() - started,
+        )
 
     async def _believe_again(self, machine: Machine) -> int:
         """Take in what clusters said up to the recorded position; returns where the log goes on."""
@@ -262,6 +316,7 @@ class Broker:
         while True:
             if machine.has_work(_now_ms()):
                 await self._carry_out(await to_thread.run_sync(machine.step, _now_ms()))
+                await self._rotate_if_long(machine)
             if machine.has_work(_now_ms()):
                 came = _items_there(receive)
             else:
@@ -273,6 +328,13 @@ class Broker:
             for item in came:
                 if isinstance(item, list):
                     machine.feed(item)
+
+    async def _rotate_if_long(self, machine: Machine) -> None:
+        """Close the segment when a start would have to read too much of it."""
+        world = machine.world
+        if world.ledger_last - world.checkpoint_last >= self._settings.federation.ledger.segment_entries:
+            await self._carry_out(machine.close_segment(_now_ms()))
+            await self._open_segment(machine, world.ledger_last)
 
     async def _answer(self, machine: Machine, item: Item) -> None:
         """What waits for the messages before it to be applied, and for the batch to be stored."""
@@ -299,12 +361,14 @@ class Broker:
 
     async def _append(self, entries: list[AnyEntry], expected_last: int) -> None:
         """Append one batch and return when it is known to be stored. Raises: DeposedError when another's is there."""
-        batch = self._envelopes.batch(entries, expected_last + 1, _now_ms())
+        await self._append_messages(self._envelopes.batch(entries, expected_last + 1, _now_ms()), expected_last)
+
+    async def _append_messages(self, batch: list[OutgoingMessage], expected_last: int) -> None:
         result = await self._ledger.append_until_known(batch, expected_last)
         if isinstance(result, Refused):
             raise DeposedError(f"the ledger goes on to {result.last_sequence} without us, after {expected_last}")
 
-    async def _ask(self, cluster: str, ask: Ask) -> None:
+    async def _ask(self, cluster: str, ask: Ask | LedgerGoesOn) -> None:
         try:
             await self._asks.ask(cluster, encode(ask))
         except BusError as error:
@@ -332,9 +396,10 @@ class Broker:
                 if isinstance(beat, Beat):
                     await send.send(HeardBeat(ClusterId(cluster), beat))
 
-    async def _show_the_beacon(self, epoch: int) -> None:
-        payload = encode(LeaderBeacon(epoch, self._settings.instance))
+    async def _show_the_beacon(self, machine: Machine) -> None:
+        """Others stand by meanwhile. Before we are elected it has the epoch of the leader before us."""
         while True:
+            payload = encode(LeaderBeacon(machine.world.leader_epoch, self._settings.instance))
             try:
                 await self._asks.lead(SHARD, payload)
             except BusError as error:

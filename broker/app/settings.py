@@ -11,6 +11,7 @@ from broker.errors import ConfigError
 from broker.world.federation import Fabric, Federation
 from broker.world.keys import ClusterId
 
+SEGMENT_ENTRIES_MIN = 1_000
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
@@ -55,6 +56,11 @@ def check_federation(federation: Federation) -> list[str]:
         if federation.clusters and name not in federation.clusters:
             problems.append(f"{path}: cluster {name!r} is not in clusters ({', '.join(federation.clusters)})")
 
+    if federation.ledger.segment_entries < SEGMENT_ENTRIES_MIN:
+        problems.append(
+            f"ledger.segment_entries: {federation.ledger.segment_entries} is too few, give {SEGMENT_ENTRIES_MIN} or"
+            " more: each new segment begins with all that is held"
+        )
     for index, name in enumerate(federation.clusters):
         check_name(f"clusters[{index}]", name)
         if name in federation.clusters[:index]:

@@ -16,7 +16,7 @@ from broker.cli.errors import CommandError
 from broker.cli.local import LocalFederation, local_federation
 from broker.cli.output import claim_table, console, print_json
 from broker.cli.signals import until_told_to_stop
-from broker.errors import ConfigError, InvariantError
+from broker.errors import ConfigError, InvariantError, LedgerLostError
 from broker.machine import Notice
 from broker.machine.report import ClaimRow
 from broker.world.federation import Federation
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
         return anyio.run(_up, directories, federation, options)
     except* (EmbeddedNatsError, ManifestError, JournalError) as group:
         raise CommandError("; ".join(map(str, flat(group)))) from None
-    except* (BusError, AgentReplacedError, InvariantError) as group:
+    except* (BusError, AgentReplacedError, InvariantError, LedgerLostError) as group:
         raise CommandError("; ".join(map(str, flat(group))), exit_code=1) from None
 
 

@@ -37,6 +37,7 @@ class Core:
         self.queue = PendingQueue()
         self.to_adopt: set[ClaimKey] = set()  # may have an allocation that no grant covers
         self.to_end: deque[tuple[ClaimKey, EndCause, int]] = deque()  # missing in a full sync; with the sync's sequence
+        self.asking: set[bytes] = set()  # see deciding: like these are claims that still have selectors to ask
         self.classes_changed = False  # members are to be told
         self.sync_to_count: tuple[ClusterId, int] | None = None  # finished; counts when `to_end` is done
         self.is_replaying = False  # a start: messages are taken in without their consequences

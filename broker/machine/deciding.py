@@ -4,6 +4,7 @@ gets a reason, and waits for whatever could change the answer.
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from hashlib import blake2b
 from typing import NamedTuple
 
 import msgspec
@@ -30,6 +31,7 @@ HARD_CLAIMS_IN_ROUND = 1  # of those whose search was given up before: they wait
 TRY_HARD_AGAIN_MS = 60_000
 # For asking selectors that are new, or new slices, in one round: some 20 ms, in steps of broker.allocation.budget.
 ASKING_STEPS = 20_000
+ASK_ANYWAY_MS = 1_000  # should the claim that asks for others like it be gone before it is done
 TEXT_LENGTH_MAX = 4_000  # of what an entry says to people; the ledger takes entries of at most 1 MiB
 EXPLANATION_BYTES_MAX = 128 * 1024
 _NOT_ABOUT_DEVICES = frozenset(
@@ -63,6 +65,17 @@ class Reached(NamedTuple):
     unheard: tuple[str, ...]  # "fabric NAME: CLUSTER, ..." for each fabric that waits for clusters
 
 
+class WaitsForAskingError(Exception):
+    """A claim that is the same has more to ask.
+
+    topic: changes when it has asked all.
+    """
+
+    def __init__(self, topic: str) -> None:
+        super().__init__(topic)
+        self.topic = topic
+
+
 class Round:
     """One round of decisions: what does not change within it is looked up once.
 
@@ -76,6 +89,7 @@ class Round:
         self._classes: dict[ClusterId, dict[str, DeviceClass]] = {}
         self._failed: dict[bytes, Verdict] = {}
         self._asking_left = ASKING_STEPS
+        self._still_asking: set[bytes] = set()  # claims like these have more to ask
 
     def reached(self, cluster: ClusterId) -> Reached:
         """Pools that `cluster` reaches and whose clusters were all heard."""
@@ -106,7 +120,7 @@ class Round:
     def allocate(self, claim: Claim, spec: ResourceClaim) -> AllocationResult | Verdict:
         """Search, unless an equal claim was searched for in vain in this round: then the answer is the same.
 
-        Raises: MoreToAskError.
+        Raises: MoreToAskError; WaitsForAskingError where an equal claim has more to ask.
         """
         snapshot = self.snapshot(claim)
         likeness = msgspec.json.encode(
@@ -115,7 +129,17 @@ class Round:
         failed = self._failed.get(likeness)
         if failed is not None:
             return failed
-        found = self._search(spec, snapshot)
+        if likeness in self._still_asking:
+            raise WaitsForAskingError(_asking_topic(likeness))
+        try:
+            found = self._search(spec, snapshot)
+        except MoreToAskError:
+            self._still_asking.add(likeness)
+            self.core.asking.add(likeness)
+            raise
+        if likeness in self.core.asking:
+            self.core.asking.discard(likeness)
+            self.core.changed(_asking_topic(likeness))
         if isinstance(found, NoFit) and found.reason == Reason.DEVICES_AVOIDED:
             # Rejected before, but the time to wait for something else has passed.
             found = self._search(spec, msgspec.structs.replace(snapshot, avoid=frozenset()))
@@ -148,6 +172,9 @@ def decide(core: Core) -> None:
             verdict = _decide(core, turn, claim)
         except MoreToAskError:
             continue  # it stays due, and goes on in the next round
+        except WaitsForAskingError as asking:
+            core.queue.wait(claim.key, (asking.topic,), core.now_ms + ASK_ANYWAY_MS)
+            continue
         except InvariantError:
             raise
         except Exception as error:  # one claim must not stop every replica in turn
@@ -161,6 +188,10 @@ def decide(core: Core) -> None:
             core.queue.wait(claim.key, (), claim.not_before_ms)  # to be asked back again
         else:
             core.queue.remove(claim.key)
+
+
+def _asking_topic(likeness: bytes) -> str:
+    return f"asked:{blake2b(likeness, digest_size=16).hexdigest()}"
 
 
 def _place_in_queue(claim: Claim) -> tuple[bool, int, str, str]:

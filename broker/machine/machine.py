@@ -5,7 +5,8 @@ The caller stores the batch before it lets anybody see the world, and before the
 in the same steps gives the same bytes: there is no clock, random or await in here.
 
 Where things are: `intake` one message at a time; `claims` what a claim's message does to its grants; `syncs` runs of
-agents and full syncs; `deciding` who gets what; `recovery` a start from the ledger; `report` the world for people.
+agents and full syncs; `deciding` who gets what; `segments` and `recovery` a start from the ledger; `report` the world
+for people.
 """
 
 from collections import deque
@@ -17,6 +18,7 @@ from broker.machine.core import Core
 from broker.machine.effects import Effects, Identity
 from broker.world.world import World
 from schemas.wire.bus import StoredMessage
+from schemas.wire.ledger import SegmentClosed
 
 
 class Machine:
@@ -76,6 +78,13 @@ class Machine:
             syncs.tell_classes(core)
             claims.adopt(core)
             deciding.decide(core)
+        return core.close_step()
+
+    def close_segment(self, now_ms: int) -> Effects:
+        """End the ledger's segment: nothing can follow this batch before the next one is open (`checkpoint`)."""
+        core = self.core
+        core.now_ms = max(now_ms, core.now_ms)
+        core.record(SegmentClosed(next_segment=core.world.segment + 1))
         return core.close_step()
 
     def _finish_sync(self) -> None:

@@ -1,8 +1,8 @@
 """Who waits, and for what. Claims are tried again when something that they wait for changes, never by polling.
 
 Topics: "scope:SCOPE" (devices, slices or taints of a scope's pools), "class:CLUSTER/NAME", "nodes:CLUSTER", "heard" (a
-cluster finished its first full sync), "labels" (a slice may have declared a fabric). A claim's own message always
-makes it due.
+cluster finished its first full sync), "labels" (a slice may have declared a fabric), "asked:DIGEST" (a claim like it
+has asked its selectors about all devices). A claim's own message always makes it due.
 """
 
 import heapq

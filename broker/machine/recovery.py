@@ -10,23 +10,25 @@ from typing import Literal
 from broker.machine import intake
 from broker.machine.core import Core
 from broker.machine.machine import Machine
+from broker.machine.segments import SegmentFold
 from broker.world import fold
 from broker.world.keys import ClusterId
 from schemas.wire.bus import StoredMessage
 from schemas.wire.calls import Ask
-from schemas.wire.codec import WireError, decode_entry
+from schemas.wire.codec import WireError
 from schemas.wire.ledger import AnyEntry
 from schemas.wire.state import AgentStarted
 from schemas.wire.subjects import KINDS, StateSubject, parse_state_subject, sync_part_subject
 
 
 def fold_ledger(machine: Machine, messages: Iterable[StoredMessage]) -> None:
-    """Fold ledger entries, in order, into the machine's world.
+    """Fold a ledger of one segment, from its first entry on, into the machine's world; see `segments` for a start.
 
     Raises: WireError if an entry cannot be read (a newer broker wrote it); InvariantError if one cannot follow.
     """
-    for message in messages:
-        fold.apply_entry(machine.world, decode_entry(message.payload), message.stream_sequence)
+    whole = SegmentFold(machine.world, 0)
+    whole.add(messages)
+    whole.finish()
 
 
 def fold_entries(machine: Machine, entries: Iterable[AnyEntry], first_sequence: int) -> None:

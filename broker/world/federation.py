@@ -43,6 +43,12 @@ class Fabric(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return any(pattern.matches(driver, pool) for pattern in self.pools)
 
 
+class LedgerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """segment_entries: after so many the ledger goes on in its next segment, and a start need not read more of them."""
+
+    segment_entries: int = 200_000
+
+
 class Federation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All that takes part.
 
@@ -56,6 +62,7 @@ class Federation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     hub: ClusterId = ClusterId("")
     clusters: list[ClusterId] = []
     believe_labels: bool = False
+    ledger: LedgerSettings = LedgerSettings()
 
     def fabric_of(self, driver: str, pool: str) -> Fabric | None:
         """The first fabric, in the file's order, that has the pool."""

@@ -3,14 +3,19 @@
 from dataclasses import replace
 from typing import assert_never
 
+from msgspec import structs
+
 from broker.errors import InvariantError
 from broker.world.keys import ClaimKey, ClaimUid, ClusterId, DeviceKey, PoolKey
 from broker.world.records import Claim, Grant, Unsettled, Waiting
 from broker.world.world import World
+from schemas.wire.codec import encode
 from schemas.wire.ledger import (
     Adopted,
     Allocate,
     AnyEntry,
+    CheckpointClaims,
+    CheckpointWorld,
     ClassBrokered,
     CollisionFound,
     DeviceHold,
@@ -20,6 +25,7 @@ from schemas.wire.ledger import (
     OutcomeRecorded,
     ReasonChanged,
     Release,
+    SegmentClosed,
     SegmentOpened,
 )
 
@@ -29,10 +35,15 @@ def apply_entry(world: World, entry: AnyEntry, ledger_sequence: int) -> None:
 
     Raises: InvariantError if the entry cannot follow what was folded before.
     """
+    if world.is_closed:
+        raise InvariantError(f"entry {ledger_sequence} follows the SegmentClosed of segment {world.segment}")
     match entry:
-        case SegmentOpened():
-            if entry.covers or entry.checkpoint:
-                raise InvariantError(f"segment {entry.segment} opens with a checkpoint, which this release cannot read")
+        case SegmentOpened() if not world.ledger_last and not entry.entries:
+            world.checkpoint_last = ledger_sequence  # of the whole ledger: there was nothing before it
+        case SegmentOpened() | CheckpointWorld() | CheckpointClaims():
+            raise InvariantError(f"{type(entry).__name__} {ledger_sequence} stands outside of a checkpoint")
+        case SegmentClosed():
+            world.is_closed = True
         case LeaderElected():
             world.leader_epoch = ledger_sequence
         case Inputs():
@@ -43,7 +54,7 @@ def apply_entry(world: World, entry: AnyEntry, ledger_sequence: int) -> None:
             _release(world, entry, ledger_sequence)
         case Adopted():
             claim = _claim(world, entry)
-            world.add_grant(_grant_of(claim, entry, ledger_sequence))
+            world.add_grant(grant_of(claim, entry, ledger_sequence))
             claim.waiting = claim.collision = None
         case OutcomeRecorded():
             _outcome(world, entry)
@@ -82,13 +93,20 @@ def _allocate(world: World, entry: Allocate, ledger_sequence: int) -> None:
     if claim.unsettled or claim.grants:
         before = claim.unsettled or claim.grants
         raise InvariantError(f"Allocate {ledger_sequence} for {claim.key}, which still has {before}")
-    world.add_grant(_grant_of(claim, entry, ledger_sequence))
-    claim.unsettled = Unsettled(ledger_sequence, "Allocate")
+    grant = grant_of(claim, entry, ledger_sequence)
+    world.add_grant(grant)
+    claim.unsettled = Unsettled(ledger_sequence, "Allocate", grant.stated)
     claim.last_decision = ledger_sequence
     claim.waiting = None
 
 
-def _grant_of(claim: Claim, entry: Allocate | Adopted, ledger_sequence: int) -> Grant:
+def restated(entry: Allocate | Release | Adopted, ledger_sequence: int) -> bytes:
+    """The entry as a checkpoint states it again: with the ledger sequence by which it is known."""
+    return encode(structs.replace(entry, ledger_sequence=ledger_sequence))
+
+
+def grant_of(claim: Claim, entry: Allocate | Adopted, ledger_sequence: int) -> Grant:
+    """The grant that an entry makes, as it begins."""
     return Grant(
         claim=claim.key,
         ledger_sequence=ledger_sequence,
@@ -97,6 +115,7 @@ def _grant_of(claim: Claim, entry: Allocate | Adopted, ledger_sequence: int) -> 
         is_adopted=isinstance(entry, Adopted),
         state_sequence=entry.state_sequence,
         unscheduled=frozenset(entry.unscheduled if isinstance(entry, Allocate) else ()),
+        stated=restated(entry, ledger_sequence),
     )
 
 
@@ -106,7 +125,7 @@ def _release(world: World, entry: Release, ledger_sequence: int) -> None:
     if claim.unsettled or grant is None:
         raise InvariantError(f"Release {ledger_sequence} of {claim.key}: unsettled {claim.unsettled}, grant {grant}")
     world.replace_grant(grant, replace(grant, is_released=True))
-    claim.unsettled = Unsettled(ledger_sequence, "Release")
+    claim.unsettled = Unsettled(ledger_sequence, "Release", restated(entry, ledger_sequence))
     claim.last_decision = ledger_sequence
     claim.avoid.update(grant.devices)
     claim.failures = entry.rejections

@@ -35,6 +35,7 @@ class Grant:
     """A hold on devices: an Allocate that has not ended, or an allocation that was found and adopted.
 
     state_sequence: of the claim's message that it was made from.
+    stated: its Allocate or Adopted as JSON, for a checkpoint to state it again.
     """
 
     claim: ClaimKey
@@ -46,14 +47,16 @@ class Grant:
     unscheduled: frozenset[str] = frozenset()  # consumers that it was decided for
     was_applied: bool = False
     is_released: bool = False  # we asked for it back
+    stated: bytes = field(default=b"", repr=False)
 
 
 @dataclass(slots=True, frozen=True)
 class Unsettled:
-    """The one decision of a claim whose outcome is not known yet."""
+    """The one decision of a claim whose outcome is not known yet. stated: as JSON, for a checkpoint."""
 
     ledger_sequence: int
     kind: Literal["Allocate", "Release"]
+    stated: bytes = field(default=b"", repr=False)
 
 
 @dataclass(slots=True, frozen=True)

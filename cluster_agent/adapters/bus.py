@@ -20,7 +20,8 @@ from schemas.client.follow import WINDOW, Delivered, Pull
 from schemas.client.reader import PROGRESS_DEADLINE_S, StreamReader
 from schemas.wire.bus import OutgoingMessage, ReceivedMessage, StoredMessage, pack
 from schemas.wire.calls import Join, Joined
-from schemas.wire.codec import WireError, decode_call, encode
+from schemas.wire.codec import WireError, decode_call, decode_entry, encode
+from schemas.wire.ledger import own_sequence
 from schemas.wire.subjects import (
     STATE_STREAM,
     agent_consumer,
@@ -164,10 +165,10 @@ class AgentBus:
             message = await StreamReader(self._connection, segment.stream).direct_last(subject)
             if message is not None:
                 found.append(message)
-        return max(found, key=lambda message: message.stream_sequence, default=None)
+        return max(found, key=_known_by, default=None)
 
     async def last_decisions(self) -> list[StoredMessage]:
-        """The last decision for each claim, ascending by ledger sequence.
+        """The last decision for each claim, ascending by ledger sequence: an entry's own, where a checkpoint states it.
 
         A subject names its segment, so one claim may come once per segment: the last one counts.
         Raises: BusUnavailableError, BusRefusedError.
@@ -175,7 +176,7 @@ class AgentBus:
         found: list[StoredMessage] = []
         for segment in (await self.join("ledger")).segments:
             found += await self._read_last(segment.stream, segment.last_sequence)
-        return sorted(found, key=lambda message: message.stream_sequence)
+        return sorted(found, key=_known_by)
 
     async def _read_last(self, stream: str, until: int) -> list[StoredMessage]:
         """What the consumer of last messages delivers, up to a sequence that the stream's leader has named."""
@@ -209,8 +210,10 @@ class AgentBus:
 
 
 class LedgerFollower:
-    """Ledger entries for one cluster, segment after segment. Made by `AgentBus.follow_ledger`.
+    """Ledger entries for one cluster, of the last segment. Made by `AgentBus.follow_ledger`.
 
+    Whatever is unsettled when a segment is closed the next one states again: there is nothing to wait for in the old
+    one, where an entry that takes long to settle would keep all that follows it waiting.
     It knows of one shard at a time: with several, each needs a follower of its own.
     Two agents of one cluster share the consumer and each get a part of the entries: an ack moves it on, and proves
     nothing about what became of a decision.
@@ -222,6 +225,13 @@ class LedgerFollower:
         self._segment = ""
         self._pull: Pull | None = None
         self._held = AsyncExitStack()
+        self._told_of = ""  # a segment's stream
+        self._waiting = anyio.CancelScope()
+
+    def goes_on_in(self, stream: str) -> None:
+        """The broker says that the ledger goes on in `stream`: look at once, not after a while."""
+        self._told_of = stream
+        self._waiting.cancel()
 
     async def next_batch(self, messages_max: int = WINDOW) -> list[Delivered]:
         """The next entries: those that are there, at once; else wait until there is one. Never empty.
@@ -234,12 +244,14 @@ class LedgerFollower:
                 await self._start()
             assert self._pull is not None
             delivered: list[Delivered] = []
-            with anyio.move_on_after(LOOK_FOR_SEGMENTS_S) as waiting:
-                delivered = await self._pull.take(messages_max)
+            if self._told_of in ("", self._segment):
+                with anyio.move_on_after(LOOK_FOR_SEGMENTS_S) as self._waiting:
+                    delivered = await self._pull.take(messages_max)
             if delivered:
                 return delivered
-            # Lost, or silent for long: then there may be a later segment, and this one is closed for good.
-            if not waiting.cancelled_caught or await self._has_later():
+            self._told_of = ""
+            # Lost, or silent for long, or told: then there may be a later segment, and this one is closed for good.
+            if not self._waiting.cancelled_caught or await self._has_later():
                 await self.close()
 
     async def ack(self, delivered: Delivered) -> None:
@@ -256,17 +268,14 @@ class LedgerFollower:
         await held.aclose()
 
     async def _start(self) -> None:
-        """Listen to the first segment that has something for us, or else to the last; try until there is one."""
+        """Listen to the last segment; try until there is one."""
         told = ""
         while True:
             try:
                 segments = (await self._bus.join()).segments
                 if not segments:
                     raise BusUnavailableError("no ledger exists yet: the broker makes it")
-                at = next((index for index, each in enumerate(segments) if each.stream == self._segment), 0)
-                while segments[at].left == 0 and at < len(segments) - 1:
-                    at += 1
-                self._segment = segments[at].stream
+                self._segment = segments[-1].stream
                 pull = Pull(self._connection, self._segment, agent_consumer(self._bus.cluster))
                 await self._held.enter_async_context(pull.opened())
             except BusError as error:
@@ -284,6 +293,15 @@ class LedgerFollower:
         except BusError:
             return False
         return bool(segments) and segments[-1].stream != self._segment
+
+
+def _known_by(message: StoredMessage) -> int:
+    """The ledger sequence by which the entry is known; where it stands, if it cannot be read."""
+    try:
+        entry = decode_entry(message.payload)
+    except WireError:
+        return message.stream_sequence
+    return own_sequence(entry, message.stream_sequence)
 
 
 class _PubAck(msgspec.Struct):

@@ -60,7 +60,7 @@ from schemas.client.errors import BusError, MessageTooLargeError
 from schemas.client.follow import Delivered
 from schemas.resource.untyped import allocation_of, results_of
 from schemas.wire.bus import OutgoingMessage, PayloadError, StoredMessage
-from schemas.wire.calls import Ask
+from schemas.wire.calls import Ask, LedgerGoesOn
 from schemas.wire.codec import (
     WireError,
     cloud_event_headers,
@@ -73,7 +73,7 @@ from schemas.wire.codec import (
     peek_epoch,
     trace_parent,
 )
-from schemas.wire.ledger import Allocate, Release
+from schemas.wire.ledger import Allocate, Release, own_sequence
 from schemas.wire.state import AgentStarted, ClaimState, ObjectName, ObjectState
 from schemas.wire.subjects import PREFIX, RUN_KEY, parse_state_subject, run_subject, state_subject
 
@@ -110,7 +110,8 @@ class Agent:
         self._settings = settings
         self._publish_limit = anyio.CapacityLimiter(PUBLISHES_AT_ONCE)
         self._write_limit = anyio.CapacityLimiter(WRITES_AT_ONCE)
-        self._unacked: dict[str, list[Delivered]] = defaultdict(list)  # decisions by claim UID, until they are settled
+        # Decisions by claim UID, with their ledger sequences, until they are settled.
+        self._unacked: dict[str, list[tuple[int, Delivered]]] = defaultdict(list)
         self._send: MemoryObjectSendStream[Event]
         self._receive: MemoryObjectReceiveStream[Event]
         self._send, self._receive = anyio.create_memory_object_stream[Event](EVENTS_WAITING)
@@ -204,7 +205,7 @@ class Agent:
         for entry_message in await self._until_answered(self._bus.last_decisions):
             entry = decode_entry(entry_message.payload)
             if isinstance(entry, Allocate | Release):
-                decisions.append((entry_message.stream_sequence, entry))
+                decisions.append((own_sequence(entry, entry_message.stream_sequence), entry))
         return Started(epoch, run_sequence, sync_parts, last_messages, objects, decisions, listed_at)
 
     async def _list(self, kind: Kind) -> tuple[list[ObjectSeen], str]:
@@ -263,8 +264,9 @@ class Agent:
                     except WireError as error:
                         _log.error("ledger entry %d cannot be read: %s", delivered.message.stream_sequence, error)
                     if isinstance(entry, Allocate | Release):
-                        self._unacked[entry.uid].append(delivered)
-                        await self._send.send(DecisionSeen(delivered.message.stream_sequence, entry))
+                        sequence = own_sequence(entry, delivered.message.stream_sequence)
+                        self._unacked[entry.uid].append((sequence, delivered))
+                        await self._send.send(DecisionSeen(sequence, entry))
                     else:
                         await follower.ack(delivered)
 
@@ -281,6 +283,8 @@ class Agent:
                         "asked to publish %s again", f"{len(ask.objects)} objects" if ask.objects else "everything"
                     )
                     await self._send.send(Asked(ask.objects))
+                elif isinstance(ask, LedgerGoesOn) and self._follower is not None:
+                    self._follower.goes_on_in(ask.stream)
 
     async def _tick(self) -> None:
         while True:
@@ -303,12 +307,12 @@ class Agent:
             case _:
                 return
         open_entries = self._unacked.pop(uid, [])
-        for delivered in open_entries:
-            if self.mirror.has_published_outcome(uid, delivered.message.stream_sequence):
+        for sequence, delivered in open_entries:
+            if self.mirror.has_published_outcome(uid, sequence):
                 assert self._follower is not None, "an entry was delivered by nobody"
                 await self._follower.ack(delivered)
             else:
-                self._unacked[uid].append(delivered)
+                self._unacked[uid].append((sequence, delivered))
 
     # --- what the mirror asks for
 
@@ -365,7 +369,7 @@ class Agent:
                 decision = await self._until_answered(lambda: self._bus.last_decision(action.name.key))
                 entry = decode_entry(decision.payload) if decision is not None else None
                 if decision is not None and isinstance(entry, Allocate | Release):
-                    await self._send.send(DecisionSeen(decision.stream_sequence, entry))
+                    await self._send.send(DecisionSeen(own_sequence(entry, decision.stream_sequence), entry))
 
     async def _write(self, action: Write) -> None:
         status = isinstance(action, WriteAllocation | ClearAllocation)

@@ -31,26 +31,30 @@ class Join(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", ta
 class LedgerSegment(msgspec.Struct, frozen=True, omit_defaults=True):
     """A stream of the ledger.
 
-    left: entries that the cluster's durable consumer has yet to deliver, or to hear an ack for.
     last_sequence: of the last decision for the cluster, 0 without one; only where `last_of` asked for it.
     """
 
     stream: str
-    left: int
     last_sequence: int = 0
 
 
 class Joined(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="dev.dragoman.joined.v1"):
-    """What an agent may read: through the consumer `agent_<cluster>` of each segment, and, if it asked, `..._last`.
+    """What an agent may read: through the consumer `agent_<cluster>` of the last segment, and, if it asked, `..._last`.
 
     state_age_s: how long DRA_STATE keeps a message, 0: for ever.
     state_last: the sequence of the cluster's last message there, 0 without one; only where `last_of` asked for it.
-    segments: of all ledgers, in the order in which they are to be read.
+    segments: of all ledgers, in order.
     """
 
     state_age_s: float
     state_last: int = 0
     segments: list[LedgerSegment] = []
+
+
+class LedgerGoesOn(msgspec.Struct, frozen=True, tag_field="type", tag="dev.dragoman.ledger-goes-on.v1"):
+    """The ledger goes on in another segment's stream: follow that one. Not needed, but sooner than finding it."""
+
+    stream: str
 
 
 class DeadLetter(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="dev.dragoman.deadletter.v1"):

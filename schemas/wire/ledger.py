@@ -4,7 +4,8 @@ Kinds of subject: Allocate and Release go to `claim` (so that the last message o
 decision), all else about a claim to `record`; leadership and inputs belong to no cluster.
 """
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -52,12 +53,104 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", k
 
 
 class SegmentOpened(Entry, frozen=True, tag="dev.dragoman.ledger.segment-opened.v1", kw_only=True):
-    """Opens a segment with a checkpoint: the world at `covers`, the last ledger sequence before it (0: empty)."""
+    """Opens a segment with a checkpoint: the world at `covers`, the last ledger sequence before it (0: empty).
+
+    entries: how many entries follow that belong to the checkpoint; the segment is open when all of them are there.
+    checksum: SHA-256 over this entry without its checksum, and over each of those; see `checkpoint_checksum`.
+    """
 
     shard: str
     segment: int
     covers: int = 0
-    checkpoint: dict[str, Any] = {}
+    entries: int = 0
+    checksum: str = ""
+
+
+class SegmentClosed(Entry, frozen=True, tag="dev.dragoman.ledger.segment-closed.v1", kw_only=True):
+    """The last entry of a segment; the ledger goes on in segment `next_segment`."""
+
+    next_segment: int
+
+
+class ClusterKept(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the ledger holds of a cluster; see Inputs."""
+
+    name: str
+    epoch: int = 0
+    synced_sequence: int = 0
+
+
+class CheckpointWorld(Entry, frozen=True, tag="dev.dragoman.ledger.checkpoint-world.v1", kw_only=True):
+    """A part of a checkpoint: how far the world had come. position: of DRA_STATE."""
+
+    position: int
+    leader_epoch: int
+    clusters: list[ClusterKept] = []
+
+
+class GrantKept(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What became of a grant so far. Its Allocate or Adopted is stated again, on its own subject."""
+
+    ledger_sequence: int
+    was_applied: bool = False
+    is_released: bool = False
+
+
+class WaitingKept(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why a claim waits; see ReasonChanged."""
+
+    state: RequestState
+    reason: str
+    message: str
+    since_ms: int
+    order: int
+    explanation: dict[str, Any] = {}
+
+
+class ClaimKept(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the ledger holds of a claim, besides the decisions that are stated again.
+
+    grants: in the order in which they began. unsettled: ledger sequence of its unsettled decision, 0 without one.
+    """
+
+    cluster: str
+    uid: str
+    namespace: str = ""
+    name: str = ""
+    grants: list[GrantKept] = []
+    unsettled: int = 0
+    last_decision: int = 0
+    failures: int = 0
+    not_before_ms: int = 0
+    waiting: WaitingKept | None = None
+    collision: list[DeviceHold] | None = None
+
+
+class DeviceAvoided(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """A device that a claim is not to get again."""
+
+    cluster: str
+    uid: str
+    scope: str
+    driver: str
+    pool: str
+    device: str
+
+
+class ConsumersServed(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """Consumers for which a claim is not allocated again: UIDs, sorted."""
+
+    cluster: str
+    uid: str
+    consumers: list[str]
+
+
+class CheckpointClaims(Entry, frozen=True, tag="dev.dragoman.ledger.checkpoint-claims.v1", kw_only=True):
+    """A part of a checkpoint: some claims, and what is kept of others that a message could not take as a whole."""
+
+    claims: list[ClaimKept] = []
+    avoided: list[DeviceAvoided] = []
+    served: list[ConsumersServed] = []
 
 
 class LeaderElected(Entry, frozen=True, tag="dev.dragoman.ledger.leader-elected.v1", kw_only=True):
@@ -117,6 +210,7 @@ class Allocate(Entry, frozen=True, tag="dev.dragoman.ledger.allocate.v1", kw_onl
     scopes: list[str]  # of the pools in `holds`, index by index
     reserved_for: list[ConsumerRef] = []
     unscheduled: list[str] = []
+    ledger_sequence: int = 0  # of its own, where a checkpoint states it again; see `own_sequence`
 
 
 class Release(Entry, frozen=True, tag="dev.dragoman.ledger.release.v1", kw_only=True):
@@ -132,6 +226,7 @@ class Release(Entry, frozen=True, tag="dev.dragoman.ledger.release.v1", kw_only=
     message: str = ""
     retry_at_ms: int = 0  # not decided again before this
     rejections: int = 0  # in a row
+    ledger_sequence: int = 0  # of its own, where a checkpoint states it again; see `own_sequence`
 
 
 class Adopted(Entry, frozen=True, tag="dev.dragoman.ledger.adopted.v1", kw_only=True):
@@ -144,6 +239,7 @@ class Adopted(Entry, frozen=True, tag="dev.dragoman.ledger.adopted.v1", kw_only=
     state_sequence: int
     holds: list[DeviceHold]
     scopes: list[str]
+    ledger_sequence: int = 0  # of its own, where a checkpoint states it again; see `own_sequence`
 
 
 class OutcomeRecorded(Entry, frozen=True, tag="dev.dragoman.ledger.outcome.v1", kw_only=True):
@@ -208,6 +304,9 @@ class ClassBrokered(Entry, frozen=True, tag="dev.dragoman.ledger.class.v1", kw_o
 Decision = Allocate | Release
 AnyEntry = (
     SegmentOpened
+    | SegmentClosed
+    | CheckpointWorld
+    | CheckpointClaims
     | LeaderElected
     | Inputs
     | Allocate
@@ -223,12 +322,37 @@ AnyEntry = (
 _CLAIM_KINDS = (Allocate, Release)
 
 
+_LEADER_KEYS: dict[type, str] = {
+    SegmentOpened: "checkpoint",
+    CheckpointWorld: "checkpoint",
+    CheckpointClaims: "checkpoint",
+    SegmentClosed: "closed",
+    LeaderElected: "elected",
+}
+
+
 def entry_place(entry: AnyEntry) -> tuple[str, str, str]:
     """Cluster, kind and key of the entry's subject."""
-    if isinstance(entry, SegmentOpened | LeaderElected):
-        return "_", "leader", "checkpoint" if isinstance(entry, SegmentOpened) else "elected"
-    if isinstance(entry, Inputs):
-        return "_", "inputs", "batch"
-    if isinstance(entry, ClassBrokered):
-        return entry.cluster, "class", entry.name
-    return entry.cluster, "claim" if isinstance(entry, _CLAIM_KINDS) else "record", entry.uid
+    match entry:
+        case SegmentOpened() | SegmentClosed() | CheckpointWorld() | CheckpointClaims() | LeaderElected():
+            return "_", "leader", _LEADER_KEYS[type(entry)]
+        case Inputs():
+            return "_", "inputs", "batch"
+        case ClassBrokered():
+            return entry.cluster, "class", entry.name
+        case _:
+            return entry.cluster, "claim" if isinstance(entry, _CLAIM_KINDS) else "record", entry.uid
+
+
+def own_sequence(entry: AnyEntry, stream_sequence: int) -> int:
+    """The ledger sequence by which an entry is known: a checkpoint states decisions again, elsewhere."""
+    own = entry.ledger_sequence if isinstance(entry, Allocate | Release | Adopted) else 0
+    return own or stream_sequence
+
+
+def checkpoint_checksum(opened: SegmentOpened, payloads: Iterable[bytes]) -> str:
+    """Over a checkpoint as it is stored: its first entry without the checksum, then those that follow it."""
+    found = hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(opened, checksum="")))
+    for payload in payloads:
+        found.update(len(payload).to_bytes(8, "big") + payload)
+    return found.hexdigest()

@@ -1,5 +1,6 @@
 """Selectors are asked about a fleet a piece at a time, however large it is; what is asked once is asked for all."""
 
+import gc
 from collections.abc import Sequence
 
 import pytest
@@ -8,6 +9,7 @@ from broker.allocation.allocate import MoreToAskError, allocate_claim
 from broker.allocation.budget import Budget
 from broker.allocation.cel.engine import SelectorEngine
 from broker.allocation.index import DeviceIndex
+from broker.allocation.matching import Asking
 from broker.allocation.reasons import NoFit, Reason
 from broker.allocation.snapshot import Snapshot
 from schemas.resource import AllocationResult, DeviceDerivedAttribute, ResourceClaim, ResourceSlice
@@ -77,6 +79,33 @@ def test_only_a_changed_slice_is_asked_about_again(engine: SelectorEngine) -> No
     renewed = a_slice([a_device("new", uuid="new")], name=slices[-1].metadata.name, slice_count=4)
     pieces = in_pieces(claim, a_snapshot(a_pool(*slices[:-1], renewed)), index, counting.asked)
     assert sum(pieces) == 1
+
+
+def test_pools_that_go_while_a_claim_asks_are_not_asked(
+    engine: SelectorEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.world.changes._KEPT", 4)  # nobody knows any more what has changed
+    index, claim = DeviceIndex(engine), a_claim(a_request("gpu", f'{UUID} != "u0"'))
+    going = [a_pool(a_slice([a_device(name, uuid=name)], pool=name)) for name in ("p1", "p2")]
+    with pytest.raises(MoreToAskError):
+        allocate_claim(claim, a_snapshot(*going), index, allowance=Budget(1))
+    for count in (1, 2, 1, 2, 1):
+        coming = a_pool(a_slice([a_device(f"d{n}", uuid=f"d{n}") for n in range(count)], pool="p3"))
+        allocate_claim(a_claim(), a_snapshot(coming), index)
+    assert devices(allocate_claim(claim, a_snapshot(coming), index, allowance=Budget(STEPS))) == ["d0"]
+
+
+def test_what_was_asked_by_halves_does_not_keep_what_was_forgotten(
+    engine: SelectorEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.allocation.matching._COMBINATIONS_KEPT", 500)
+    index, snapshot = DeviceIndex(engine), a_snapshot(a_pool(*slices_of_different_devices(100)))
+    for number in range(150):
+        claim = a_claim(a_request("gpu", f'{UUID} != "nobody-{number}"'))
+        allocate_claim(claim, snapshot, index, allowance=Budget(100_000))
+    gc.collect()
+    alive = [each for each in gc.get_objects() if isinstance(each, Asking)]
+    assert len({id(each) for each in alive if not each.is_valid}) <= 64  # those since the last time that it tidied
 
 
 def test_derived_attributes_are_computed_in_pieces(engine: SelectorEngine) -> None:

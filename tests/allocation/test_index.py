@@ -13,6 +13,7 @@ from broker.allocation.cel.engine import BoundDevice, DerivedAttribute, Selector
 from broker.allocation.index import DeviceIndex
 from broker.allocation.reasons import NoFit
 from broker.allocation.snapshot import Snapshot
+from broker.allocation.stock import Stock
 from broker.world.federation import Federation
 from broker.world.inventory import Inventory
 from broker.world.keys import ClusterId, DeviceKey, PoolKey, cluster_scope
@@ -23,6 +24,7 @@ from tests.allocation.test_allocate import a_snapshot
 from tests.builders import CLASS, DRIVER, a_claim, a_class, a_device, a_match, a_pool, a_request, a_slice
 
 EAST = ClusterId("east")
+CLASSES = {CLASS: a_class()}
 SMALL = f'device.attributes["{DRIVER}"].size < 3'
 
 
@@ -122,6 +124,24 @@ def test_a_pool_is_forgotten_that_no_request_can_use_and_a_selector_fails_on(eng
         found = allocate_claim(a_claim(wanted), a_snapshot(*pools), index)
         assert isinstance(found, NoFit)
         assert found == allocate_claim(a_claim(wanted), a_snapshot(*pools), DeviceIndex(engine))
+
+
+def test_a_pool_that_another_fleet_has_already_is_new_to_this_one(engine: SelectorEngine) -> None:
+    inventory = Inventory(Federation(clusters=[EAST]))
+    inventory.put((EAST, "s"), a_slice())
+    index, pools = DeviceIndex(engine), inventory.pools_of_scopes([cluster_scope(EAST)])
+    found = [allocate_claim(a_claim(), Snapshot(each, CLASSES), index) for each in ([], pools, [], list(pools))]
+    assert [isinstance(each, NoFit) for each in found] == [True, False, True, False]
+
+
+def test_what_nobody_can_use_is_forgotten_too(engine: SelectorEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker.allocation.index._STOCKED_KEPT", 100)
+    index, snapshot = DeviceIndex(engine), a_snapshot(a_pool())
+    for amount in range(300):
+        wanted = a_request(capacity=CapacityRequirements(requests={"nothing": str(amount)}))
+        assert isinstance(allocate_claim(a_claim(wanted), snapshot, index), NoFit)
+    stocks = [each for each in gc.get_objects() if isinstance(each, Stock)]
+    assert len(stocks) < 100 + 5 * 64  # with what comes between two times that they are counted; each claim needs a few
 
 
 def test_pools_of_one_name_in_two_scopes_are_two_pools(engine: SelectorEngine) -> None:

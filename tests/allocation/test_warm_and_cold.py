@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
-from hypothesis import given, settings
+import pytest
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from broker.allocation.allocate import allocate
+from broker.allocation.allocate import MoreToAskError, allocate
+from broker.allocation.budget import Budget
 from broker.allocation.index import DeviceIndex
 from broker.allocation.snapshot import Snapshot
 from broker.world.federation import Fabric, Federation, PoolPattern
@@ -23,7 +25,7 @@ from schemas.resource import (
     ObjectMeta,
     ResourceSlice,
 )
-from tests.allocation.problems import CLASSES, COUNTERS, ENGINE, NODES, claims, rarely, slices, uses
+from tests.allocation.problems import CLASSES, COUNTERS, ENGINE, EXPRESSIONS, NODES, claims, rarely, slices, uses
 from tests.allocation.validator import Placed
 from tests.builders import a_claim, a_request, a_slice, a_taint
 
@@ -93,7 +95,11 @@ class History:
 
     def ask(self, draw: st.DrawFn) -> None:
         """Both indexes are asked the same."""
-        wanted = [draw(claims(name)) for name in draw(st.sampled_from([["one"], ["one"], ["one", "two"]]))]
+        if draw(st.booleans()):
+            wanted = [draw(claims(name)) for name in draw(st.sampled_from([["one"], ["one"], ["one", "two"]]))]
+        else:  # most of the others stand in their own way
+            expressions = draw(st.lists(st.sampled_from(EXPRESSIONS), max_size=1))
+            wanted = [a_claim(a_request("gpu", *expressions, of="any", count=draw(st.integers(1, 2))))]
         cluster = draw(st.sampled_from([EAST, EAST, WEST]))
         pools = self.pools(cluster)
         known = sorted(self.devices())
@@ -105,7 +111,12 @@ class History:
             avoid=frozenset(draw(st.lists(st.sampled_from(known), max_size=1)) if known else ()),
             allows_admin_access=True,
         )
-        assert allocate(wanted, snapshot, self.warm) == allocate(wanted, snapshot, DeviceIndex(ENGINE))
+        allowance = draw(st.sampled_from([None, None, 1, 50, 400]))
+        try:
+            found = allocate(wanted, snapshot, self.warm, allowance=Budget(allowance) if allowance else None)
+        except MoreToAskError:
+            return  # the claim is gone, or asked again, and what was found out so far stays
+        assert found == allocate(wanted, snapshot, DeviceIndex(ENGINE))
 
 
 @st.composite
@@ -119,7 +130,29 @@ def histories(draw: st.DrawFn) -> History:
     return history
 
 
-@settings(max_examples=150, deadline=None)
+BOUNDS = {
+    "broker.world.changes._KEPT": 4,
+    "broker.allocation.index._STOCKED_KEPT": 5,
+    "broker.allocation.index._FLEETS_KEPT": 1,
+    "broker.allocation.index._TIDY_AFTER": 2,
+    "broker.allocation.matching._COMBINATIONS_KEPT": 5,
+    "broker.allocation.matching._MASKS_KEPT": 5,
+    "broker.allocation.matching._DEVICES_KEPT": 5,
+    "broker.allocation.matching._DERIVED_KEPT": 5,
+    "broker.allocation.matching._COLUMNS_KEPT": 2,
+    "broker.allocation.room._ANSWERS_KEPT": 3,
+}
+
+
+@pytest.fixture(params=[False, True], ids=["with much memory", "with little memory"])
+def memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept is bounded; here so that hardly anything is."""
+    for name, bound in BOUNDS.items() if request.param else ():
+        monkeypatch.setattr(name, bound)
+
+
+@pytest.mark.usefixtures("memory")
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(history=histories())
 def test_a_warm_index_answers_as_a_cold_one(history: History) -> None:
     history.in_use.clear()

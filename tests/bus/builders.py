@@ -11,10 +11,10 @@ from schemas.client.connection import Connection
 from schemas.wire.bus import MESSAGE_ID, OutgoingMessage
 
 
-def an_entry(text: str, claim: str = "u1", message_id: str | None = None) -> OutgoingMessage:
+def an_entry(text: str, claim: str = "u1", message_id: str | None = None, segment: int = 0) -> OutgoingMessage:
     """A ledger entry about `claim` in east, which says `text`."""
     headers = {MESSAGE_ID: text if message_id is None else message_id}
-    return OutgoingMessage(f"dra.v1.ledger.main.0.east.claim.{claim}", text.encode(), headers)
+    return OutgoingMessage(f"dra.v1.ledger.main.{segment}.east.claim.{claim}", text.encode(), headers)
 
 
 def a_batch(name: str, count: int) -> list[OutgoingMessage]:

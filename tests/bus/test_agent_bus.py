@@ -11,13 +11,24 @@ from broker.adapters.agent_consumers import AgentConsumers
 from broker.adapters.api_service import serve_api
 from broker.adapters.asks import Asks
 from broker.adapters.embedded_nats import EmbeddedNats
+from broker.adapters.errors import StreamSettingsError
 from broker.adapters.ledger_store import Committed, LedgerStore
-from broker.adapters.streams import StreamSettings, ensure_streams, stream_configs
-from cluster_agent.adapters.bus import AgentBus, LedgerFollower, Published, RefusedBySubject, Uncertain
+from broker.adapters.streams import StreamSettings, ensure_streams, ledger_segments
+from cluster_agent.adapters.bus import (
+    LOOK_FOR_SEGMENTS_S,
+    AgentBus,
+    LedgerFollower,
+    Published,
+    RefusedBySubject,
+    Uncertain,
+)
 from schemas.client.connection import Connection
 from schemas.client.errors import BusUnavailableError, MessageTooLargeError
 from schemas.wire.bus import OutgoingMessage
 from schemas.wire.calls import Joined, LedgerSegment
+from schemas.wire.codec import encode
+from schemas.wire.ledger import Release
+from schemas.wire.subjects import ledger_stream
 from tests.bus.builders import Cut, a_proxy, a_state, an_entry
 from tests.bus.conftest import LEDGER
 from tests.nats_fixture import connect_to
@@ -151,7 +162,7 @@ async def test_waits_until_a_broker_lets_it_join(nats_url: str) -> None:
     async with connect_to(nats_url) as connection, anyio.create_task_group() as tg:
         tg.start_soon(wait)
         tg.start_soon(lead)
-    assert found == [Joined(72 * 3600, 0, [LedgerSegment(LEDGER, left=0)])]
+    assert found == [Joined(72 * 3600, 0, [LedgerSegment(LEDGER)])]
 
 
 async def test_a_cluster_that_is_not_in_the_config_may_not_join(connection: Connection) -> None:
@@ -224,27 +235,68 @@ async def test_follows_the_ledger_through_a_restart_of_the_server(
             texts += await entries(follower, 1)
 
 
-async def test_follows_the_ledger_into_its_next_segment(east: AgentBus, connection: Connection) -> None:
-    first = LedgerStore(connection, LEDGER)
-    assert await first.append([an_entry("1"), an_entry("2")], 0) == Committed(2)
-    config = next(config for config in stream_configs(StreamSettings(), "main", 1) if "LEDGER" in config["name"])
-    await connection.api(f"STREAM.CREATE.{config['name']}", {**config, "first_seq": 101})
-    second = LedgerStore(connection, config["name"])
-    again = OutgoingMessage("dra.v1.ledger.main.1.east.claim.u1", b"3", {})
+def a_decision(segment: int, ledger_sequence: int = 0) -> OutgoingMessage:
+    entry = Release(
+        cluster="east",
+        uid="u1",
+        namespace="default",
+        name="train",
+        grant_sequence=1,
+        holds=[],
+        reason="r",
+        ledger_sequence=ledger_sequence,
+    )
+    return OutgoingMessage(f"dra.v1.ledger.main.{segment}.east.claim.u1", encode(entry), {})
+
+
+async def a_second_segment(connection: Connection) -> LedgerStore:
+    """After 100 entries."""
+    await ensure_streams(connection, StreamSettings(), "main", 1, 101)
+    return LedgerStore(connection, ledger_stream("main", 1))
+
+
+async def test_a_later_segment_goes_on_with_the_numbers(connection: Connection) -> None:
+    assert await ledger_segments(connection, "main") == [0]
+    second = await a_second_segment(connection)
+    assert await ledger_segments(connection, "main") == [0, 1]
     assert await second.last_sequence() == 100
-    assert await second.append([again], 100) == Committed(101)
-    assert [[m.stream_sequence for m in batch] async for batch in second.read(100)] == [[101]]
+    assert [batch async for batch in second.read_all()] == []
+    assert await second.append([a_decision(1)], 100) == Committed(101)
+    assert [[m.stream_sequence for m in batch] async for batch in second.read_all()] == [[101]]
+    await a_second_segment(connection)  # another leader finds it as it wants it
+    with pytest.raises(StreamSettingsError, match="first_seq is 101, not 102"):
+        await ensure_streams(connection, StreamSettings(), "main", 1, 102)
 
-    async with east.follow_ledger() as follower:
-        assert await entries(follower, 2) == ["1", "2"]
-        await connection.flush()
-        await follower.close()  # as after a lost connection; else it looks for a later segment after 10 s of silence
-        assert await entries(follower, 1) == ["3"]
 
+async def test_follows_the_ledger_into_its_next_segment(east: AgentBus, connection: Connection) -> None:
+    """Also while an entry of the one before is not settled: that one is stated again."""
+    first = LedgerStore(connection, LEDGER)
+    assert await first.append([an_entry("1")], 0) == Committed(1)
+    async with east.follow_ledger() as follower, anyio.create_task_group() as tg:
+        with anyio.fail_after(LOOK_FOR_SEGMENTS_S / 2):  # it would look by itself after twice as long
+            assert len(await follower.next_batch()) == 1
+
+            async def goes_on() -> None:
+                second = await a_second_segment(connection)
+                assert await second.append([an_entry("3", segment=1)], 100) == Committed(101)
+                follower.goes_on_in(second.stream)
+
+            tg.start_soon(goes_on)
+            assert await entries(follower, 1) == ["3"]
+
+
+async def test_finds_a_claims_last_decision_where_a_checkpoint_states_an_earlier_one(
+    east: AgentBus, connection: Connection
+) -> None:
+    first, second = LedgerStore(connection, LEDGER), await a_second_segment(connection)
+    assert await first.append([a_decision(0), a_decision(0)], 0) == Committed(2)
+    assert await second.append([a_decision(1, ledger_sequence=1)], 100) == Committed(101)
     decision = await east.last_decision("u1")
     assert decision is not None
-    assert (decision.payload, decision.stream_sequence) == (b"3", 101)
-    assert [message.payload for message in await east.last_decisions()] == [b"2", b"3"]
+    assert decision.stream_sequence == 2
+    assert [message.stream_sequence for message in await east.last_decisions()] == [101, 2]
+    assert await second.append([a_decision(1)], 101) == Committed(102)
+    assert [message.stream_sequence for message in await east.last_decisions()] == [2, 102]
     assert await east.last_decision("u2") is None
     assert await AgentBus(connection, "west").last_decision("u1") is None
 

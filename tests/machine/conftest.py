@@ -62,3 +62,4 @@ def must_hold(driven: Driven) -> None:
         assert all(isinstance(entry, Inputs) for entry in entries), f"a start alone led to {entries}"
         check(again.world)
     assert facts(again.world) == facts(driven.world), "a start gives another world"
+    assert facts(driven.restart_from_checkpoint().world) == facts(driven.world), "a checkpoint gives another world"

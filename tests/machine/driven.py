@@ -14,7 +14,9 @@ from broker.allocation.cel.engine import SelectorEngine
 from broker.allocation.index import DeviceIndex
 from broker.machine import Effects, Identity, Machine, Notice, recovery
 from broker.machine.core import MAX_BATCH
+from broker.machine.segments import LedgerStart, SegmentFold
 from broker.world.check import check
+from broker.world.checkpoint import checkpoint, opened
 from broker.world.federation import ALLOCATE_ANNOTATION, BROKERED_LABEL, Fabric, Federation, PoolPattern
 from broker.world.keys import ClaimKey, ClaimUid, ClusterId, DeviceKey, PoolKey
 from broker.world.records import Claim
@@ -23,7 +25,7 @@ from schemas.resource import DeviceClass, DeviceRequest, DeviceTaintRule, Node, 
 from schemas.wire.bus import StoredMessage
 from schemas.wire.calls import Ask, DeadLetter
 from schemas.wire.codec import decode_entry, encode
-from schemas.wire.ledger import Allocate, AnyEntry, Inputs, LeaderElected, ReasonChanged, SegmentOpened
+from schemas.wire.ledger import Allocate, AnyEntry, Inputs, LeaderElected, ReasonChanged, SegmentClosed, SegmentOpened
 from schemas.wire.state import (
     AgentStarted,
     ClaimState,
@@ -67,12 +69,13 @@ class Driven:
         self._engine = engine
         self.log: list[StoredMessage] = []
         self.ledger: list[StoredMessage] = []
+        self.segments: list[int] = [0]  # how many entries came before each
         self.now_ms = 1_000_000
         self.letters: list[DeadLetter] = []
         self.asks: list[tuple[str, Ask]] = []
         self.notices: list[Notice] = []
         self._append([SegmentOpened(shard="main", segment=0), LeaderElected(instance="broker-0", build="test")])
-        self.machine = self._a_machine(self.ledger)
+        self.machine = self.only_the_ledger()
         recovery.resume(self.machine)
 
     @property
@@ -111,6 +114,14 @@ class Driven:
             entries += self.step().entries
         return [entry for entry in entries if not isinstance(entry, Inputs)]
 
+    def rotate(self) -> None:
+        """The ledger goes on in its next segment."""
+        self._append(self.machine.close_segment(self.now_ms).entries)
+        self.segments.append(len(self.ledger))
+        self._append(checkpoint(self.world, "main", self.world.segment + 1))
+        opened(self.world, self.world.segment + 1, len(self.ledger))
+        check(self.world)
+
     def recorded(self, kind: type[E]) -> dict[int, E]:
         """All entries of a kind by their ledger sequence."""
         entries = {message.stream_sequence: decode_entry(message.payload) for message in self.ledger}
@@ -130,16 +141,23 @@ class Driven:
 
     def replay(self) -> list[bytes]:
         """The ledger once more: the same messages in the recorded steps, from nothing."""
-        again = self._a_machine(self.ledger[:2], DeviceIndex(self._engine))
+        again = Machine(World(self.federation), DeviceIndex(self._engine), IDENTITY)
+        recovery.fold_ledger(again, self.ledger[:2])
         recovery.resume(again)
         made = [message.payload for message in self.ledger[:2]]
         position = 0
-        for message in self.ledger[2:]:
-            entry = decode_entry(message.payload)
-            for step in entry.steps if isinstance(entry, Inputs) else ():
+        entries = [decode_entry(message.payload) for message in self.ledger]
+        for entry, after in zip(entries, [*entries[1:], None], strict=True):
+            steps = entry.steps if isinstance(entry, Inputs) else []
+            for step in steps:
                 again.feed(self.log[position : step.position])
                 position = step.position
-                made += [encode(each) for each in again.step(step.now_ms).entries]
+                closes = isinstance(after, SegmentClosed) and step is steps[-1]
+                effects = again.close_segment(step.now_ms) if closes else again.step(step.now_ms)
+                made += [encode(each) for each in effects.entries]
+            if isinstance(entry, SegmentClosed):
+                made += [encode(each) for each in checkpoint(again.world, "main", again.world.segment + 1)]
+                opened(again.world, again.world.segment + 1, len(made))
         return made
 
     def restart(self) -> Machine:
@@ -151,18 +169,35 @@ class Driven:
         machine.feed(self.log[position:])
         return machine
 
-    def only_the_ledger(self) -> Machine:
-        """Another leader's machine before it has read the log."""
-        return self._a_machine(self.ledger)
-
-    def _a_machine(self, ledger: Iterable[StoredMessage], index: DeviceIndex | None = None) -> Machine:
-        machine = Machine(World(self.federation), index or self.index, IDENTITY)
-        recovery.fold_ledger(machine, ledger)
+    def restart_from_checkpoint(self) -> Machine:
+        """Another leader's machine, where the ledger's last entries are a checkpoint of our world."""
+        machine = Machine(World(self.federation), self.index, IDENTITY)
+        whole = SegmentFold(machine.world, 1)
+        whole.add(as_stored(checkpoint(self.world, "main", 1), len(self.ledger) + 1))
+        assert whole.finish()
+        believe_again(machine, self.log[: machine.world.position])
+        recovery.resume(machine)
         return machine
 
+    def only_the_ledger(self) -> Machine:
+        """Another leader's machine before it has read the log."""
+        ends = [*self.segments[1:], len(self.ledger)]
+        start = LedgerStart(range(len(ends)), lambda: Machine(World(self.federation), self.index, IDENTITY))
+        while start.wanted is not None:
+            start.add(self.ledger[self.segments[start.wanted] : ends[start.wanted]])
+            start.end()
+        return start.machine
+
     def _append(self, entries: Iterable[AnyEntry]) -> None:
-        for entry in entries:
-            self.ledger.append(StoredMessage("ledger", encode(entry), {}, len(self.ledger) + 1, time_ms=self.now_ms))
+        self.ledger += as_stored(entries, len(self.ledger) + 1)
+
+
+def as_stored(entries: Iterable[AnyEntry], first_sequence: int) -> list[StoredMessage]:
+    """Entries as a segment has them."""
+    return [
+        StoredMessage("ledger", encode(entry), {}, sequence, time_ms=0)
+        for sequence, entry in enumerate(entries, start=first_sequence)
+    ]
 
 
 class Agent:

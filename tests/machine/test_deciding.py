@@ -37,6 +37,7 @@ from tests.machine.driven import (
     devices_of,
     everyone_heard,
     granted,
+    key_of,
     reason,
     reasons,
 )
@@ -49,7 +50,11 @@ def the_reason(machine: Driven) -> ReasonChanged:
 # --- selectors that take long to ask
 
 
-def test_a_claim_whose_selector_takes_long_to_ask_holds_up_nobody(machine: Driven) -> None:
+UUID = f'device.attributes["{DRIVER}"].uuid'
+
+
+def much_to_ask(machine: Driven) -> tuple[Agent, Agent]:
+    """A pool of 3,072 devices, no two alike."""
     east, west = everyone_heard(machine)
     east.publishes(
         *(
@@ -63,7 +68,12 @@ def test_a_claim_whose_selector_takes_long_to_ask_holds_up_nobody(machine: Drive
         )
     )
     machine.run()
-    slow = an_immediate_claim("slow", a_request("gpu", f'device.attributes["{DRIVER}"].uuid.endsWith("u3071")'))
+    return east, west
+
+
+def test_a_claim_whose_selector_takes_long_to_ask_holds_up_nobody(machine: Driven) -> None:
+    east, west = much_to_ask(machine)
+    slow = an_immediate_claim("slow", a_request("gpu", f'{UUID}.endsWith("u3071")'))
     east.tells(slow)
     west.tells(an_immediate_claim("plain"))
     first = machine.step()
@@ -72,6 +82,24 @@ def test_a_claim_whose_selector_takes_long_to_ask_holds_up_nobody(machine: Drive
     rest = machine.run()
     assert [devices_of(each) for each in rest if isinstance(each, Allocate)] == [["d3071"]]
     assert reasons(machine, slow) == []
+
+
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_claims_that_ask_the_same_wait_for_the_first_of_them(machine: Driven, is_deleted: bool) -> None:
+    east, _ = much_to_ask(machine)
+    claims = [an_immediate_claim(f"slow-{n}", a_request("gpu", f'{UUID} != "u0"')) for n in range(3)]
+    for each in claims:
+        east.tells(each)
+    machine.step()
+    assert machine.machine.core.queue.due(machine.now_ms) == {key_of(EAST, claims[0])}
+    if is_deleted:
+        east.deletes(claims[0])
+        machine.run()
+        machine.now_ms = machine.machine.wake_at_ms() or 0
+    machine.run()
+    assert [devices_of(each) for each in machine.recorded(Allocate).values()] == [
+        [f"d{n}"] for n in range(1, 3 if is_deleted else 4)
+    ]
 
 
 def test_skipped_operations_are_for_clusters_whose_nodes_all_can_skip_them(machine: Driven) -> None:

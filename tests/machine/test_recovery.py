@@ -20,6 +20,7 @@ from schemas.wire.ledger import (
     Inputs,
     OutcomeRecorded,
     Release,
+    SegmentClosed,
     SegmentOpened,
 )
 from schemas.wire.state import ObjectName, Rejected
@@ -282,10 +283,11 @@ def test_a_crash_before_all_of_it_was_applied_begins_again_at_the_old_position(m
 
 def test_a_ledger_entry_of_a_newer_broker_stops_the_start(machine: Driven) -> None:
     everyone_heard(machine)
-    again = Machine(World(machine.federation), machine.index, IDENTITY)
-    strange = StoredMessage("x", b'{"type":"dev.dragoman.ledger.tomorrow.v1"}', {}, 1, 0)
-    with pytest.raises(WireError, match="tomorrow"):
-        recovery.fold_ledger(again, [strange])
+    for before in (1, len(machine.ledger)):
+        strange = StoredMessage("x", b'{"type":"dev.dragoman.ledger.tomorrow.v1"}', {}, before + 1, 0)
+        again = Machine(World(machine.federation), machine.index, IDENTITY)
+        with pytest.raises(WireError, match="tomorrow"):
+            recovery.fold_ledger(again, [*machine.ledger[:before], strange])
 
 
 def an_allocate(**changed: object) -> Allocate:
@@ -330,7 +332,12 @@ def a_release() -> Release:
             id="a release before the outcome",
         ),
         pytest.param(
-            [SegmentOpened(shard="main", segment=1, covers=9)], "cannot read", id="a checkpoint, which is not read yet"
+            [an_allocate(), SegmentOpened(shard="main", segment=1, covers=1)],
+            "stands outside",
+            id="a checkpoint in the middle of a segment",
+        ),
+        pytest.param(
+            [SegmentClosed(next_segment=1), an_allocate()], "follows the SegmentClosed", id="anything after the end"
         ),
     ],
 )

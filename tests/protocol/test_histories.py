@@ -223,15 +223,13 @@ def test_c4_with_an_older_view_published() -> None:
 class TakesAdoptionsForDecisions(BrokerRun):
     """Waits for an agent to settle what was adopted."""
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-
+    def _a_machine(self) -> Machine:
         class Adopter(World):
             def add_grant(self, grant: Grant) -> None:
                 super().add_grant(replace(grant, is_adopted=False))
 
-        core = self.machine.core
-        self.machine = Machine(Adopter(core.world.federation), core.index, core.identity)
+        core = super()._a_machine().core
+        return Machine(Adopter(core.world.federation), core.index, core.identity)
 
 
 def tell_c5(stage: Stage) -> None:

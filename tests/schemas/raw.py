@@ -226,7 +226,12 @@ _POD = {
         "extendedResourceClaimStatus": {"resourceClaimName": "train-0-extended"},
     },
 }
-_NODE = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1", "labels": {"zone": "a"}}}
+_NODE = {
+    "apiVersion": "v1",
+    "kind": "Node",
+    "metadata": {"name": "node-1", "labels": {"zone": "a"}},
+    "status": {"declaredFeatures": ["DRAOptionalNodeOperations"]},
+}
 _NAMESPACE = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "ml", "labels": {"team": "ml"}}}
 
 _ALL = {

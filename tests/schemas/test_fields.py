@@ -78,6 +78,7 @@ _PARTS = {
     "PodSchedulingGate",
     "PodSchedulingGroup",
     "Node",
+    "NodeStatus",
     "Namespace",
 }
 _STRUCTS = {name: item for name in resource.__all__ if isinstance(item := getattr(resource, name), type)}

@@ -12,24 +12,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.wire import codec
-from schemas.wire.calls import Ask, Beat, DeadLetter, Join, Joined, LeaderBeacon, LedgerSegment
+from schemas.wire.calls import Ask, Beat, DeadLetter, Join, Joined, LeaderBeacon, LedgerGoesOn, LedgerSegment
 from schemas.wire.codec import Call, WireError, cloud_event_headers, encode, message_type, peek_epoch, trace_parent
 from schemas.wire.ledger import (
     Adopted,
     Allocate,
     AnyEntry,
+    CheckpointClaims,
+    CheckpointWorld,
+    ClaimKept,
     ClassBrokered,
+    ClusterKept,
     CollisionFound,
     ConsumerRef,
+    ConsumersServed,
+    DeviceAvoided,
     DeviceHold,
     GrantEnded,
+    GrantKept,
     Inputs,
     LeaderElected,
     OutcomeRecorded,
     ReasonChanged,
     Release,
+    SegmentClosed,
     SegmentOpened,
     Step,
+    WaitingKept,
     entry_place,
 )
 from schemas.wire.state import (
@@ -117,11 +126,52 @@ STATE: list[tuple[msgspec.Struct, bytes]] = [
 
 LEDGER: list[tuple[AnyEntry, bytes]] = [
     (
-        SegmentOpened(shard="main", segment=1, covers=9, checkpoint={"claims": []}),
+        SegmentOpened(shard="main", segment=1, covers=9, entries=2, checksum="ab"),
         (
-            b'{"type":"dev.dragoman.ledger.segment-opened.v1","shard":"main","segment":1,"covers":9,'
-            b'"checkpoint":{"claims":[]}}'
+            b'{"type":"dev.dragoman.ledger.segment-opened.v1","shard":"main","segment":1,"covers":9,"entries":2,'
+            b'"checksum":"ab"}'
         ),
+    ),
+    (
+        CheckpointWorld(position=7, leader_epoch=2, clusters=[ClusterKept("east", 1, 4)]),
+        (
+            b'{"type":"dev.dragoman.ledger.checkpoint-world.v1","position":7,"leader_epoch":2,'
+            b'"clusters":[{"name":"east","epoch":1,"synced_sequence":4}]}'
+        ),
+    ),
+    (
+        CheckpointClaims(
+            claims=[
+                ClaimKept(
+                    cluster="east",
+                    uid="u1",
+                    namespace="default",
+                    name="train",
+                    grants=[GrantKept(4, was_applied=True, is_released=True)],
+                    unsettled=5,
+                    last_decision=5,
+                    failures=1,
+                    not_before_ms=2_000,
+                    waiting=WaitingKept("Pending", "NoFit", "no device", 1_000, 3, {"gpu": 1}),
+                    collision=[],
+                )
+            ],
+            avoided=[DeviceAvoided("east", "u1", "fabric/f", "gpu.example.com", "rack7", "gpu-0")],
+            served=[ConsumersServed("east", "u1", ["p1", "p2"])],
+        ),
+        (
+            b'{"type":"dev.dragoman.ledger.checkpoint-claims.v1","claims":[{"cluster":"east","uid":"u1",'
+            b'"namespace":"default","name":"train","grants":[{"ledger_sequence":4,"was_applied":true,'
+            b'"is_released":true}],"unsettled":5,"last_decision":5,"failures":1,"not_before_ms":2000,'
+            b'"waiting":{"state":"Pending","reason":"NoFit","message":"no device","since_ms":1000,"order":3,'
+            b'"explanation":{"gpu":1}},"collision":[]}],'
+            b'"avoided":[["east","u1","fabric/f","gpu.example.com","rack7","gpu-0"]],'
+            b'"served":[["east","u1",["p1","p2"]]]}'
+        ),
+    ),
+    (
+        SegmentClosed(next_segment=1),
+        b'{"type":"dev.dragoman.ledger.segment-closed.v1","next_segment":1}',
     ),
     (
         LeaderElected(instance="broker-0", build="1.0"),
@@ -253,13 +303,17 @@ CALLS: list[tuple[msgspec.Struct, bytes]] = [
         ),
     ),
     (
+        LedgerGoesOn("DRA_LEDGER_main_1"),
+        b'{"type":"dev.dragoman.ledger-goes-on.v1","stream":"DRA_LEDGER_main_1"}',
+    ),
+    (
         LeaderBeacon(2, "broker-0"),
         b'{"type":"dev.dragoman.leader-beacon.v1","leader_epoch":2,"instance":"broker-0"}',
     ),
     (Join("state"), b'{"type":"dev.dragoman.join.v1","last_of":"state"}'),
     (
-        Joined(1.0, 0, [LedgerSegment("S", 2, 5)]),
-        b'{"type":"dev.dragoman.joined.v1","state_age_s":1.0,"segments":[{"stream":"S","left":2,"last_sequence":5}]}',
+        Joined(1.0, 0, [LedgerSegment("S", 5)]),
+        b'{"type":"dev.dragoman.joined.v1","state_age_s":1.0,"segments":[{"stream":"S","last_sequence":5}]}',
     ),
 ]
 
@@ -352,7 +406,7 @@ def test_every_message_that_travels_is_here() -> None:
 def of_tomorrow(value: Any, known: Any) -> Any:
     """JSON with one field more in every Struct, as a newer writer might write it."""
     match known:
-        case ObjectName():
+        case ObjectName() | DeviceAvoided() | ConsumersServed():
             return [*value, "added"]
         case msgspec.Struct():
             fields = {
@@ -544,13 +598,14 @@ def test_other_subjects_are_not_of_state(subject: str) -> None:
 @pytest.mark.parametrize(
     ("entry", "place"),
     [
-        (LEDGER[0][0], ("_", "leader", "checkpoint")),
-        (LEDGER[1][0], ("_", "leader", "elected")),
-        (LEDGER[2][0], ("_", "inputs", "batch")),
-        (LEDGER[3][0], ("east", "claim", "u1")),
-        (LEDGER[4][0], ("east", "claim", "u1")),
-        *[(entry, ("east", "record", "u1")) for entry, _ in LEDGER[5:10]],
-        (LEDGER[10][0], ("east", "class", "gpu")),
+        *[(entry, ("_", "leader", "checkpoint")) for entry, _ in LEDGER[:3]],
+        (LEDGER[3][0], ("_", "leader", "closed")),
+        (LEDGER[4][0], ("_", "leader", "elected")),
+        (LEDGER[5][0], ("_", "inputs", "batch")),
+        (LEDGER[6][0], ("east", "claim", "u1")),
+        (LEDGER[7][0], ("east", "claim", "u1")),
+        *[(entry, ("east", "record", "u1")) for entry, _ in LEDGER[8:13]],
+        (LEDGER[13][0], ("east", "class", "gpu")),
     ],
     ids=by_type,
 )

@@ -6,6 +6,8 @@ from typing import Literal
 from broker.allocation.cel.engine import default_engine
 from broker.allocation.index import DeviceIndex
 from broker.machine import Effects, Identity, Machine, recovery, syncs
+from broker.machine.segments import LedgerStart
+from broker.world import checkpoint
 from broker.world.federation import Federation
 from broker.world.keys import ClusterId
 from broker.world.world import World
@@ -14,7 +16,8 @@ from schemas.wire.ledger import AnyEntry, LeaderElected, SegmentOpened
 from tests.believing import believe_again
 from tests.simulation.streams import Batch, Ledger, StateLog
 
-Phase = Literal["starts", "elects", "leads", "stopped"]
+Phase = Literal["starts", "opens", "elects", "leads", "stopped"]
+CHECKPOINT_BATCH = 3  # entries: few, so that a small checkpoint takes several batches
 _ENGINE = default_engine()
 
 
@@ -49,11 +52,14 @@ class BrokerRun:
         self.instance = instance
         self.phase: Phase = "starts"
         self.why_stopped = ""
-        self.machine = Machine(World(federation), DeviceIndex(_ENGINE), Identity(instance, "test", ""))
+        self._federation = federation
+        self.machine = self._a_machine()
         self.batch: Batch | None = None  # nobody knows yet whether it was stored
         self.must_look = False  # the answer was lost: the tail has to be read
         self.must_retry = False  # nothing was there: the same batch again
         self.attempt: Attempt | None = None  # whose answer it waits for
+        self._checkpoint: list[list[AnyEntry]] = []  # batches of it that are left, while it opens a segment
+        self._ends_at = 0  # the segment that it opens, as far as it knows
         self.read_up_to = 0
         self._log = log
         self._ledger = ledger
@@ -74,12 +80,59 @@ class BrokerRun:
 
     def begin(self) -> Attempt:
         """Fold the ledger, and try to be its next writer."""
-        recovery.fold_ledger(self.machine, self._ledger.messages)
+        start = LedgerStart(self._ledger.segments, self._a_machine)
+        while start.wanted is not None:
+            start.add(self._ledger.segment(start.wanted))
+            start.end()
+        self.machine = start.machine
+        if not self.world.is_closed:
+            return self._elect()
+        self._open(start.last_sequence)
+        return self.go_on()
+
+    def _a_machine(self) -> Machine:
+        return Machine(World(self._federation), DeviceIndex(_ENGINE), Identity(self.instance, "test", ""))
+
+    def _elect(self) -> Attempt:
         last = self.world.ledger_last
         entries: list[AnyEntry] = [] if last else [SegmentOpened(shard="main", segment=0)]
         entries.append(LeaderElected(instance=self.instance, build="test"))
         self.phase = "elects"
         return self._append(entries, last)
+
+    # --- segments
+
+    def close_segment(self, now_ms: int) -> Attempt:
+        """The ledger is to go on in its next segment."""
+        self.effects = self.machine.close_segment(now_ms)
+        return self._append(self.effects.entries, self.effects.first_sequence - 1)
+
+    def _open(self, ends_at: int) -> None:
+        """The next segment is to be opened, after what is there of it already."""
+        segment = self.world.segment + 1
+        self._ledger.ensure_segment(segment)
+        entries = checkpoint.checkpoint(self.world, "main", segment)
+        self._checkpoint = [
+            entries[first : first + CHECKPOINT_BATCH] for first in range(0, len(entries), CHECKPOINT_BATCH)
+        ]
+        self._ends_at = ends_at
+        self.phase = "opens"
+
+    def go_on(self) -> Attempt:
+        """The next batch of the checkpoint; then, where nobody leads yet, an election."""
+        if self._checkpoint:
+            entries = self._checkpoint.pop(0)
+            segment = self.world.segment + 1
+            self.batch = Batch.of(entries, self._ends_at, self.instance, segment, is_of_checkpoint=True)
+            self._ends_at += len(entries)
+            self.attempt = Attempt(self, self.batch)
+            return self.attempt
+        return self._elect()
+
+    def _opened(self) -> None:
+        checkpoint.opened(self.world, self.world.segment + 1, self._ends_at)
+        if self.effects is not None:  # it has led before
+            self.phase = "leads"
 
     def _recover(self) -> None:
         """What was believed at the recorded position, or, where the log has gone on without us, all that is left."""
@@ -167,7 +220,7 @@ class BrokerRun:
         return self.attempt
 
     def _append(self, entries: list[AnyEntry], expected_last: int) -> Attempt:
-        self.batch = Batch.of(entries, expected_last, self.instance)
+        self.batch = Batch.of(entries, expected_last, self.instance, self.world.segment)
         self.attempt = Attempt(self, self.batch)
         return self.attempt
 
@@ -179,5 +232,11 @@ class BrokerRun:
             self._recover()
             self.phase = "leads"
             return
+        if self.phase == "opens":
+            if not self._checkpoint:
+                self._opened()
+            return
         assert self.effects is not None
         self._on_committed(self, self.effects)
+        if self.world.is_closed:
+            self._open(self.world.ledger_last)

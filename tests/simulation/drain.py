@@ -3,6 +3,7 @@
 from broker.allocation.cel.engine import default_engine
 from broker.allocation.index import DeviceIndex
 from broker.machine import Machine, recovery, report
+from broker.machine.segments import LedgerStart
 from broker.world.federation import BROKERED_LABEL
 from broker.world.keys import ClaimKey, ClaimUid, ClusterId
 from broker.world.records import Claim
@@ -105,6 +106,8 @@ def _lead(sim: Simulation, broker: BrokerRun) -> None:
         sim.appends.append(broker.retry())
     if broker.phase == "leads" and broker.world.leader_epoch < sim.oracle.leader_epoch:
         broker.stop("hears of another leader")
+    if broker.phase == "opens" and not broker.is_waiting:
+        sim.appends.append(broker.go_on())
     if broker.phase != "leads" or broker.is_waiting:
         return
     if broker.unread():
@@ -224,8 +227,14 @@ def _free(sim: Simulation, claim: Claim) -> int:
 
 def _check_restart(sim: Simulation, broker: BrokerRun) -> None:
     """A broker that starts now comes to the same world."""
-    again = Machine(World(sim.plan.federation()), DeviceIndex(default_engine()), broker.machine.core.identity)
-    recovery.fold_ledger(again, sim.ledger.messages)
+    start = LedgerStart(
+        sim.ledger.segments,
+        lambda: Machine(World(sim.plan.federation()), DeviceIndex(default_engine()), broker.machine.core.identity),
+    )
+    while start.wanted is not None:
+        start.add(sim.ledger.segment(start.wanted))
+        start.end()
+    again = start.machine
     if sim.log.has_expired(again.world.position):
         return
     believe_again(again, sim.log.read(0, again.world.position))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from broker.errors import InvariantError
 from broker.machine import Machine
-from broker.world import fold
+from broker.machine.segments import SegmentFold
 from broker.world.check import check
 from broker.world.federation import Federation
 from broker.world.world import World
@@ -82,9 +82,11 @@ class Oracle:
     _synced: set[str] = field(default_factory=set)
     _decided: set[ClaimRef] = field(default_factory=set)  # claims that had a decision
     _last_sequence: int = 0
+    _segment: int = 0
 
     def __post_init__(self) -> None:
         self.replica = World(self.federation)
+        self._fold = SegmentFold(self.replica, 0)
 
     # --- API servers
 
@@ -113,13 +115,17 @@ class Oracle:
         require(batch.expected_last == self._last_sequence, "the ledger has a gap")
         entries = [decode_entry(message.payload) for message in batch.messages]
         before = self.position
-        self._check_shape(entries)
-        for sequence, entry in enumerate(entries, start=batch.expected_last + 1):
-            self._apply(entry, sequence)
-            try:
-                fold.apply_entry(self.replica, entry, sequence)
-            except InvariantError as error:
-                raise Violation(f"the ledger cannot be folded: {error}") from error
+        if not batch.is_of_checkpoint:
+            self._check_shape(entries)
+            for sequence, entry in enumerate(entries, start=batch.expected_last + 1):
+                self._apply(entry, sequence)
+        if batch.segment > self._segment:
+            # From what it knows itself, and not from the checkpoint.
+            self._segment, self._fold = batch.segment, SegmentFold(self.replica, batch.segment)
+        try:
+            self._fold.add(batch.messages)
+        except InvariantError as error:
+            raise Violation(f"the ledger cannot be folded: {error}") from error
         self._last_sequence = batch.expected_last + len(entries)
         if writer is not None and isinstance(entries[0], Inputs):
             try:

@@ -13,6 +13,8 @@ from unittest.mock import patch
 import msgspec
 
 from broker.machine import claims, intake, recovery, syncs
+from broker.machine.segments import LedgerStart
+from broker.world import checkpoint
 from broker.world.federation import Federation
 from cluster_agent.mirror import Mirror, settling
 from cluster_agent.mirror.actions import (
@@ -29,7 +31,7 @@ from cluster_agent.mirror.tracked import Job, Tracked, holds_of, with_allocation
 from schemas.wire.ledger import Allocate
 from schemas.wire.state import ObjectName, SyncFinished
 from tests.simulation.agent import AgentRun
-from tests.simulation.broker import BrokerRun
+from tests.simulation.broker import Attempt, BrokerRun
 from tests.simulation.schedule import Doubles
 
 Patch = tuple[object, str, Any]  # where, name, what is put there
@@ -173,7 +175,11 @@ class Recomputes(BrokerRun):
     def _start_over(self, decided: int, read_up_to: int) -> None:
         """The world as it was before the batch, and then all that is there now."""
         again = type(self)(self.instance, self._log, self._ledger, self.world.federation, self._on_committed)
-        recovery.fold_ledger(again.machine, self._ledger.messages[:decided])
+        start = LedgerStart(self._ledger.segments, again._a_machine)
+        while start.wanted is not None:
+            start.add([each for each in self._ledger.segment(start.wanted) if each.stream_sequence <= decided])
+            start.end()
+        again.machine = start.machine
         again._recover()
         self.machine = again.machine
         self.read_up_to = again.read_up_to
@@ -203,6 +209,18 @@ class BelievesNothingAgain(BrokerRun):
             return
         self.read_up_to = self.world.position
         recovery.resume(self.machine)
+
+
+class BelievesEmptySegments(BrokerRun):
+    """A segment without an entry is the beginning of a ledger."""
+
+    def begin(self) -> Attempt:
+        """It leads at once, with nothing."""
+        last = self._ledger.segments[-1]
+        if self._ledger.segment(last):
+            return super().begin()
+        self.world.segment, self.world.ledger_last = last, self._ledger.last_sequence
+        return self._elect()
 
 
 def _counts_the_sync_found(machine: Any, messages: Any, position: int) -> None:
@@ -282,6 +300,13 @@ RULES: dict[str, Rule] = {
     "new-syncs-after-expiry": Rule(
         "a start from the last messages counts old syncs",
         patches=[(recovery, "position_expired", _counts_the_sync_found)],
+    ),
+    "an-empty-segment-is-not-open": Rule(
+        "an empty new segment is believed", doubles=Doubles(broker=BelievesEmptySegments)
+    ),
+    "checkpoints-have-a-checksum": Rule(
+        "a checkpoint is believed without its checksum",
+        patches=[(checkpoint, "verify", lambda first, payloads: None)],
     ),
     "lower-epochs-are-ignored": Rule(
         "a message of a run that was replaced is believed",

@@ -2,7 +2,8 @@
 
 Faults: messages late, lost or repeated, in any order across subjects; answers lost, requests arriving late, also after
 their sender died; agents and brokers killed and restarted at any moment, two at once; messages that expire; and people
-who delete, touch, clear and allocate as they like. Each seed draws how often each of these happens, many not at all.
+who delete, touch, clear and allocate as they like; a ledger that goes on in new segments, whose checkpoints may be
+damaged. Each seed draws how often each of these happens, many not at all.
 """
 
 import hashlib
@@ -11,6 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
+import msgspec
+
 from broker.machine import Effects
 from broker.world.federation import Fabric, Federation, PoolPattern
 from broker.world.keys import ClusterId
@@ -18,6 +21,8 @@ from cluster_agent.mirror import Mirror
 from cluster_agent.mirror.actions import Publish, ReadClaim, WriteAllocation
 from cluster_agent.mirror.tracked import holds_of, metadata_of
 from schemas.wire.calls import Ask
+from schemas.wire.codec import decode_entry, encode
+from schemas.wire.ledger import CheckpointClaims, ClaimKept
 from schemas.wire.subjects import run_subject
 from tests.simulation.agent import AgentRun, Call, Request, describe
 from tests.simulation.broker import Attempt, BrokerRun
@@ -57,6 +62,8 @@ FAULTS = {  # how often, if at all, relative to the 100 or so of all that goes a
     "change slices": 0.5,
     "change the class": 0.3,
     "time leaps": 1.0,
+    "rotate": 1.5,
+    "damage a checkpoint": 1.0,
 }
 
 
@@ -319,6 +326,7 @@ class Simulation:
             yield 6, self._broker_starts
         elif len(self.brokers) == 1:
             yield fault["second broker"], self._broker_starts
+        yield fault["damage a checkpoint"], self._checkpoint_is_damaged
         if self.asks:
             yield 4, self._ask_arrives
         yield from self._people()
@@ -358,7 +366,9 @@ class Simulation:
             yield often, partial(self._take, running, sequence)
 
     def _broker_moves(self, broker: BrokerRun) -> Iterator[tuple[float, Callable[[], None]]]:
-        yield self.plan.faults["kill a broker"], partial(self._kill_broker, broker)
+        # In the middle of a rotation more often: it is short.
+        often = 8 if broker.phase == "opens" else 1
+        yield often * self.plan.faults["kill a broker"], partial(self._kill_broker, broker)
         if broker.must_look:
             yield 6, partial(self._look, broker)
         elif broker.must_retry:
@@ -368,6 +378,9 @@ class Simulation:
                 yield 8, partial(self._read, broker)
             if broker.machine.has_work(self.now_ms):
                 yield 12, partial(self._step, broker)
+            yield self.plan.faults["rotate"], partial(self._rotate, broker)
+        elif broker.phase == "opens" and not broker.is_waiting:
+            yield 8, partial(self._open_on, broker)
 
     def _append_moves(self, attempt: Attempt) -> Iterator[tuple[float, Callable[[], None]]]:
         fault = self.plan.faults
@@ -503,6 +516,27 @@ class Simulation:
         attempt = broker.step(self.now_ms)
         if attempt is not None:
             self.appends.append(attempt)
+
+    def _rotate(self, broker: BrokerRun) -> None:
+        self.say(f"{broker.instance}: closes the segment")
+        self.appends.append(broker.close_segment(self.now_ms))
+
+    def _open_on(self, broker: BrokerRun) -> None:
+        self.say(f"{broker.instance}: opens the next segment")
+        self.appends.append(broker.go_on())
+
+    def _checkpoint_is_damaged(self) -> None:
+        """The last one: its segment goes on, and somebody may start from it."""
+        found = self.ledger.segment(self.ledger.segments[-1])
+        if not any(b"ledger.inputs" in message.payload or b"leader-elected" in message.payload for message in found):
+            return
+        for message in found:
+            entry = decode_entry(message.payload)
+            if isinstance(entry, CheckpointClaims) and entry.claims:
+                self.say(f"the checkpoint's entry {message.stream_sequence} forgets what claims have")
+                forgotten = [ClaimKept(each.cluster, each.uid, each.namespace, each.name) for each in entry.claims]
+                harmed = encode(msgspec.structs.replace(entry, claims=forgotten))
+                self.ledger.damage(msgspec.structs.replace(message, payload=harmed))
 
     def _append(self, attempt: Attempt) -> None:
         if not attempt.is_done:

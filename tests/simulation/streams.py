@@ -6,7 +6,7 @@ import msgspec
 
 from schemas.wire.bus import MESSAGE_ID, StoredMessage
 from schemas.wire.codec import decode_entry, encode
-from schemas.wire.ledger import Allocate, AnyEntry, Release, entry_place
+from schemas.wire.ledger import Allocate, AnyEntry, Release, entry_place, own_sequence
 from schemas.wire.subjects import PREFIX, ledger_subject
 
 
@@ -85,32 +85,47 @@ class StateLog:
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """A ledger batch as its writer made it: appended again as it is while nobody knows whether it was stored."""
+    """A ledger batch as its writer made it: appended again as it is while nobody knows whether it was stored.
+
+    is_of_checkpoint: its entries state again what others before them have said.
+    """
 
     expected_last: int
     messages: list[StoredMessage]
     entries: list[AnyEntry]
+    segment: int = 0
+    is_of_checkpoint: bool = False
 
     @classmethod
-    def of(cls, entries: Iterable[AnyEntry], expected_last: int, writer: str) -> "Batch":
+    def of(
+        cls,
+        entries: Iterable[AnyEntry],
+        expected_last: int,
+        writer: str,
+        segment: int = 0,
+        *,
+        is_of_checkpoint: bool = False,
+    ) -> "Batch":
         """The batch that follows `expected_last`."""
         listed = list(entries)
         messages = []
         for sequence, entry in enumerate(listed, start=expected_last + 1):
-            subject = ledger_subject("main", 0, *entry_place(entry))
+            subject = ledger_subject("main", segment, *entry_place(entry))
             messages.append(StoredMessage(subject, encode(entry), {MESSAGE_ID: f"{writer}.{sequence}"}, sequence, 0))
-        return cls(expected_last, messages, listed)
+        return cls(expected_last, messages, listed, segment, is_of_checkpoint)
 
 
 class Ledger:
-    """One ledger segment: append-only, whole batches, and only after the expected last entry.
+    """A ledger: append-only, whole batches, and only after the expected last entry of the batch's segment.
 
-    on_stored: told of each batch in the moment in which it is stored.
+    messages: of all segments; the numbers go on from one to the next. on_stored: told of each batch in the moment in
+    which it is stored.
     """
 
     def __init__(self, on_stored: Callable[[Batch], None] = lambda _: None) -> None:
         self.messages: list[StoredMessage] = []
         self.decisions: dict[str, list[tuple[int, Allocate | Release]]] = {}  # Allocate and Release by cluster
+        self._begins = [0]  # how many entries there are before each segment
         self._on_stored = on_stored
 
     @property
@@ -118,15 +133,38 @@ class Ledger:
         """Of the last entry."""
         return len(self.messages)
 
+    @property
+    def segments(self) -> list[int]:
+        """Those that there are."""
+        return list(range(len(self._begins)))
+
+    def segment(self, number: int) -> list[StoredMessage]:
+        """All entries of a segment."""
+        return self.messages[self._begins[number] : [*self._begins, None][number + 1]]
+
+    def ensure_segment(self, number: int) -> None:
+        """Make the next segment's stream, unless it is there."""
+        if number == len(self._begins):
+            self._begins.append(self.last_sequence)
+
+    def damage(self, message: StoredMessage) -> None:
+        """An entry is not as it was stored any more."""
+        self.messages[message.stream_sequence - 1] = message
+
     def append(self, batch: Batch) -> bool:
         """Store the batch whole, or nothing of it."""
+        if batch.segment != self.segments[-1]:
+            # The server would store it: nothing else is between a closed segment's end and whoever appends to it.
+            assert batch.expected_last != self._begins[batch.segment + 1], f"{batch} is appended to a closed segment"
+            return False
         if batch.expected_last != self.last_sequence:
             return False
         self.messages += batch.messages
         for message in batch.messages:
             entry = decode_entry(message.payload)
             if isinstance(entry, Allocate | Release):
-                self.decisions.setdefault(entry.cluster, []).append((message.stream_sequence, entry))
+                sequence = own_sequence(entry, message.stream_sequence)
+                self.decisions.setdefault(entry.cluster, []).append((sequence, entry))
         self._on_stored(batch)
         return True
 
@@ -137,7 +175,8 @@ class Ledger:
 
     def last_decisions(self, cluster: str) -> list[tuple[int, Allocate | Release]]:
         """The last Allocate or Release of each claim of a cluster, by ledger sequence."""
-        last = {entry.uid: (sequence, entry) for sequence, entry in self.decisions.get(cluster, [])}
+        decisions = sorted(self.decisions.get(cluster, []), key=lambda each: each[0])
+        last = {entry.uid: (sequence, entry) for sequence, entry in decisions}
         return sorted(last.values(), key=lambda each: each[0])
 
 
