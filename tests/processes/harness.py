@@ -204,7 +204,7 @@ class Federation:
 
     async def leader(self) -> str:
         """The process whose election is the ledger's last, as soon as it says so."""
-        sentence = f"leads main with epoch {self.view.leaders[-1][0]}:"
+        sentence = f"leads main with epoch {self.view.leaders[-1][0]},"
         with anyio.fail_after(DEADLINE_S):
             while True:
                 for name, process in self.processes.items():
