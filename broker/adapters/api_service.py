@@ -1,4 +1,4 @@
-"""Request and reply for people and tools (`dra.v1.api.<verb>`), as a NATS micro service; and the call's other side."""
+"""Request and reply for people, tools and agents (`dra.v1.api.<verb>`), as a NATS micro service."""
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -11,36 +11,29 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from nats import micro
 from nats.micro.request import Request, ServiceError
 
+from schemas.client.api import ApiError, call_api
 from schemas.client.connection import CLOSE_GRACE_S, Connection
 from schemas.client.errors import BusUnavailableError
 from schemas.wire.subjects import PREFIX
 
+__all__ = ["ApiError", "Handler", "OwnHandler", "call_api", "serve_api"]
+
 _log = logging.getLogger(__name__)
 
 HANDLER_DEADLINE_S = 20.0
-CALL_DEADLINE_S = 30.0
 SERVICE = "dragoman"
-_ERROR_CODE = "Nats-Service-Error-Code"
-_ERROR = "Nats-Service-Error"
 
 Handler = Callable[[bytes], Awaitable[bytes]]
-
-
-class ApiError(Exception):
-    """What a handler raises to refuse a call, and what the caller gets.
-
-    code: like HTTP's: 400 the call is wrong, 404 there is no such thing, 503 not now, 500 our fault.
-    """
-
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
+OwnHandler = Callable[[str, bytes], Awaitable[bytes]]  # with the cluster that calls, as the subject proves it
 
 
 @asynccontextmanager
-async def serve_api(connection: Connection, handlers: Mapping[str, Handler]) -> AsyncIterator[None]:
+async def serve_api(
+    connection: Connection, handlers: Mapping[str, Handler], own_handlers: Mapping[str, OwnHandler] = {}
+) -> AsyncIterator[None]:
     """Answer `dra.v1.api.<verb>` with `handlers[verb]`, one call of a verb at a time, until the block ends.
+
+    own_handlers: answer `dra.v1.api.<verb>.<cluster>`, which only that cluster may call.
 
     Raises: BusUnavailableError.
     """
@@ -50,7 +43,11 @@ async def serve_api(connection: Connection, handlers: Mapping[str, Handler]) -> 
         )
         for verb, handler in sorted(handlers.items()):
             await service.add_endpoint(
-                name=verb, subject=f"{PREFIX}.api.{verb}", handler=_endpoint(connection, verb, handler)
+                name=verb, subject=f"{PREFIX}.api.{verb}", handler=_endpoint(connection, verb, _of_anybody(handler))
+            )
+        for verb, own_handler in sorted(own_handlers.items()):
+            await service.add_endpoint(
+                name=verb, subject=f"{PREFIX}.api.{verb}.*", handler=_endpoint(connection, verb, own_handler)
             )
         await connection.flush()
     except (nats.errors.Error, OSError) as error:
@@ -66,20 +63,18 @@ async def serve_api(connection: Connection, handlers: Mapping[str, Handler]) -> 
                 _log.debug("ending the API service: %s", error)
 
 
-async def call_api(connection: Connection, verb: str, payload: bytes, deadline_s: float = CALL_DEADLINE_S) -> bytes:
-    """Call a verb of the broker. Raises: ApiError; BusUnavailableError, also when no broker is there."""
-    reply = await connection.request(f"{PREFIX}.api.{verb}", payload, deadline_s=deadline_s)
-    if _ERROR_CODE in reply.headers:
-        code = reply.headers[_ERROR_CODE]
-        raise ApiError(int(code) if code.isdigit() else 500, reply.headers.get(_ERROR, ""))
-    return reply.payload
+def _of_anybody(handler: Handler) -> OwnHandler:
+    async def handle(_: str, payload: bytes) -> bytes:
+        return await handler(payload)
+
+    return handle
 
 
-def _endpoint(connection: Connection, verb: str, handler: Handler) -> Callable[[Request], Awaitable[None]]:
+def _endpoint(connection: Connection, verb: str, handler: OwnHandler) -> Callable[[Request], Awaitable[None]]:
     async def handle(request: Request) -> None:
         try:
             with anyio.fail_after(HANDLER_DEADLINE_S):
-                answer = await handler(request.data)
+                answer = await handler(request.subject.rpartition(".")[2], request.data)
         except ApiError as error:
             raise ServiceError(str(error.code), error.message) from error
         except TimeoutError as error:

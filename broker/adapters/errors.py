@@ -4,17 +4,17 @@ from collections.abc import Sequence
 
 
 class StreamSettingsError(Exception):
-    """Streams exist with other settings than the protocol needs; nothing was changed.
+    """Streams, or the servers that keep them, are not as the protocol needs them; nothing was changed.
 
-    differences: one sentence each.
+    differences: one sentence each. may_allow: they only make loss possible, and an operator may accept that.
     """
 
-    def __init__(self, differences: Sequence[str]) -> None:
-        super().__init__(
-            "the streams of this NATS do not have the settings that Dragoman needs: "
-            + "; ".join(differences)
-            + ". Correct them with `nats stream edit`, or use another NATS account"
-        )
+    def __init__(self, differences: Sequence[str], *, may_allow: bool = False) -> None:
+        fix = "correct the streams with `dragoman nats-setup`, or use another NATS account"
+        if may_allow:
+            fix += "; --allow-unsafe-durability starts all the same, and acknowledged decisions may be lost"
+        lines = "".join(f"\n  - {difference}" for difference in differences)
+        super().__init__(f"this NATS is not as Dragoman needs it:{lines}\n{fix}")
         self.differences = tuple(differences)
 
 

@@ -1,39 +1,62 @@
-"""The streams of the protocol: made if they are absent, compared if they are there, never changed.
+"""The streams of the protocol: made if they are absent, compared if they are there.
 
-This release lets the broker make them. Two brokers that start at once make the same ones; the second sees the first's.
+A broker makes and checks them and changes none; `dragoman nats-setup` may change one that Dragoman made, if it does not
+promise less afterwards. Two that start at once make the same ones; the second sees the first's.
 """
 
-from typing import Any
+import logging
+import math
+from typing import Any, Literal
 
 import msgspec
 
+from broker.adapters.durability import DEFAULT, Durability, server_problems
 from broker.adapters.errors import StreamSettingsError
 from schemas.client.connection import Connection
 from schemas.client.errors import BusRefusedError
 from schemas.wire.subjects import DEAD_LETTER_STREAM, EVENTS_STREAM, PREFIX, STATE_STREAM, ledger_stream
 
-SERVER_VERSION_MIN = (2, 14, 6)  # earlier ones can skip the sync to disk although `sync_interval: always` is set
+_log = logging.getLogger(__name__)
 
 HOUR_S = 3600
+REPLICAS_IN_A_CLUSTER = 3
 STREAM_NOT_FOUND = 10059
-# Not part of what the protocol needs: who runs NATS may choose more replicas, or where they live.
-_AT_LEAST = frozenset({"num_replicas"})
+MADE_BY_US = {"dev.dragoman": "v1"}  # metadata of a stream; one without it is somebody else's
+# What keeps an acknowledged message: without it a decision can be lost, but nothing else goes wrong.
+_DURABILITY = frozenset({"num_replicas", "storage", "deny_delete", "deny_purge", "duplicate_window"})
+# More of it only promises more; of an age 0 is the most.
+_AT_LEAST = frozenset({"num_replicas", "max_age", "duplicate_window"})
+_FOR_EVER = frozenset({"max_age"})
 
 
 class StreamSettings(msgspec.Struct, frozen=True):
     """What an operator may choose.
 
+    replicas: at least; None: what the servers make possible, three in a cluster of them, else one.
     state_age_s: an agent publishes each object again before a third of it has passed.
     """
 
-    replicas: int = 1
+    replicas: int | None = None
     state_age_s: int = 72 * HOUR_S
     events_age_s: int = 30 * 24 * HOUR_S
     dead_letters_age_s: int = 30 * 24 * HOUR_S
 
 
+# What a broker wants of streams that it finds: an operator may have chosen other ages.
+LEAST = StreamSettings(state_age_s=HOUR_S, events_age_s=HOUR_S, dead_letters_age_s=HOUR_S)
+
+
+class StreamDone(msgspec.Struct, frozen=True):
+    """What became of one stream. changes: one sentence each."""
+
+    stream: str
+    action: Literal["made", "changed", "found"]
+    changes: list[str]
+    replicas: int
+
+
 def stream_configs(settings: StreamSettings, shard: str, segment: int, first_sequence: int = 0) -> list[dict[str, Any]]:
-    """The streams, as JetStream's API names their settings.
+    """The streams, as JetStream's API names their settings. settings.replicas: None counts as one.
 
     first_sequence: of the ledger's segment, where it is to be made after others; see `ledger_segments`.
     """
@@ -94,21 +117,79 @@ async def ensure_streams(
     shard: str = "main",
     segment: int = 0,
     first_sequence: int = 0,
+    durability: Durability = DEFAULT,
 ) -> None:
-    """Make the streams that are absent; check those that are there.
+    """Make the streams that are absent; check those that are there, and the servers that keep them.
 
     Raises: StreamSettingsError with every difference of every stream; BusUnavailableError; BusRefusedError.
     """
-    version = connection.server_version
-    if version < SERVER_VERSION_MIN:
-        wanted, found = (".".join(map(str, numbers)) for numbers in (SERVER_VERSION_MIN, version))
-        raise StreamSettingsError([f"nats-server is {found}, {wanted} or later is needed"])
-    differences = []
-    for config in stream_configs(settings, shard, segment, first_sequence):
-        present = await _present(connection, config)
-        differences += _differences(config, present)
-    if differences:
-        raise StreamSettingsError(differences)
+    settings = await _with_replicas(connection, settings)
+    least = msgspec.structs.replace(LEAST, replicas=settings.replicas)
+    unsafe = await server_problems(connection, durability)
+    wrong: list[str] = []
+    for config, wanted in zip(
+        stream_configs(settings, shard, segment, first_sequence),
+        stream_configs(least, shard, segment, first_sequence),
+        strict=True,
+    ):
+        present, _ = await _present(connection, config)
+        for field, sentence in _differences(wanted, present):
+            (unsafe if field in _DURABILITY else wrong).append(sentence)
+    if wrong or (unsafe and not durability.allow_unsafe):
+        raise StreamSettingsError([*wrong, *unsafe], may_allow=not wrong)
+    for sentence in unsafe:
+        _log.warning("not safe, but allowed by --allow-unsafe-durability: %s", sentence)
+
+
+async def set_up_streams(
+    connection: Connection,
+    settings: StreamSettings,
+    *,
+    adopt: bool = False,
+    loosen: bool = False,
+    shard: str = "main",
+) -> list[StreamDone]:
+    """Make the streams, and change those of ours that differ from `settings`.
+
+    adopt: also change streams that Dragoman did not make. loosen: also where a stream then promises less.
+    Raises: StreamSettingsError when one would have to be changed and may not: then none is changed.
+        BusUnavailableError; BusRefusedError, also when the server cannot make the change.
+    """
+    settings = await _with_replicas(connection, settings)
+    segments = await ledger_segments(connection, shard)
+    configs = stream_configs(settings, shard, segments[-1] if segments else 0)
+    found = [(config, *await _present(connection, config)) for config in configs]
+    refused = []
+    for config, present, _ in found:
+        differs = _differences(config, present, exactly=True)
+        if differs and not adopt and not MADE_BY_US.items() <= present.get("metadata", {}).items():
+            refused += [f"{sentence} (not made by Dragoman: --adopt changes it)" for _, sentence in differs]
+        elif not loosen:
+            less = {field for field, _ in _differences(config, present)}
+            refused += [
+                f"{sentence} (more than asked for: --loosen changes it)"
+                for field, sentence in differs
+                if field not in less
+            ]
+    if refused:
+        raise StreamSettingsError(refused)
+    done = []
+    for config, present, is_new in found:
+        changes = [sentence for _, sentence in _differences(config, present, exactly=True)]
+        if changes:
+            metadata = {**present.get("metadata", {}), **MADE_BY_US}
+            body = {**present, **config, "metadata": metadata}
+            await connection.api(f"STREAM.UPDATE.{config['name']}", body)
+        action: Literal["made", "changed", "found"] = "made" if is_new else "changed" if changes else "found"
+        done.append(StreamDone(config["name"], action, changes, config["num_replicas"]))
+    return done
+
+
+async def _with_replicas(connection: Connection, settings: StreamSettings) -> StreamSettings:
+    if settings.replicas is not None:
+        return settings
+    replicas = REPLICAS_IN_A_CLUSTER if connection.is_clustered else 1
+    return msgspec.structs.replace(settings, replicas=replicas)
 
 
 async def ledger_segments(connection: Connection, shard: str) -> list[int]:
@@ -119,31 +200,44 @@ async def ledger_segments(connection: Connection, shard: str) -> list[int]:
     return sorted(int(number) for number in names if number.isdigit())
 
 
-async def _present(connection: Connection, config: dict[str, Any]) -> dict[str, Any]:
-    """The stream's settings as the server has them; it is made if it is absent."""
+async def _present(connection: Connection, config: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The stream's settings as the server has them, and whether we made it just now: it was absent."""
     name = config["name"]
+    is_new = False
     try:
         answer = await connection.api(f"STREAM.INFO.{name}")
     except BusRefusedError as error:
         if error.err_code != STREAM_NOT_FOUND:
             raise
         try:
-            answer = await connection.api(f"STREAM.CREATE.{name}", config)
-        except BusRefusedError:
-            # Perhaps another broker made it in between, with settings of its own.
-            answer = await connection.api(f"STREAM.INFO.{name}")
+            answer = await connection.api(f"STREAM.CREATE.{name}", {**config, "metadata": MADE_BY_US})
+            is_new = True
+        except BusRefusedError as refused:
+            try:
+                # Perhaps another broker made it in between, with settings of its own.
+                answer = await connection.api(f"STREAM.INFO.{name}")
+            except BusRefusedError:
+                raise refused from None
     present: dict[str, Any] = msgspec.json.decode(answer)["config"]
-    return present
+    return present, is_new
 
 
-def _differences(wanted: dict[str, Any], present: dict[str, Any]) -> list[str]:
+def _differences(wanted: dict[str, Any], present: dict[str, Any], *, exactly: bool = False) -> list[tuple[str, str]]:
+    """Field and sentence for each setting that is not as wanted. exactly: nor may it be more than that."""
     found = []
     for field, value in wanted.items():
         has = present.get(field, False if isinstance(value, bool) else None)
-        if has == value or (field in _AT_LEAST and has is not None and has >= value):
+        enough = field in _AT_LEAST and _amount(field, has) >= _amount(field, value) and value != 0
+        if has == value or (enough and not exactly):
             continue
-        found.append(f"{wanted['name']}: {field} is {_text(field, has)}, not {_text(field, value)}")
+        least = "at least " if field in _AT_LEAST and value != 0 and not exactly else ""
+        sentence = f"{wanted['name']}: {field} is {_text(field, has)}, not {least}{_text(field, value)}"
+        found.append((field, sentence))
     return found
+
+
+def _amount(field: str, value: int | None) -> float:
+    return math.inf if value == 0 and field in _FOR_EVER else value or 0
 
 
 def _text(field: str, value: Any) -> str:
@@ -157,8 +251,7 @@ def _common(settings: StreamSettings) -> dict[str, Any]:
         "storage": "file",
         "retention": "limits",
         "max_msgs": -1,
-        "max_bytes": -1,
-        "num_replicas": settings.replicas,
+        "num_replicas": settings.replicas or 1,
         "allow_direct": True,
         "sealed": False,
     }

@@ -20,9 +20,11 @@ from anyio import to_thread
 from anyio.abc import TaskStatus
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
+from broker.adapters.agent_consumers import AgentConsumers
 from broker.adapters.api_service import serve_api
 from broker.adapters.asks import Asks
 from broker.adapters.dead_letters import DeadLetters
+from broker.adapters.durability import Durability
 from broker.adapters.ledger_store import LedgerStore, Refused, as_batches
 from broker.adapters.state_reader import PositionExpired, read_state
 from broker.adapters.streams import StreamSettings, ensure_streams, ledger_segments
@@ -67,6 +69,7 @@ class BrokerSettings(msgspec.Struct, frozen=True):
     build: str
     settings_digest: str
     streams: StreamSettings = StreamSettings()
+    durability: Durability = Durability()
     is_alone: bool = False
 
 
@@ -117,6 +120,7 @@ class Broker:
         self._tell = tell
         self._asks = Asks(connection)
         self._dead_letters = DeadLetters(connection)
+        self._agent_consumers = AgentConsumers(connection, settings.federation.clusters)
         self._use_segment(0)
         # To the task that owns the machine; None while standing by.
         self._items: MemoryObjectSendStream[Item] | None = None
@@ -166,7 +170,10 @@ class Broker:
 
     async def _make_streams(self) -> None:
         segments = await ledger_segments(self._connection, SHARD)
-        await ensure_streams(self._connection, self._settings.streams, SHARD, segments[-1] if segments else 0)
+        last = segments[-1] if segments else 0
+        await ensure_streams(
+            self._connection, self._settings.streams, SHARD, last, durability=self._settings.durability
+        )
 
     async def command(self, command: OperatorCommand) -> str:
         """Carry out what an operator orders; returns why it cannot be done, "" if it was, and is in the ledger.
@@ -283,8 +290,10 @@ class Broker:
         started = time.monotonic()
         world = machine.world
         segment, first = world.segment + 1, world.ledger_last + 1
+        # The servers were checked at the start; that one cannot be looked at now is no reason to stop.
+        durability = Durability(allow_unsafe=self._settings.durability.allow_unsafe, is_embedded=True)
         await self._until_available(
-            lambda: ensure_streams(self._connection, self._settings.streams, SHARD, segment, first)
+            lambda: ensure_streams(self._connection, self._settings.streams, SHARD, segment, first, durability)
         )
         self._use_segment(segment)
         entries = await to_thread.run_sync(checkpoint.checkpoint, world, SHARD, segment)
@@ -475,7 +484,7 @@ class Broker:
         """Only the leader answers: the others' worlds are empty."""
         while True:
             try:
-                async with serve_api(self._connection, api.handlers(self)):
+                async with serve_api(self._connection, api.handlers(self), {"join": self._agent_consumers.join}):
                     await anyio.sleep_forever()
             except BusUnavailableError as error:
                 _log.warning("the API is not served yet, trying again: %s", error)

@@ -59,7 +59,9 @@ def run(options: argparse.Namespace) -> int:
         cluster = ManifestCluster([options.manifests], data_dir=options.data, report=log_problem)
         try:
             async with (
-                connect(bus_options(options, f"dragoman agent {options.cluster}")) as connection,
+                connect(
+                    bus_options(options, f"dragoman agent {options.cluster}", f"agent-{options.cluster}")
+                ) as connection,
                 until_told_to_stop(),
                 anyio.create_task_group() as tasks,
             ):

@@ -10,7 +10,7 @@ from broker.adapters.errors import StreamSettingsError
 from broker.allocation.cel.engine import default_engine
 from broker.app.broker import Broker
 from broker.app.settings import load_federation
-from broker.cli.bus import add_nats_arguments, bus_options
+from broker.cli.bus import add_durability_arguments, add_nats_arguments, bus_options, durability
 from broker.cli.errors import CommandError
 from broker.cli.local import broker_settings
 from broker.cli.signals import until_told_to_stop
@@ -38,6 +38,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_nats_arguments(parser)
+    add_durability_arguments(parser)
     config = parser.add_argument(
         "--config", type=Path, required=True, metavar="FILE", help="clusters, fabrics and hub, see docs/config.md"
     )
@@ -53,8 +54,9 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(str(error)) from error
 
     async def serve() -> None:
-        async with connect(bus_options(options, "dragoman broker")) as connection, until_told_to_stop():
-            await Broker(connection, default_engine(), broker_settings(federation), log_notice).run()
+        async with connect(bus_options(options, "dragoman broker", "broker")) as connection, until_told_to_stop():
+            settings = broker_settings(federation, durability=durability(options))
+            await Broker(connection, default_engine(), settings, log_notice).run()
 
     try:
         anyio.run(serve)

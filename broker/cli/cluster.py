@@ -139,7 +139,7 @@ def _login() -> str:
 
 def _call(options: argparse.Namespace, verb: str, payload: bytes) -> bytes:
     async def ask() -> bytes:
-        async with connect(bus_options(options, "dragoman cluster"), CONNECT_DEADLINE_S) as connection:
+        async with connect(bus_options(options, "dragoman cluster", "operator"), CONNECT_DEADLINE_S) as connection:
             try:
                 return await call_api(connection, verb, payload, CALL_DEADLINE_S)
             except BusUnavailableError as error:

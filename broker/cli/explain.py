@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(f"{options.claim!r} is not NAMESPACE/NAME")
 
     async def ask() -> bytes:
-        async with connect(bus_options(options, "dragoman explain"), CONNECT_DEADLINE_S) as connection:
+        async with connect(bus_options(options, "dragoman explain", "operator"), CONNECT_DEADLINE_S) as connection:
             try:
                 return await call_api(connection, "explain", msgspec.json.encode(call), CALL_DEADLINE_S)
             except BusUnavailableError as error:

@@ -11,6 +11,7 @@ import anyio
 import msgspec
 from anyio.abc import TaskGroup
 
+from broker.adapters.durability import DEFAULT, Durability
 from broker.adapters.embedded_nats import embedded_nats
 from broker.allocation.cel.engine import default_engine
 from broker.app.broker import Broker, BrokerSettings
@@ -105,7 +106,8 @@ async def local_federation(
         connect(BusOptions((nats.url,), name="dragoman up")) as connection,
         anyio.create_task_group() as tasks,
     ):
-        broker = Broker(connection, default_engine(), broker_settings(federation, is_alone=True), tell)
+        settings = broker_settings(federation, is_alone=True, durability=Durability(is_embedded=True))
+        broker = Broker(connection, default_engine(), settings, tell)
         local = LocalFederation(nats.url, broker, {}, {}, tasks)
         for name, directory in directories.items():
             kept = data_dir / "clusters" / name if data_dir else None
@@ -131,7 +133,9 @@ def log_problem(problem: ManifestError) -> None:
     _log.error("%s", problem)
 
 
-def broker_settings(federation: Federation, *, is_alone: bool = False) -> BrokerSettings:
+def broker_settings(
+    federation: Federation, *, is_alone: bool = False, durability: Durability = DEFAULT
+) -> BrokerSettings:
     """Settings with what the ledger records of the process itself."""
     digest = hashlib.sha256(msgspec.json.encode(federation)).hexdigest()[:32]
     return BrokerSettings(
@@ -140,6 +144,7 @@ def broker_settings(federation: Federation, *, is_alone: bool = False) -> Broker
         build=build(),
         settings_digest=digest,
         is_alone=is_alone,
+        durability=durability,
     )
 
 

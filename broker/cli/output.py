@@ -25,6 +25,7 @@ def set_up_logging(verbosity: int, log_format: str) -> None:
     handler.setFormatter(_JsonFormatter() if log_format == "json" else logging.Formatter("%(levelname).1s %(message)s"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("nats").setLevel(logging.ERROR)  # our adapters say it in our words
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of every TLS connection that ends
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
 
 

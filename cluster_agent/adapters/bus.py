@@ -1,29 +1,41 @@
-"""The agent at the bus: publish state by compare-and-set, follow what is addressed to its cluster."""
+"""The agent at the bus: publish state by compare-and-set, follow what is addressed to its cluster.
+
+An agent may read very little (docs/nats.md): the last message of a subject of its own, by direct get, and what comes
+through consumers that the broker makes when it is asked to (`Join`). So nothing begins before a broker leads.
+"""
 
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import Any
 
 import anyio
 import msgspec
 from anyio.streams.memory import MemoryObjectReceiveStream
 
+from schemas.client.api import ApiError, call_api
 from schemas.client.connection import REQUEST_DEADLINE_S, Connection, raise_api_error
 from schemas.client.errors import BusError, BusRefusedError, BusUnavailableError
-from schemas.client.follow import WINDOW, Delivered, Follower, Pull, create_consumer, follow
-from schemas.client.reader import StreamReader
+from schemas.client.follow import WINDOW, Delivered, Pull
+from schemas.client.reader import PROGRESS_DEADLINE_S, StreamReader
 from schemas.wire.bus import OutgoingMessage, ReceivedMessage, StoredMessage, pack
-from schemas.wire.codec import WireError, decode_entry
+from schemas.wire.calls import Join, Joined
+from schemas.wire.codec import WireError, decode_call, decode_entry, encode
 from schemas.wire.ledger import own_sequence
-from schemas.wire.subjects import PREFIX, STATE_STREAM, ask_subject, beat_subject, encode_key
+from schemas.wire.subjects import (
+    STATE_STREAM,
+    agent_consumer,
+    ask_subject,
+    beat_subject,
+    join_subject,
+    ledger_subject,
+)
 
 _log = logging.getLogger(__name__)
 
 WRONG_LAST_SEQUENCE = 10071
-CONSUMER_NOT_FOUND = 10014
+RETRY_FIRST_S = 0.02
 RETRY_S = 0.5
-ACK_WAIT_S = 30  # an entry that was not acknowledged comes again after this
 LOOK_FOR_SEGMENTS_S = 10.0  # how long a segment is silent before we look whether there is a later one
 
 
@@ -39,7 +51,9 @@ class Published(msgspec.Struct, frozen=True):
 
 
 class RefusedBySubject(msgspec.Struct, frozen=True):
-    """The subject's last message is another one than expected. Read it again."""
+    """The subject's last message is another one than expected, of `last_sequence` or later. Read it again."""
+
+    last_sequence: int
 
 
 class Uncertain(msgspec.Struct, frozen=True):
@@ -53,26 +67,34 @@ class AgentBus:
 
     def __init__(self, connection: Connection, cluster: str) -> None:
         self._connection = connection
-        self._cluster = cluster
+        self.cluster = cluster
         self._state = StreamReader(connection, STATE_STREAM)
 
-    async def wait_for_streams(self) -> None:
-        """Return when DRA_STATE is there: the broker makes the streams, and the agent may have started first."""
+    async def wait_for_broker(self) -> Joined:
+        """Return when a broker leads and has made what we read; we may have started first."""
         told = ""
+        delay_s = RETRY_FIRST_S
         while True:
             try:
-                await self._state.state()
-                return
+                return await self.join()
             except BusError as error:
-                if str(error) != told:
+                # Both may have been started in the same moment: that is nothing to tell.
+                if str(error) != told and delay_s >= RETRY_S:
                     told = str(error)
-                    _log.warning("waiting for the broker to make stream %s: %s", STATE_STREAM, told)
-            await anyio.sleep(RETRY_S)
+                    _log.warning("waiting for the broker: %s", told)
+            await anyio.sleep(delay_s)
+            delay_s = min(2 * delay_s, RETRY_S)
 
-    async def state_age_s(self) -> float:
-        """How long DRA_STATE keeps a message; 0: for ever. Raises: BusUnavailableError, BusRefusedError."""
-        answer = await self._connection.api(f"STREAM.INFO.{STATE_STREAM}")
-        return msgspec.json.decode(answer, type=_StreamInfo).config.max_age / 1e9
+    async def join(self, last_of: str = "") -> Joined:
+        """Ask the broker what we may read. Raises: BusUnavailableError, until a broker leads."""
+        verb = join_subject(self.cluster).split(".", 3)[3]
+        try:
+            answer = decode_call(await call_api(self._connection, verb, encode(Join(last_of)), REQUEST_DEADLINE_S))
+        except (ApiError, WireError) as error:
+            raise BusUnavailableError(f"the broker does not let cluster {self.cluster} join: {error}") from error
+        if not isinstance(answer, Joined):
+            raise BusUnavailableError(f"the broker answers a join with {type(answer).__name__}")
+        return answer
 
     async def publish_state(
         self,
@@ -92,38 +114,39 @@ class AgentBus:
             raise_api_error(f"state on {packed.subject}", reply.payload)
             ack = msgspec.json.decode(reply.payload, type=_PubAck)
         except BusRefusedError as error:
-            return RefusedBySubject() if error.err_code == WRONG_LAST_SEQUENCE else Uncertain(str(error))
+            if error.err_code != WRONG_LAST_SEQUENCE:
+                return Uncertain(str(error))
+            found = re.search(r"\d+$", error.description)  # "wrong last sequence: 5"
+            return RefusedBySubject(int(found[0]) if found else 0)
         except BusUnavailableError as error:
             return Uncertain(str(error))
         if ack.stream != STATE_STREAM or not ack.seq:
             return Uncertain(f"the server's ack does not fit: {ack}")
         return Published(ack.seq, ack.duplicate)
 
-    async def last_message(self, subject: str) -> StoredMessage | None:
-        """The last message on `subject`, as the leader has it. Raises: BusUnavailableError, BusRefusedError."""
-        return await self._state.last(subject)
+    async def last_message(self, subject: str, at_least: int = 0) -> StoredMessage | None:
+        """The last message on `subject`, which is one of ours.
 
-    async def last_messages(self, subject_filter: str = "") -> list[StoredMessage]:
-        """The last message of each of the cluster's subjects (that match), ascending by sequence.
+        at_least: a sequence that we have heard of; a replica that lags behind it is not believed.
+        Raises: BusUnavailableError, BusRefusedError.
+        """
+        found = await self._state.direct_last(subject)
+        if at_least > (found.stream_sequence if found is not None else 0):
+            raise BusUnavailableError(f"a replica of {STATE_STREAM} lags behind message {at_least} on {subject}")
+        return found
+
+    async def last_messages(self) -> list[StoredMessage]:
+        """The last message of each of the cluster's subjects, ascending by sequence.
 
         Raises: BusUnavailableError, BusRefusedError.
         """
-        return await self._state.last_messages([subject_filter or f"{PREFIX}.state.{self._cluster}.>"])
-
-    def follow_subject(self, subject: str, after: int = 0) -> AbstractAsyncContextManager[Follower]:
-        """Every message on `subject` after the stream sequence `after`, as soon as it is stored.
-
-        `await follower.next_batch()` gives a list; StreamLostError when DRA_STATE ends before `after`.
-        """
-        return follow(self._connection, STATE_STREAM, after, [subject])
+        joined = await self.join("state")
+        return await self._read_last(STATE_STREAM, joined.state_last)
 
     @asynccontextmanager
-    async def follow_ledger(self, after: int = 0) -> AsyncIterator["LedgerFollower"]:
-        """The ledger's entries for this cluster, through a durable consumer: what was acknowledged does not come again.
-
-        after: the ledger sequence where the consumer begins when it is made for the first time.
-        """
-        follower = LedgerFollower(self._connection, self._cluster, after)
+    async def follow_ledger(self) -> AsyncIterator["LedgerFollower"]:
+        """The ledger's entries for this cluster; what was acknowledged does not come again."""
+        follower = LedgerFollower(self._connection, self)
         try:
             yield follower
         finally:
@@ -132,39 +155,69 @@ class AgentBus:
     async def last_decision(self, uid: str) -> StoredMessage | None:
         """The ledger's last decision (Allocate or Release) for a claim, of all segments; None without one.
 
+        As some replica has it. A decision that it does not have yet comes through the durable consumer.
         Raises: BusUnavailableError, BusRefusedError.
         """
-        subject = f"{PREFIX}.ledger.*.*.{self._cluster}.claim.{encode_key(uid)}"
-        found = [
-            message
-            for stream in await ledger_streams(self._connection, self._cluster)
-            if (message := await StreamReader(self._connection, stream).last(subject)) is not None
-        ]
-        return max(found, key=_known_by, default=None)
+        return max(await self._last_in_segments("claim", uid), key=_known_by, default=None)
 
-    async def last_ledger_messages(self, pattern: str = ">") -> list[StoredMessage]:
-        """The last entry of each subject `dra.v1.ledger.*.*.<cluster>.<pattern>`, ascending by ledger sequence.
+    async def last_about_cluster(self, key: str) -> StoredMessage | None:
+        """The ledger's last entry about the cluster itself under this key, of all segments; None without one.
 
-        The sequence is an entry's own, where a checkpoint states it again.
-        pattern: `claim.>` gives all last decisions, `class.>` the brokered classes. A subject names its segment, so one
-            key may come once per segment: the last one counts.
+        Raises: BusUnavailableError, BusRefusedError.
+        """
+        found = await self._last_in_segments("cluster", key)
+        return max(found, key=lambda message: message.stream_sequence, default=None)
+
+    async def _last_in_segments(self, kind: str, key: str) -> list[StoredMessage]:
+        found = []
+        for segment in (await self.join()).segments:
+            _, shard, number = segment.stream.rsplit("_", 2)
+            subject = ledger_subject(shard, int(number), self.cluster, kind, key)
+            message = await StreamReader(self._connection, segment.stream).direct_last(subject)
+            if message is not None:
+                found.append(message)
+        return found
+
+    async def last_decisions(self) -> list[StoredMessage]:
+        """The last decision for each claim, ascending by ledger sequence: an entry's own, where a checkpoint states it.
+
+        A subject names its segment, so one claim may come once per segment: the last one counts.
         Raises: BusUnavailableError, BusRefusedError.
         """
         found: list[StoredMessage] = []
-        for stream in await ledger_streams(self._connection, self._cluster):
-            reader = StreamReader(self._connection, stream)
-            found += await reader.last_messages([f"{PREFIX}.ledger.*.*.{self._cluster}.{pattern}"])
+        for segment in (await self.join("ledger")).segments:
+            found += await self._read_last(segment.stream, segment.last_sequence)
         return sorted(found, key=_known_by)
+
+    async def _read_last(self, stream: str, until: int) -> list[StoredMessage]:
+        """What the consumer of last messages delivers, up to a sequence that the stream's leader has named."""
+        by_subject: dict[str, StoredMessage] = {}
+        position = count = 0
+        async with Pull(self._connection, stream, f"{agent_consumer(self.cluster)}_last").opened() as pull:
+            while position < until:
+                delivered: list[Delivered] = []
+                with anyio.move_on_after(PROGRESS_DEADLINE_S):
+                    delivered = await pull.take(WINDOW)
+                for one in delivered:
+                    count += 1
+                    if one.delivery.consumer_sequence != count:
+                        delivered = []  # something fell out of a queue, or another agent of the cluster reads it too
+                        break
+                    by_subject[one.message.subject] = one.message
+                    position = one.message.stream_sequence
+                if not delivered:
+                    raise BusUnavailableError(f"reading stream {stream} was cut at {position} of {until}")
+        return sorted(by_subject.values(), key=lambda message: message.stream_sequence)
 
     def follow_asks(
         self, messages_max: int = 100
     ) -> AbstractAsyncContextManager[MemoryObjectReceiveStream[ReceivedMessage]]:
         """The broker's asks; dropped while `messages_max` wait to be read, for they are repeated until answered."""
-        return self._connection.listen(ask_subject(self._cluster), messages_max)
+        return self._connection.listen(ask_subject(self.cluster), messages_max)
 
     async def beat(self, payload: bytes, headers: dict[str, str] | None = None) -> None:
         """Send a heartbeat. Raises: BusUnavailableError without a connection."""
-        await self._connection.publish(beat_subject(self._cluster), payload, headers)
+        await self._connection.publish(beat_subject(self.cluster), payload, headers)
 
 
 class LedgerFollower:
@@ -177,10 +230,9 @@ class LedgerFollower:
     nothing about what became of a decision.
     """
 
-    def __init__(self, connection: Connection, cluster: str, after: int) -> None:
+    def __init__(self, connection: Connection, bus: AgentBus) -> None:
         self._connection = connection
-        self._cluster = cluster
-        self._after = after
+        self._bus = bus
         self._segment = ""
         self._pull: Pull | None = None
         self._held = AsyncExitStack()
@@ -231,13 +283,11 @@ class LedgerFollower:
         told = ""
         while True:
             try:
-                streams = await ledger_streams(self._connection, self._cluster)
-                if not streams:
+                segments = (await self._bus.join()).segments
+                if not segments:
                     raise BusUnavailableError("no ledger exists yet: the broker makes it")
-                self._segment = streams[-1]
-                name = f"agent_{self._cluster}"
-                await self._ensure_consumer(self._segment, name)
-                pull = Pull(self._connection, self._segment, name)
+                self._segment = segments[-1].stream
+                pull = Pull(self._connection, self._segment, agent_consumer(self._bus.cluster))
                 await self._held.enter_async_context(pull.opened())
             except BusError as error:
                 if str(error) != told:
@@ -248,39 +298,12 @@ class LedgerFollower:
             self._pull = pull
             return
 
-    async def _ensure_consumer(self, stream: str, name: str) -> None:
-        """Make the durable consumer if it is absent."""
-        try:
-            await self._connection.api(f"CONSUMER.INFO.{stream}.{name}")
-        except BusRefusedError as error:
-            if error.err_code != CONSUMER_NOT_FOUND:
-                raise
-            config: dict[str, Any] = {
-                "durable_name": name,
-                "name": name,
-                "ack_policy": "explicit",
-                "ack_wait": ACK_WAIT_S * 1_000_000_000,
-                "max_ack_pending": WINDOW,
-                "deliver_policy": "by_start_sequence",
-                "opt_start_seq": self._after + 1,
-            }
-            await create_consumer(self._connection, stream, name, config, [f"{PREFIX}.ledger.*.*.{self._cluster}.>"])
-
     async def _has_later(self) -> bool:
         try:
-            streams = await ledger_streams(self._connection, self._cluster)
+            segments = (await self._bus.join()).segments
         except BusError:
             return False
-        return bool(streams) and streams[-1] != self._segment
-
-
-async def ledger_streams(connection: Connection, cluster: str) -> list[str]:
-    """The segments of all ledgers that may hold entries for `cluster`, in order of shard and segment.
-
-    Raises: BusUnavailableError, BusRefusedError.
-    """
-    answer = await connection.api("STREAM.NAMES", {"subject": f"{PREFIX}.ledger.*.*.{cluster}.>"})
-    return sorted(msgspec.json.decode(answer, type=_StreamNames).streams or [], key=_shard_and_segment)
+        return bool(segments) and segments[-1].stream != self._segment
 
 
 def _known_by(message: StoredMessage) -> int:
@@ -292,24 +315,7 @@ def _known_by(message: StoredMessage) -> int:
     return own_sequence(entry, message.stream_sequence)
 
 
-def _shard_and_segment(stream: str) -> tuple[str, int]:
-    shard, _, segment = stream.rpartition("_")
-    return shard, int(segment) if segment.isdigit() else 0
-
-
 class _PubAck(msgspec.Struct):
     stream: str = ""
     seq: int = 0
     duplicate: bool = False
-
-
-class _StreamConfig(msgspec.Struct):
-    max_age: int = 0
-
-
-class _StreamInfo(msgspec.Struct):
-    config: _StreamConfig
-
-
-class _StreamNames(msgspec.Struct):
-    streams: list[str] | None = None

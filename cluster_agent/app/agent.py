@@ -9,6 +9,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TypeVar
 
 import anyio
@@ -16,7 +17,7 @@ import msgspec
 from anyio.abc import TaskGroup, TaskStatus
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from cluster_agent.adapters.bus import AgentBus, LedgerFollower, Uncertain
+from cluster_agent.adapters.bus import AgentBus, LedgerFollower, RefusedBySubject, Uncertain
 from cluster_agent.adapters.bus import Published as StoredAt
 from cluster_agent.errors import AgentReplacedError, EvictedError
 from cluster_agent.mirror import Mirror
@@ -87,6 +88,7 @@ RETRY_FIRST_S = 0.1
 RETRY_MOST_S = 5.0
 PUBLISH_AGAIN_S = 0.5
 READMITTED_S = 1.0  # how often an evicted cluster's agent looks whether it may come back
+LOOK_AT_RUN_S = 0.5
 FOR_EVER_MS = 1 << 62
 
 
@@ -160,11 +162,10 @@ class Agent:
             self._begin_run()
 
     async def _run_once(self, task_status: TaskStatus[None]) -> None:
-        await self._bus.wait_for_streams()
+        joined = await self._bus.wait_for_broker()
         self._standing = await self._until_admitted()
-        age_s = await self._until_answered(self._bus.state_age_s)
-        if age_s:
-            self.mirror.refresh_ms = int(age_s * 1000 / 3)
+        if joined.state_age_s:
+            self.mirror.refresh_ms = int(joined.state_age_s * 1000 / 3)
         epoch = await self._take_epoch()
         _log.info("agent of %s runs with epoch %d", self.name, epoch)
         async with anyio.create_task_group() as tg:
@@ -188,10 +189,10 @@ class Agent:
         """How the cluster stands; waits while it is evicted, for nothing that it says would be believed."""
         told = 0
         while True:
-            entries = await self._until_answered(lambda: self._bus.last_ledger_messages(f"cluster.{EVICTION_KEY}"))
-            if not entries:
+            last = await self._until_answered(lambda: self._bus.last_about_cluster(EVICTION_KEY))
+            if last is None:
                 return Standing()
-            sequence, entry = entries[-1].stream_sequence, decode_entry(entries[-1].payload)
+            sequence, entry = last.stream_sequence, decode_entry(last.payload)
             if isinstance(entry, ClusterReadmitted):
                 return Standing(sequence, sequence, entry.is_fenced)
             if not isinstance(entry, ClusterEvicted):
@@ -209,9 +210,9 @@ class Agent:
 
     async def _take_epoch(self) -> int:
         subject = run_subject(self.name)
-        attempt = 0
+        attempt = at_least = 0
         while True:
-            last = await self._until_answered(lambda: self._bus.last_message(subject))
+            last = await self._until_answered(partial(self._bus.last_message, subject, at_least))
             if last is not None and self._is_our_start(last):
                 return last.stream_sequence  # the answer was lost
             attempt += 1
@@ -221,6 +222,8 @@ class Agent:
             stored = await self._bus.publish_state(outgoing, last.stream_sequence if last else 0)
             if isinstance(stored, StoredAt) and not stored.is_duplicate:
                 return stored.stream_sequence
+            if isinstance(stored, RefusedBySubject):
+                at_least = stored.last_sequence
             if isinstance(stored, Uncertain):
                 _log.warning("taking the epoch of %s is uncertain, trying again: %s", self.name, stored.reason)
                 await anyio.sleep(PUBLISH_AGAIN_S)
@@ -255,7 +258,7 @@ class Agent:
             listed_at[kind] = int(resource_version)
             tg.start_soon(self._follow_cluster, kind, resource_version)
         decisions = []
-        for entry_message in await self._until_answered(lambda: self._bus.last_ledger_messages("claim.>")):
+        for entry_message in await self._until_answered(self._bus.last_decisions):
             entry = decode_entry(entry_message.payload)
             if isinstance(entry, Allocate | Release):
                 decisions.append((own_sequence(entry, entry_message.stream_sequence), entry))
@@ -306,16 +309,16 @@ class Agent:
 
     async def _follow_run(self, epoch: int) -> None:
         """Whoever writes on our agent.run and is not us has taken over, whether or not it refused us."""
-        async with self._bus.follow_subject(run_subject(self.name), epoch) as follower:
-            while True:
-                batch = await follower.next_batch()
-                for message in batch if isinstance(batch, list) else []:
-                    try:
-                        theirs = peek_epoch(message.body()) != epoch
-                    except (WireError, PayloadError):
-                        theirs = True
-                    if theirs:
-                        await self._send.send(RunTaken(message.stream_sequence))
+        while True:
+            await anyio.sleep(LOOK_AT_RUN_S)
+            try:
+                last = await self._bus.last_message(run_subject(self.name))
+            except BusError as error:
+                _log.debug("cannot see whether another agent runs: %s", error)
+                continue
+            # A replica that lags may still show what was there before us.
+            if last is not None and last.stream_sequence > epoch and _epoch_of(last) != epoch:
+                await self._send.send(RunTaken(last.stream_sequence))
 
     async def _follow_ledger(self) -> None:
         async with self._bus.follow_ledger() as follower:
@@ -425,7 +428,8 @@ class Agent:
             if isinstance(stored, Uncertain):
                 _log.warning("publish on %s is uncertain, reading the subject: %s", subject, stored.reason)
                 await anyio.sleep(PUBLISH_AGAIN_S)  # a stream that refuses everything is not asked in a hot loop
-            last = await self._until_answered(lambda: self._bus.last_message(subject))
+            at_least = stored.last_sequence if isinstance(stored, RefusedBySubject) else 0
+            last = await self._until_answered(lambda: self._bus.last_message(subject, at_least))
             is_ours = last is not None and last.message_id in (event_id, f"{event_id}-small")
             await self._send.send(
                 PublishRefused(action, _last(action.name, last) if last else None, _epoch_of(last), is_ours)

@@ -6,6 +6,7 @@ deadline. Streams are read in `reader` and `follow`.
 """
 
 import logging
+import ssl
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -32,14 +33,23 @@ CLOSE_GRACE_S = 2.0
 class BusOptions(msgspec.Struct, frozen=True):
     """Where NATS is and who we are there.
 
-    credentials_file: a `.creds` file (JWT and NKey seed); else user and password, else what the URL says, else nobody.
+    credentials_file: a `.creds` file (JWT and NKey seed); else an NKey's seed file, else user and password, else what
+        the URL says, else nobody.
+    inbox: where answers are heard; a server with permissions gives each user a place of its own.
+    ca_file: who vouches for the servers, if not those that the system trusts. Certificate and key: who we are, where
+        the servers ask for that.
     """
 
     servers: Sequence[str] = ("nats://127.0.0.1:4222",)
     name: str = "dragoman"
     credentials_file: str = ""
+    nkey_file: str = ""
     user: str = ""
     password: str = ""
+    inbox: str = "_INBOX"
+    ca_file: str = ""
+    certificate_file: str = ""
+    key_file: str = ""
 
     def places(self) -> str:
         """The servers, for people: without passwords."""
@@ -71,6 +81,11 @@ class Connection:
         """Of the server that we are connected to."""
         version = self.client.connected_server_version
         return version.major, version.minor, version.patch
+
+    @property
+    def is_clustered(self) -> bool:
+        """Whether that server is one of a cluster."""
+        return bool(self.client._server_info.get("cluster"))  # nats-py keeps it and has no name for it
 
     @contextmanager
     def wait_scope(self, deadline_s: float) -> Iterator[anyio.CancelScope]:
@@ -228,11 +243,14 @@ async def connect(options: BusOptions, deadline_s: float = CONNECT_DEADLINE_S) -
     client = Client()
     connection = Connection(client, options.places())
     last_error = "no server answered"
+    is_refused = False
 
     async def on_error(error: Exception) -> None:
-        nonlocal last_error
+        nonlocal last_error, is_refused
         last_error = str(error) or type(error).__name__
-        _log.debug("NATS (%s): %s", connection.places, last_error)
+        is_refused = is_refused or "authorization violation" in last_error.lower()
+        is_forbidden = "permissions violation" in last_error.lower()
+        _log.log(logging.WARNING if is_forbidden else logging.DEBUG, "NATS (%s): %s", connection.places, last_error)
 
     async def on_lost() -> None:
         await connection._on_lost()
@@ -246,14 +264,19 @@ async def connect(options: BusOptions, deadline_s: float = CONNECT_DEADLINE_S) -
     identity: dict[str, Any] = {}
     if options.credentials_file:
         identity["user_credentials"] = options.credentials_file
+    elif options.nkey_file:
+        identity["nkeys_seed"] = options.nkey_file
     elif options.user:
         identity.update(user=options.user, password=options.password)
     try:
+        if options.ca_file or options.certificate_file:
+            identity["tls"] = _tls(options)
         with anyio.move_on_after(deadline_s):
             try:
                 await client.connect(
                     servers=list(options.servers),
                     name=options.name,
+                    inbox_prefix=options.inbox,
                     error_cb=on_error,
                     disconnected_cb=on_lost,
                     reconnected_cb=on_reconnected,
@@ -268,6 +291,11 @@ async def connect(options: BusOptions, deadline_s: float = CONNECT_DEADLINE_S) -
             except (nats.errors.Error, OSError, ValueError) as error:
                 await checkpoint_if_cancelled()
                 last_error = str(error) or type(error).__name__
+        if is_refused and not client.is_connected:
+            raise BusUnavailableError(
+                f"NATS at {connection.places} does not know us (Authorization Violation):"
+                " give the key or credentials of this role with --nkey or --creds"
+            )
         if not client.is_connected:
             raise BusUnavailableError(
                 f"cannot connect to NATS at {connection.places} within {deadline_s:g} s: {last_error};"
@@ -280,6 +308,20 @@ async def connect(options: BusOptions, deadline_s: float = CONNECT_DEADLINE_S) -
         # arrive was waited for.
         with anyio.move_on_after(CLOSE_GRACE_S, shield=True):
             await client.close()
+
+
+def _tls(options: BusOptions) -> ssl.SSLContext:
+    """Raises: BusUnavailableError, naming the file that cannot be used."""
+    context = ssl.create_default_context()
+    try:
+        if options.ca_file:
+            context.load_verify_locations(options.ca_file)
+        if options.certificate_file:
+            context.load_cert_chain(options.certificate_file, options.key_file or None)
+    except OSError as error:  # SSLError is one
+        files = ", ".join(name for name in (options.ca_file, options.certificate_file, options.key_file) if name)
+        raise BusUnavailableError(f"the certificates for NATS cannot be used ({files}): {error}") from error
+    return context
 
 
 def raise_api_error(request: str, answer: bytes) -> None:

@@ -1,6 +1,7 @@
 """Read what a stream holds: one message, a range, the last message of each subject.
 
-Single messages come from the stream's leader (STREAM.MSG.GET), never from a replica that may lag (DIRECT.GET). Many
+Single messages come from the stream's leader (STREAM.MSG.GET), never from a replica that may lag. Only `direct_last`
+asks any replica (DIRECT.GET): that is what can be permitted subject by subject, and so all that agents may. Many
 come through a consumer, whose replica may lag too: so they are read up to a sequence that the leader has named.
 """
 
@@ -14,7 +15,7 @@ import msgspec
 from schemas.client.connection import REQUEST_DEADLINE_S, Connection
 from schemas.client.errors import BusRefusedError, BusUnavailableError
 from schemas.client.follow import PositionExpired, StreamState, follow, stream_state
-from schemas.wire.bus import StoredMessage, stored_from_api
+from schemas.wire.bus import StoredMessage, stored_from_api, stored_from_direct_get
 
 NO_MESSAGE_FOUND = 10037
 PROGRESS_DEADLINE_S = 30.0  # a read of many messages ends when none came for so long
@@ -106,6 +107,20 @@ class StreamReader:
                     async for batch in batches:
                         by_subject.update({one.subject: one for one in batch if one.subject in newer})
         return sorted(by_subject.values(), key=lambda message: message.stream_sequence)
+
+    async def direct_last(self, subject: str, deadline_s: float = REQUEST_DEADLINE_S) -> StoredMessage | None:
+        """The last message on `subject`, no wildcards, as some replica has it: perhaps not the last any more.
+
+        Raises: BusUnavailableError, BusRefusedError.
+        """
+        request = f"$JS.API.DIRECT.GET.{self.stream}.{subject}"
+        reply = await self._connection.request(request, deadline_s=deadline_s)
+        status = reply.headers.get("Status", "") if "Nats-Sequence" not in reply.headers else ""
+        if status == "404":
+            return None
+        if status:
+            raise BusRefusedError(request, int(status), 0, reply.headers.get("Description", "without a reason"))
+        return stored_from_direct_get(reply)
 
     async def _last_of(self, filters: Iterable[str]) -> int:
         """The sequence of the last message that matches, 0 without one."""

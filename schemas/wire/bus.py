@@ -116,6 +116,17 @@ def stored_from_api(raw: bytes) -> StoredMessage:
     return StoredMessage(found.subject, payload, headers, found.seq, time_ms)
 
 
+def stored_from_direct_get(reply: ReceivedMessage) -> StoredMessage:
+    """JetStream's answer to DIRECT.GET. Raises: ValueError if it is not one."""
+    headers = dict(reply.headers)
+    try:
+        subject, sequence, time = (headers.pop(f"Nats-{name}") for name in ("Subject", "Sequence", "Time-Stamp"))
+        headers.pop("Nats-Stream")
+        return StoredMessage(subject, reply.payload, headers, int(sequence), _unix_ms(time))
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"not a stored message as a direct get gives it: {error!r}") from error
+
+
 def _unix_ms(rfc3339: str) -> int:
     """Milliseconds, cut off as `parse_delivery` cuts them: one message has one time however it was read."""
     seconds, _, fraction = rfc3339.removesuffix("Z").partition(".")

@@ -1,4 +1,4 @@
-"""Messages that are not kept in a log of truth: heartbeats, asks, dead letters, the leader's beacon."""
+"""Messages that are not kept in a log of truth: heartbeats, asks, joins, dead letters, the leader's beacon."""
 
 import msgspec
 
@@ -17,6 +17,38 @@ class Ask(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag
     """Publish these objects again; without names, everything, and then say that a sync is finished."""
 
     objects: list[ObjectName] = []
+
+
+class Join(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="dev.dragoman.join.v1"):
+    """An agent asks what it may read.
+
+    last_of: offer the last message of each of its subjects there: "state", or "ledger" (its decisions); "" for none.
+    """
+
+    last_of: str = ""
+
+
+class LedgerSegment(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A stream of the ledger.
+
+    last_sequence: of the last decision for the cluster, 0 without one; only where `last_of` asked for it.
+    """
+
+    stream: str
+    last_sequence: int = 0
+
+
+class Joined(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="dev.dragoman.joined.v1"):
+    """What an agent may read: through the consumer `agent_<cluster>` of the last segment, and, if it asked, `..._last`.
+
+    state_age_s: how long DRA_STATE keeps a message, 0: for ever.
+    state_last: the sequence of the cluster's last message there, 0 without one; only where `last_of` asked for it.
+    segments: of all ledgers, in order.
+    """
+
+    state_age_s: float
+    state_last: int = 0
+    segments: list[LedgerSegment] = []
 
 
 class LedgerGoesOn(msgspec.Struct, frozen=True, tag_field="type", tag="dev.dragoman.ledger-goes-on.v1"):

@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from schemas.wire.calls import Ask, Beat, DeadLetter, LeaderBeacon, LedgerGoesOn
+from schemas.wire.calls import Ask, Beat, DeadLetter, Join, Joined, LeaderBeacon, LedgerGoesOn
 from schemas.wire.ledger import AnyEntry
 from schemas.wire.state import AgentMessage, ClaimState, ObjectState
 
 M = TypeVar("M")
 
 
-Call = Ask | Beat | DeadLetter | LeaderBeacon | LedgerGoesOn
+Call = Ask | Beat | DeadLetter | LeaderBeacon | Join | Joined | LedgerGoesOn
 
 
 class _Peek(msgspec.Struct):

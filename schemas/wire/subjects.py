@@ -83,6 +83,21 @@ def ask_subject(cluster: str) -> str:
     return f"{PREFIX}.ask.{cluster}"
 
 
+def join_subject(cluster: str) -> str:
+    """Where `cluster`'s agent asks the broker what it may read (a call: `schemas.wire.calls.Joined`)."""
+    return f"{PREFIX}.api.join.{cluster}"
+
+
+def agent_consumer(cluster: str) -> str:
+    """The consumer that the broker makes for `cluster`'s agent; with `_last`, the one of last messages."""
+    return f"agent_{cluster}"
+
+
+def inbox_prefix(name: str) -> str:
+    """Where whoever has this name at NATS hears answers, and nobody else may."""
+    return f"_INBOX.{name}"
+
+
 def beat_subject(cluster: str) -> str:
     """Where `cluster`'s agent says that it lives."""
     return f"{PREFIX}.beat.{cluster}"

@@ -142,7 +142,9 @@ def test_what_nobody_can_use_is_forgotten_too(engine: SelectorEngine, monkeypatc
         wanted = a_request(capacity=CapacityRequirements(requests={"nothing": str(amount)}))
         assert isinstance(allocate_claim(a_claim(wanted), snapshot, index), NoFit)
     stocks = [each for each in gc.get_objects() if isinstance(each, Stock)]
-    assert len(stocks) - len(before) < 100 + 5 * 64  # with what comes between two times that they are counted; each claim needs a few
+    assert (
+        len(stocks) - len(before) < 100 + 5 * 64
+    )  # with what comes between two times that they are counted; each claim needs a few
 
 
 def test_pools_of_one_name_in_two_scopes_are_two_pools(engine: SelectorEngine) -> None:

@@ -1,10 +1,14 @@
 """The agent at the bus: compare-and-set on a subject, what is addressed to its cluster, asks and heartbeats."""
 
 import os
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 
 import anyio
 import pytest
 
+from broker.adapters.agent_consumers import AgentConsumers
+from broker.adapters.api_service import serve_api
 from broker.adapters.asks import Asks
 from broker.adapters.embedded_nats import EmbeddedNats
 from broker.adapters.errors import StreamSettingsError
@@ -21,6 +25,7 @@ from cluster_agent.adapters.bus import (
 from schemas.client.connection import Connection
 from schemas.client.errors import BusUnavailableError, MessageTooLargeError
 from schemas.wire.bus import OutgoingMessage
+from schemas.wire.calls import Joined, LedgerSegment
 from schemas.wire.codec import encode
 from schemas.wire.ledger import Release
 from schemas.wire.subjects import ledger_stream
@@ -34,16 +39,23 @@ SUBJECT = a_state("").subject
 
 
 @pytest.fixture
-def east(connection: Connection) -> AgentBus:
-    return AgentBus(connection, "east")
+async def east(connection: Connection) -> AsyncIterator[AgentBus]:
+    """An agent's bus, and a broker that lets it join."""
+    async with joins(connection):
+        yield AgentBus(connection, "east")
+
+
+def joins(connection: Connection) -> AbstractAsyncContextManager[None]:
+    """What a leading broker does for agents."""
+    return serve_api(connection, {}, {"join": AgentConsumers(connection).join})
 
 
 async def test_publishes_over_the_message_it_expects_and_over_no_other(east: AgentBus) -> None:
     assert await east.publish_state(a_state("first"), 0) == Published(1)
     assert await east.publish_state(a_state("of another", key="u2"), 0) == Published(2)
     assert await east.publish_state(a_state("second"), 1) == Published(3)
-    assert await east.publish_state(a_state("late"), 1) == RefusedBySubject()
-    assert await east.publish_state(a_state("blind"), 0) == RefusedBySubject()
+    assert await east.publish_state(a_state("late"), 1) == RefusedBySubject(3)
+    assert await east.publish_state(a_state("blind"), 0) == RefusedBySubject(3)
     last = await east.last_message(SUBJECT)
     assert last is not None
     assert (last.body(), last.stream_sequence) == (b"second", 3)
@@ -101,7 +113,7 @@ async def test_a_publish_whose_ack_is_lost_is_uncertain_and_found_by_its_id(
         assert last.message_id == "1"
         # A single server compares first and then looks at the id; either way nothing is stored twice.
         again = await bus.publish_state(message, 0)
-        assert again in (RefusedBySubject(), Published(1, is_duplicate=True))
+        assert again in (RefusedBySubject(1), Published(1, is_duplicate=True))
         assert await bus.last_message(SUBJECT) == last
 
 
@@ -124,27 +136,59 @@ async def test_reads_the_last_message_of_every_subject_of_its_cluster_only(east:
         await east.publish_state(a_state(f"{number}", key=key, cluster=cluster), 0)
     await east.publish_state(a_state("4", key="u1"), 1)
     assert [message.body() for message in await east.last_messages()] == [b"1", b"3", b"4"]
-    assert [message.body() for message in await east.last_messages("dra.v1.state.east.claim.u2")] == [b"1"]
+    assert await AgentBus(east._connection, "north").last_messages() == []
 
 
-async def test_follows_its_own_subject_from_its_own_message_on(east: AgentBus) -> None:
-    run = OutgoingMessage("dra.v1.state.east.agent.run", b"mine")
-    assert await east.publish_state(run, 0) == Published(1)
-    async with east.follow_subject(run.subject, after=1) as follower:
-        await east.publish_state(a_state("something else"), 0)
-        assert await east.publish_state(OutgoingMessage(run.subject, b"another's"), 1) == Published(3)
-        with anyio.fail_after(1):
-            batch = await follower.next_batch()
-        assert isinstance(batch, list)
-        assert [(message.body(), message.stream_sequence) for message in batch] == [(b"another's", 3)]
+async def test_does_not_believe_a_replica_that_lags(east: AgentBus) -> None:
+    assert await east.publish_state(a_state("first"), 0) == Published(1)
+    with pytest.raises(BusUnavailableError, match="lags behind message 2"):
+        await east.last_message(SUBJECT, at_least=2)
+    with pytest.raises(BusUnavailableError, match="lags behind message 2"):
+        await east.last_message("dra.v1.state.east.claim.unknown", at_least=2)
 
 
-async def test_waits_until_the_broker_has_made_the_streams(nats_url: str) -> None:
-    async with connect_to(nats_url) as connection:
-        async with anyio.create_task_group() as tg:
-            tg.start_soon(AgentBus(connection, "east").wait_for_streams)
-            await ensure_streams(connection, StreamSettings())
-        assert await AgentBus(connection, "east").last_messages() == []
+async def test_waits_until_a_broker_lets_it_join(nats_url: str) -> None:
+    found: list[Joined] = []
+
+    async def wait() -> None:
+        found.append(await AgentBus(connection, "east").wait_for_broker())
+        tg.cancel_scope.cancel()
+
+    async def lead() -> None:
+        await ensure_streams(connection, StreamSettings())
+        async with joins(connection):
+            await anyio.sleep_forever()
+
+    async with connect_to(nats_url) as connection, anyio.create_task_group() as tg:
+        tg.start_soon(wait)
+        tg.start_soon(lead)
+    assert found == [Joined(72 * 3600, 0, [LedgerSegment(LEDGER)])]
+
+
+async def test_a_cluster_that_is_not_in_the_config_may_not_join(connection: Connection) -> None:
+    async with serve_api(connection, {}, {"join": AgentConsumers(connection, ["east"]).join}):
+        await AgentBus(connection, "east").join()
+        with pytest.raises(BusUnavailableError, match="west is not in the broker's config: add it to clusters there"):
+            await AgentBus(connection, "west").join()
+
+
+async def test_two_agents_that_read_at_once_each_read_all_or_hear_of_it(east: AgentBus, nats_url: str) -> None:
+    for number in range(300):
+        await east.publish_state(a_state(str(number), key=f"u{number}"), 0)
+    results: list[int | None] = []
+
+    async def read() -> None:
+        async with connect_to(nats_url) as own:
+            try:
+                results.append(len(await AgentBus(own, "east").last_messages()))
+            except BusUnavailableError:
+                results.append(None)
+
+    async with anyio.create_task_group() as tg:
+        for _ in range(4):
+            tg.start_soon(read)
+    assert set(results) <= {300, None}
+    assert len(await east.last_messages()) == 300
 
 
 async def entries(follower: LedgerFollower, count: int, within_s: float = 5) -> list[str]:
@@ -176,18 +220,12 @@ async def test_follows_the_ledger_where_it_left_off(
         assert await entries(follower, 1) == ["5"]
 
 
-async def test_a_ledger_consumer_begins_where_it_is_told(east: AgentBus, ledger: LedgerStore) -> None:
-    await ledger.append([an_entry("1"), an_entry("2"), an_entry("3")], 0)
-    async with east.follow_ledger(after=2) as follower:
-        assert await entries(follower, 1) == ["3"]
-
-
 async def test_follows_the_ledger_through_a_restart_of_the_server(
     own_nats: EmbeddedNats, own_connection: Connection
 ) -> None:
     ledger = LedgerStore(own_connection, LEDGER)
     await ledger.append([an_entry("1")], 0)
-    async with AgentBus(own_connection, "east").follow_ledger() as follower:
+    async with joins(own_connection), AgentBus(own_connection, "east").follow_ledger() as follower:
         assert await entries(follower, 1) == ["1"]
         await own_nats.kill()
         await own_nats.start()
@@ -256,9 +294,9 @@ async def test_finds_a_claims_last_decision_where_a_checkpoint_states_an_earlier
     decision = await east.last_decision("u1")
     assert decision is not None
     assert decision.stream_sequence == 2
-    assert [message.stream_sequence for message in await east.last_ledger_messages("claim.>")] == [101, 2]
+    assert [message.stream_sequence for message in await east.last_decisions()] == [101, 2]
     assert await second.append([a_decision(1)], 101) == Committed(102)
-    assert [message.stream_sequence for message in await east.last_ledger_messages("claim.>")] == [2, 102]
+    assert [message.stream_sequence for message in await east.last_decisions()] == [2, 102]
     assert await east.last_decision("u2") is None
     assert await AgentBus(connection, "west").last_decision("u1") is None
 

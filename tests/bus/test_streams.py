@@ -3,8 +3,9 @@
 import anyio
 import pytest
 
+from broker.adapters.durability import Durability
 from broker.adapters.errors import StreamSettingsError
-from broker.adapters.streams import StreamSettings, ensure_streams
+from broker.adapters.streams import HOUR_S, StreamSettings, ensure_streams, set_up_streams
 from schemas.client.connection import Connection
 from schemas.client.reader import StreamReader
 from tests.bus.builders import a_state, store
@@ -29,9 +30,9 @@ async def test_names_every_setting_that_differs_and_changes_nothing(nats_url: st
         await connection.api("STREAM.CREATE.DRA_STATE", {**wrong, "allow_direct": True})
         ledger = {"name": "DRA_LEDGER_main_0", "subjects": ["dra.v1.ledger.main.0.>"], "storage": "file"}
         await connection.api("STREAM.CREATE.DRA_LEDGER_main_0", ledger)
-        with pytest.raises(StreamSettingsError, match="nats stream edit") as error:
+        with pytest.raises(StreamSettingsError, match="dragoman nats-setup") as error:
             await ensure_streams(connection, StreamSettings())
-        assert "DRA_STATE: max_age is 1s, not 259200s" in error.value.differences
+        assert "DRA_STATE: max_age is 1s, not at least 3600s" in error.value.differences
         assert 'DRA_STATE: storage is "memory", not "file"' in error.value.differences
         assert "DRA_STATE: max_msgs_per_subject is -1, not 64" in error.value.differences
         assert 'DRA_STATE: discard is "old", not "new"' in error.value.differences
@@ -44,7 +45,7 @@ async def test_names_every_setting_that_differs_and_changes_nothing(nats_url: st
 async def test_an_operator_may_have_chosen_more_replicas_but_not_fewer(nats_url: str) -> None:
     async with connect_to(nats_url) as connection:
         await ensure_streams(connection, StreamSettings(replicas=1))
-        with pytest.raises(StreamSettingsError, match="num_replicas is 1, not 3"):
+        with pytest.raises(StreamSettingsError, match="num_replicas is 1, not at least 3"):
             await ensure_streams(connection, StreamSettings(replicas=3))
 
 
@@ -54,3 +55,62 @@ async def test_state_keeps_the_last_64_messages_of_a_subject_and_refuses_none(co
     reader = StreamReader(connection, "DRA_STATE")
     texts = [message.payload.decode() async for batch in reader.read(0) for message in batch]
     assert texts == ["of another", *map(str, range(36, 100))]
+
+
+UNSAFE = {"name": "DRA_EVENTS", "subjects": ["dra.v1.events.>"], "storage": "memory", "allow_direct": True}
+
+
+async def test_starts_on_unsafe_streams_only_if_told_to(nats_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with connect_to(nats_url) as connection:
+        await connection.api("STREAM.CREATE.DRA_EVENTS", {**UNSAFE, "max_age": 30 * 24 * HOUR_S * 10**9})
+        with pytest.raises(StreamSettingsError, match="--allow-unsafe-durability") as error:
+            await ensure_streams(connection, StreamSettings())
+        assert error.value.differences == ('DRA_EVENTS: storage is "memory", not "file"',)
+        await ensure_streams(connection, StreamSettings(), durability=Durability(allow_unsafe=True))
+    assert 'DRA_EVENTS: storage is "memory"' in caplog.text
+
+
+async def test_what_does_more_than_lose_messages_is_never_allowed(nats_url: str) -> None:
+    async with connect_to(nats_url) as connection:
+        await connection.api("STREAM.CREATE.DRA_EVENTS", {**UNSAFE, "max_age": 10**9})
+        with pytest.raises(StreamSettingsError) as error:
+            await ensure_streams(connection, StreamSettings(), durability=Durability(allow_unsafe=True))
+        assert "allow-unsafe" not in str(error.value)
+        assert len(error.value.differences) == 2
+
+
+async def test_setup_makes_changes_and_finds(nats_url: str) -> None:
+    async with connect_to(nats_url) as connection:
+        made = await set_up_streams(connection, StreamSettings())
+        assert {each.action for each in made} == {"made"}
+        longer = StreamSettings(state_age_s=100 * HOUR_S)
+        state, *others = await set_up_streams(connection, longer)
+        assert (state.action, state.changes) == ("changed", ["DRA_STATE: max_age is 259200s, not 360000s"])
+        assert {each.action for each in others} == {"found"}
+        assert {each.action for each in await set_up_streams(connection, longer)} == {"found"}
+        await ensure_streams(connection, StreamSettings())  # a broker takes any age that is long enough
+
+
+async def test_setup_loosens_nothing_unless_told_to(nats_url: str) -> None:
+    shorter = StreamSettings(state_age_s=10 * HOUR_S)
+    async with connect_to(nats_url) as connection:
+        await set_up_streams(connection, StreamSettings())
+        with pytest.raises(
+            StreamSettingsError, match=r"max_age is 259200s, not 36000s \(more than asked for: --loosen"
+        ):
+            await set_up_streams(connection, shorter)
+        state, *_ = await set_up_streams(connection, shorter, loosen=True)
+        assert state.action == "changed"
+
+
+async def test_setup_leaves_a_stream_of_somebody_else_alone_unless_told_to(nats_url: str) -> None:
+    async with connect_to(nats_url) as connection:
+        theirs = {"name": "DRA_EVENTS", "subjects": ["dra.v1.events.>"], "max_age": HOUR_S * 10**9, "description": "x"}
+        await connection.api("STREAM.CREATE.DRA_EVENTS", theirs)
+        with pytest.raises(StreamSettingsError, match="not made by Dragoman: --adopt") as error:
+            await set_up_streams(connection, StreamSettings())
+        assert len(error.value.differences) == 2  # age, and allow_direct
+        *_, events, _ = await set_up_streams(connection, StreamSettings(), adopt=True)
+        assert (events.stream, events.action) == ("DRA_EVENTS", "changed")
+        assert b'"description":"x"' in bytes(await connection.api("STREAM.INFO.DRA_EVENTS"))
+        assert {each.action for each in await set_up_streams(connection, StreamSettings())} == {"found"}

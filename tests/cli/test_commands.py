@@ -12,7 +12,7 @@ from broker.cli.main import main
 from cluster_agent.adapters.manifest_cluster import ManifestCluster
 from tests.manifests import claim_manifest, write_manifests
 
-COMMANDS = ("demo", "up", "allocate", "explain", "broker", "agent", "cluster")
+COMMANDS = ("demo", "up", "allocate", "explain", "broker", "agent", "cluster", "nats-config", "nats-setup")
 
 
 def run(*arguments: str) -> int:

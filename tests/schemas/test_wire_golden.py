@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.wire import codec
-from schemas.wire.calls import Ask, Beat, DeadLetter, LeaderBeacon, LedgerGoesOn
+from schemas.wire.calls import Ask, Beat, DeadLetter, Join, Joined, LeaderBeacon, LedgerGoesOn, LedgerSegment
 from schemas.wire.codec import Call, WireError, cloud_event_headers, encode, message_type, peek_epoch, trace_parent
 from schemas.wire.ledger import (
     Adopted,
@@ -374,6 +374,11 @@ CALLS: list[tuple[msgspec.Struct, bytes]] = [
     (
         LeaderBeacon(2, "broker-0"),
         b'{"type":"dev.dragoman.leader-beacon.v1","leader_epoch":2,"instance":"broker-0"}',
+    ),
+    (Join("state"), b'{"type":"dev.dragoman.join.v1","last_of":"state"}'),
+    (
+        Joined(1.0, 0, [LedgerSegment("S", 5)]),
+        b'{"type":"dev.dragoman.joined.v1","state_age_s":1.0,"segments":[{"stream":"S","last_sequence":5}]}',
     ),
 ]
 
