@@ -28,7 +28,9 @@ def test_finds_what_trying_everything_finds(snapshot: Snapshot, wanted: tuple[Re
     if isinstance(found, NoFit):
         assert expected is None, found.message
         assert found.message
-        assert found.reason not in (Reason.SELECTOR_FAILED, Reason.SEARCH_BUDGET_EXCEEDED)
+        assert found.reason is not Reason.SELECTOR_FAILED
+        # That nothing fits is always found out; why not, within a budget.
+        assert found.reason is not Reason.SEARCH_BUDGET_EXCEEDED or found.message.startswith("nothing fits, ")
     else:
         by_id = {(pool.key.driver, pool.key.pool): pool for pool in snapshot.pools}
         assert as_names(found, by_id) == expected
@@ -53,7 +55,7 @@ def test_solves_what_constraints_allow(puzzle: tuple[Snapshot, ResourceClaim]) -
 @given(snapshot=snapshots(), wanted=claims("one"))
 def test_in_use_is_the_reason_exactly_when_free_devices_would_do(snapshot: Snapshot, wanted: ResourceClaim) -> None:
     found = allocate([wanted], snapshot, INDEX)
-    if not isinstance(found, NoFit):
+    if not isinstance(found, NoFit) or found.reason is Reason.SEARCH_BUDGET_EXCEEDED:
         return
     unavoided = msgspec.structs.replace(snapshot, avoid=frozenset())
     free = msgspec.structs.replace(unavoided, in_use=InUse())
@@ -84,7 +86,7 @@ def test_finds_room_among_partitions_and_shares(problem: tuple[Snapshot, tuple[R
     found = allocate(wanted, snapshot, INDEX)
     if isinstance(found, NoFit):
         assert expected is None, found.message
-        assert found.reason is not Reason.SEARCH_BUDGET_EXCEEDED
+        assert found.reason is not Reason.SEARCH_BUDGET_EXCEEDED or found.message.startswith("nothing fits, ")
     else:
         assert as_names(found, {(DRIVER, "p"): snapshot.pools[0]}) == expected
         assert faults(wanted, found, snapshot, NODES[0], ENGINE) == []
