@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from broker.adapters.api_service import ApiError
+from broker.adapters.streams import stream_names
 from schemas.client.connection import Connection
 from schemas.client.errors import BusError, BusRefusedError
 from schemas.client.follow import CONSUMER_LIFE_S, WINDOW, create_consumer
@@ -107,8 +108,7 @@ async def ledger_streams(connection: Connection, cluster: str) -> list[str]:
 
     Raises: BusUnavailableError, BusRefusedError.
     """
-    answer = await connection.api("STREAM.NAMES", {"subject": f"{PREFIX}.ledger.*.*.{cluster}.>"})
-    return sorted(msgspec.json.decode(answer, type=_StreamNames).streams or [], key=_shard_and_segment)
+    return sorted(await stream_names(connection, f"{PREFIX}.ledger.*.*.{cluster}.>"), key=_shard_and_segment)
 
 
 def _shard_and_segment(stream: str) -> tuple[str, int]:
@@ -122,7 +122,3 @@ class _StreamConfig(msgspec.Struct):
 
 class _StreamInfo(msgspec.Struct):
     config: _StreamConfig
-
-
-class _StreamNames(msgspec.Struct):
-    streams: list[str] | None = None

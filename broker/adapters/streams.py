@@ -194,10 +194,15 @@ async def _with_replicas(connection: Connection, settings: StreamSettings) -> St
 
 async def ledger_segments(connection: Connection, shard: str) -> list[int]:
     """The segments of a ledger that there are, ascending. Raises: BusUnavailableError, BusRefusedError."""
-    answer = await connection.api("STREAM.NAMES", {"subject": f"{PREFIX}.ledger.{shard}.>"})
     prefix = ledger_stream(shard, 0)[:-1]
-    names = [name.removeprefix(prefix) for name in msgspec.json.decode(answer, type=_StreamNames).streams or []]
+    names = [name.removeprefix(prefix) for name in await stream_names(connection, f"{PREFIX}.ledger.{shard}.>")]
     return sorted(int(number) for number in names if number.isdigit())
+
+
+async def stream_names(connection: Connection, subject: str) -> list[str]:
+    """The streams that may hold messages on `subject`. Raises: BusUnavailableError, BusRefusedError."""
+    answer = await connection.api("STREAM.NAMES", {"subject": subject})
+    return msgspec.json.decode(answer, type=_StreamNames).streams or []
 
 
 async def _present(connection: Connection, config: dict[str, Any]) -> tuple[dict[str, Any], bool]:

@@ -5,7 +5,7 @@ constraints ask about distinct values, and get their answers for all devices of 
 stands for device i.
 """
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from functools import lru_cache
 from weakref import WeakValueDictionary
 
@@ -23,6 +23,7 @@ Cell = Hashable
 # One value of an attribute: the value itself for a string, else (type, value). A list has several.
 Value = str | tuple[str, object]
 
+_FEW_POSITIONS = 8  # then to put large numbers together takes less time than to read one
 _FEW_CELLS = 16  # of a column; then it keeps a mask for each
 _DIGITS = [bytes(code == each for each in range(256)).translate(bytes.maketrans(b"\0\1", b"01")) for code in range(256)]
 
@@ -94,6 +95,19 @@ def bits(mask: int) -> list[int]:
         found.append(low.bit_length() - 1)
         mask ^= low
     return found
+
+
+def mask_of(positions: Collection[int]) -> int:
+    """The number with these bits set."""
+    if len(positions) <= _FEW_POSITIONS:
+        found = 0
+        for each in positions:
+            found |= 1 << each
+        return found
+    digits = bytearray(b"0" * (max(positions) + 1))
+    for each in positions:
+        digits[-1 - each] = 49  # "1"
+    return int(digits, 2)
 
 
 # Most slices have the same few models, sizes and capacities as others. Here 1 and true would be taken for equal, but no

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from broker.allocation.capacity import CapacityAsk, Consumption, consumption_of, is_trivial
 from broker.allocation.cel.engine import BoundDevice, SelectorEngine, SelectorFailure
-from broker.allocation.columns import DEVICES_MAX, SliceColumns, bits
+from broker.allocation.columns import DEVICES_MAX, SliceColumns, bits, mask_of
 from broker.allocation.constraints import Values, attribute_values
 from broker.allocation.nodes import EVERYWHERE, NodeGroup, NodeView, Reach, reach_of
 from broker.allocation.reasons import Cause
@@ -156,9 +156,9 @@ class SliceBlock:
         self.everything = (1 << len(self.devices)) - 1
         self.columns = SliceColumns(spec.driver, self.devices)
         self.standings = self._read_standings()
-        self.shared = _mask_of(each.allow_multiple_allocations for each in self.devices)
-        self.drawing = _mask_of(each.consumes_counters for each in self.devices)
-        self.limited = _mask_of(not is_trivial(each, ()) for each in self.devices)
+        self.shared = _mask_where(each.allow_multiple_allocations for each in self.devices)
+        self.drawing = _mask_where(each.consumes_counters for each in self.devices)
+        self.limited = _mask_where(not is_trivial(each, ()) for each in self.devices)
         self.reaches = (
             tuple(dict.fromkeys(standing.place.reach for standing, _ in self.standings))
             if spec.per_device_node_selection
@@ -212,12 +212,8 @@ class SliceBlock:
         return any(group.sees(reach) for reach in self.reaches)
 
 
-def _mask_of(flags: Iterable[object]) -> int:
-    mask = 0
-    for index, flag in enumerate(flags):
-        if flag:
-            mask |= 1 << index
-    return mask
+def _mask_where(flags: Iterable[object]) -> int:
+    return mask_of([index for index, flag in enumerate(flags) if flag])
 
 
 class Layout:

@@ -4,7 +4,7 @@ Verdicts are kept by expression and combination, so that a new or changed slice 
 chain of selectors says about a pool is kept as a mask, of which a changed slice costs only its own part.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from broker.allocation.cel.engine import (
     Verdict,
 )
 from broker.allocation.cel.fields import FieldPath, fields_read, texts_required
-from broker.allocation.columns import Cell, Column, bits
+from broker.allocation.columns import Cell, Column, bits, mask_of
 from broker.allocation.constraints import Values, derived_values
 from broker.allocation.devices import IndexedDevice, IndexedPool, Layout, SliceBlock
 
@@ -283,7 +283,7 @@ class Matching:
         for block, asked in masks.items():
             masks[block] = kept[block] if block in kept else self._ask(block, asked, matched)
             if matched.failures and (failures := matched.failures.get(block)):
-                failing |= _mask_of(failures) << block.offset
+                failing |= mask_of(failures) << block.offset
         found = Matches(layout, layout.joined(list(masks.values())), failing)
         matched.matches_by_pool[pool] = found
         return found
@@ -295,7 +295,7 @@ class Matching:
         if before:
             # They stay possible; the search must stop when it gets to one.
             failures.update(before)
-            asked &= ~_mask_of(before)
+            asked &= ~mask_of(before)
         for index in bits(asked & block.columns.unreadable):
             verdict = matched.selector.evaluate(self.device(block, index).bound(self._engine))
             assert isinstance(verdict, SelectorFailure), "a device that cannot be read was evaluated"
@@ -312,7 +312,7 @@ class Matching:
                 failures.update(dict.fromkeys(bits(mask), FailedSelector(matched.position, verdict)))
         if failures:
             matched.failures[block] = failures
-        return found | _mask_of(failures) if failures else found
+        return found | mask_of(failures) if failures else found
 
     def _alike(self, block: SliceBlock, asked: int, matched: _Matched) -> Alike:
         """The devices by what the last selector of the chain reads of them.
@@ -355,10 +355,6 @@ class Matching:
             bound = self._engine.bind(block.slice.spec.driver, device)
             verdict = matched.verdicts[number] = matched.selector.evaluate(bound)
         return verdict
-
-
-def _mask_of(indices: Collection[int]) -> int:
-    return sum(1 << index for index in indices)
 
 
 class Asking:

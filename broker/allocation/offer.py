@@ -6,12 +6,11 @@ Lazy in all that depends on how many there are: devices are looked up one by one
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from broker.allocation.columns import DEVICES_MAX, Cell, Column, bits
+from broker.allocation.columns import DEVICES_MAX, Cell, Column, bits, mask_of
 from broker.allocation.devices import IndexedDevice, IndexedPool
 from broker.allocation.index import Fleet
 from broker.allocation.matching import FailedSelector
 from broker.allocation.nodes import NodeGroup
-from broker.allocation.reached import mask_of
 from broker.allocation.stock import Part, Stock
 from broker.allocation.tally import Attributes, Tally, ValueKey, column_for, keys_of
 

@@ -1,11 +1,10 @@
 """Pools that have something in common, by the nodes that reach it: so that nobody looks at those of other nodes."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
+from broker.allocation.columns import mask_of
 from broker.allocation.devices import IndexedPool
 from broker.allocation.nodes import EVERYWHERE, NodeGroup, Reach
-
-_FEW = 8  # positions; then to put large numbers together takes less time than to read one
 
 
 class Reached:
@@ -63,16 +62,3 @@ class Reached:
                     mask = self._positions[each] = mask_of([position[pool] for pool in self._pools[each]])
                 found |= mask
         return found
-
-
-def mask_of(positions: Sequence[int]) -> int:
-    """The number with these bits set."""
-    if len(positions) <= _FEW:
-        found = 0
-        for each in positions:
-            found |= 1 << each
-        return found
-    digits = bytearray(b"0" * (max(positions) + 1))
-    for each in positions:
-        digits[-1 - each] = 49  # "1"
-    return int(digits, 2)

@@ -11,10 +11,11 @@ from typing import NamedTuple, Protocol
 
 from broker.allocation.budget import Budget
 from broker.allocation.capacity import CapacityAsk
+from broker.allocation.columns import mask_of
 from broker.allocation.devices import IndexedPool, Layout, Place, SliceBlock, Standing
 from broker.allocation.matching import Chain, Matching
 from broker.allocation.nodes import EVERYWHERE, NodeGroup, Reach
-from broker.allocation.reached import Reached, mask_of
+from broker.allocation.reached import Reached
 from broker.allocation.reasons import Cause
 from broker.allocation.room import Room, undrawable
 from broker.allocation.taints import untolerated

@@ -10,7 +10,6 @@ from typing import Literal
 from broker.machine import claims, clusters, intake
 from broker.machine.core import Core
 from broker.machine.machine import Machine
-from broker.machine.segments import SegmentFold
 from broker.world import fold
 from broker.world.keys import ClusterId
 from schemas.wire.bus import StoredMessage
@@ -19,16 +18,6 @@ from schemas.wire.codec import WireError
 from schemas.wire.ledger import AnyEntry
 from schemas.wire.state import AgentStarted
 from schemas.wire.subjects import KINDS, StateSubject, parse_state_subject, sync_part_subject
-
-
-def fold_ledger(machine: Machine, messages: Iterable[StoredMessage]) -> None:
-    """Fold a ledger of one segment, from its first entry on, into the machine's world; see `segments` for a start.
-
-    Raises: WireError if an entry cannot be read (a newer broker wrote it); InvariantError if one cannot follow.
-    """
-    whole = SegmentFold(machine.world, 0)
-    whole.add(messages)
-    whole.finish()
 
 
 def fold_entries(machine: Machine, entries: Iterable[AnyEntry], first_sequence: int) -> None:

@@ -33,7 +33,7 @@ from schemas.wire.ledger import (
     Step,
 )
 from schemas.wire.state import Settled
-from tests.believing import believe_again
+from tests.believing import believe_again, fold_ledger
 from tests.bench.clusters import CLUSTERS, Log, federation, run
 from tests.bench.fleet import a_claim_for, in_order, selects_model, some_pools, some_slices
 from tests.bench.measure import Table, count, growth, least, ms, progress, ratio, timed, us
@@ -210,7 +210,7 @@ class _History:
 
     def fold(self) -> float:
         self._new_machine()
-        return timed(lambda: recovery.fold_ledger(self._machine, self._ledger))
+        return timed(lambda: fold_ledger(self._machine, self._ledger))
 
     def believe(self) -> float:
         return timed(lambda: believe_again(self._machine, self._state))

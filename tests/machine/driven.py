@@ -49,7 +49,7 @@ from schemas.wire.state import (
     SyncPart,
 )
 from schemas.wire.subjects import run_subject, state_subject, sync_part_subject
-from tests.believing import believe_again
+from tests.believing import believe_again, fold_ledger
 from tests.builders import CLASS, DRIVER, a_claim, a_class, a_slice, some_devices
 
 EAST, WEST, HUB = ClusterId("east"), ClusterId("west"), ClusterId("hub")
@@ -168,7 +168,7 @@ class Driven:
     def replay(self) -> list[bytes]:
         """The ledger once more: the same messages in the recorded steps, from nothing."""
         again = Machine(World(self.federation), DeviceIndex(self._engine), IDENTITY)
-        recovery.fold_ledger(again, self.ledger[:2])
+        fold_ledger(again, self.ledger[:2])
         recovery.resume(again)
         made = [message.payload for message in self.ledger[:2]]
         position = 0

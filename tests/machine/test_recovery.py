@@ -25,7 +25,7 @@ from schemas.wire.ledger import (
 )
 from schemas.wire.state import ObjectName, Rejected
 from schemas.wire.subjects import state_subject
-from tests.believing import believe_again
+from tests.believing import believe_again, fold_ledger
 from tests.builders import a_claim, a_request, a_slice, some_devices
 from tests.machine.driven import (
     EAST,
@@ -91,7 +91,7 @@ def test_a_start_in_the_middle_of_each_batch_goes_on_to_the_same_ledger(machine:
     opened = [message.stream_sequence for message in machine.ledger if b"ledger.inputs.v1" in message.payload]
     for batch, sequence in enumerate(opened):
         again = Machine(World(machine.federation), machine.index, IDENTITY)
-        recovery.fold_ledger(again, machine.ledger[: sequence - 1])
+        fold_ledger(again, machine.ledger[: sequence - 1])
         position = again.world.position
         believe_again(again, machine.log[:position])
         recovery.resume(again)
@@ -287,7 +287,7 @@ def test_a_ledger_entry_of_a_newer_broker_stops_the_start(machine: Driven) -> No
         strange = StoredMessage("x", b'{"type":"dev.dragoman.ledger.tomorrow.v1"}', {}, before + 1, 0)
         again = Machine(World(machine.federation), machine.index, IDENTITY)
         with pytest.raises(WireError, match="tomorrow"):
-            recovery.fold_ledger(again, [*machine.ledger[:before], strange])
+            fold_ledger(again, [*machine.ledger[:before], strange])
 
 
 def an_allocate(**changed: object) -> Allocate:
@@ -351,7 +351,7 @@ def test_a_ledger_behind_what_a_cluster_knows_grants_nothing_after_a_start_eithe
     east, west = everyone_heard(machine, devices=2)
     granted(machine, east, an_immediate_claim("old"))
     cut = Machine(World(machine.federation), machine.index, IDENTITY)
-    recovery.fold_ledger(cut, machine.ledger[:3])
+    fold_ledger(cut, machine.ledger[:3])
     believe_again(cut, machine.log[: cut.world.position])
     recovery.resume(cut)
     west.tells(an_immediate_claim("new"))
