@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 
 from broker.adapters.api_service import ApiError
-from broker.adapters.streams import stream_names
 from schemas.client.connection import Connection
 from schemas.client.errors import BusError, BusRefusedError
 from schemas.client.follow import CONSUMER_LIFE_S, WINDOW, create_consumer
@@ -24,11 +23,16 @@ _NS = 1_000_000_000
 
 
 class AgentConsumers:
-    """Answers `dra.v1.api.join.<cluster>`. clusters: who takes part; empty: anybody."""
+    """Answers `dra.v1.api.join.<cluster>`. clusters: who takes part; empty: anybody.
 
-    def __init__(self, connection: Connection, clusters: Collection[str] = ()) -> None:
+    ledger: the stream of the last segment that is open: what agents need of earlier ones its checkpoint states again.
+    One that is being opened does not say all yet.
+    """
+
+    def __init__(self, connection: Connection, ledger: str, clusters: Collection[str] = ()) -> None:
         self._connection = connection
         self._clusters = clusters
+        self.ledger = ledger
 
     async def join(self, cluster: str, payload: bytes) -> bytes:
         """Make what `cluster`'s agent reads through, and say what it finds there. Raises: ApiError."""
@@ -49,17 +53,12 @@ class AgentConsumers:
         state_last = 0
         if last_of == "state":
             state_last = await self._offer_last(STATE_STREAM, name, f"{PREFIX}.state.{cluster}.>")
-        segments = []
-        streams = await ledger_streams(self._connection, cluster)
-        for stream in streams[-1:]:  # what is unsettled in an earlier one is stated again there
-            await self._ensure_durable(stream, name, f"{PREFIX}.ledger.*.*.{cluster}.>")
-        for stream in streams:
-            last = 0
-            if last_of == "ledger":
-                last = await self._offer_last(stream, name, f"{PREFIX}.ledger.*.*.{cluster}.claim.>")
-            segments.append(LedgerSegment(stream, last))
+        ledger, last = self.ledger, 0
+        await self._ensure_durable(ledger, name, f"{PREFIX}.ledger.*.*.{cluster}.>")
+        if last_of == "ledger":
+            last = await self._offer_last(ledger, name, f"{PREFIX}.ledger.*.*.{cluster}.claim.>")
         info = msgspec.json.decode(await self._connection.api(f"STREAM.INFO.{STATE_STREAM}"), type=_StreamInfo)
-        return Joined(info.config.max_age / _NS, state_last, segments)
+        return Joined(info.config.max_age / _NS, state_last, [LedgerSegment(ledger, last)])
 
     async def _offer_last(self, stream: str, name: str, subjects: str) -> int:
         """A new consumer of the last message of each of `subjects`; returns the sequence of the very last, 0: none.
@@ -101,19 +100,6 @@ class AgentConsumers:
                 "deliver_policy": "all",
             }
             await create_consumer(self._connection, stream, name, config, [subjects])
-
-
-async def ledger_streams(connection: Connection, cluster: str) -> list[str]:
-    """The segments of all ledgers that may hold entries for `cluster`, in order of shard and segment.
-
-    Raises: BusUnavailableError, BusRefusedError.
-    """
-    return sorted(await stream_names(connection, f"{PREFIX}.ledger.*.*.{cluster}.>"), key=_shard_and_segment)
-
-
-def _shard_and_segment(stream: str) -> tuple[str, int]:
-    shard, _, segment = stream.rpartition("_")
-    return shard, int(segment) if segment.isdigit() else 0
 
 
 class _StreamConfig(msgspec.Struct):

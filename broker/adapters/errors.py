@@ -1,6 +1,7 @@
 """Errors of the broker's edges. Trouble with the bus itself is in `schemas.client.errors`."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 
 class StreamSettingsError(Exception):
@@ -41,3 +42,11 @@ class LedgerTornError(Exception):
 
 class EmbeddedNatsError(Exception):
     """The nats-server of this process does not run."""
+
+
+class ArchiveError(Exception):
+    """A file of a ledger segment cannot be written, or is damaged, or is none."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path

@@ -120,7 +120,7 @@ class Broker:
         self._tell = tell
         self._asks = Asks(connection)
         self._dead_letters = DeadLetters(connection)
-        self._agent_consumers = AgentConsumers(connection, settings.federation.clusters)
+        self._agent_consumers = AgentConsumers(connection, ledger_stream(SHARD, 0), settings.federation.clusters)
         self._use_segment(0)
         # To the task that owns the machine; None while standing by.
         self._items: MemoryObjectSendStream[Item] | None = None
@@ -227,6 +227,7 @@ class Broker:
                 await self._open_segment(machine, start.last_sequence)
             tail = machine.world.ledger_last - machine.world.checkpoint_last
             await self._elect(machine)
+            self._agent_consumers.ledger = self._ledger.stream
             tg.start_soon(self._watch_for_another, machine.world.leader_epoch)
             position = await self._until_available(lambda: self._believe_again(machine))
             await to_thread.run_sync(recovery.resume, machine)
@@ -301,6 +302,7 @@ class Broker:
             await self._append_messages(batch, expected_last)
             expected_last += len(batch)
         checkpoint.opened(world, segment, expected_last)
+        self._agent_consumers.ledger = self._ledger.stream
         for cluster in sorted(world.clusters):
             await self._ask(cluster, LedgerGoesOn(self._ledger.stream))
         _log.info(

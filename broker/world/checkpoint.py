@@ -5,8 +5,8 @@ Grants and unsettled decisions are stated again on their own subjects, so that a
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import astuple, replace
-from typing import Literal
+from dataclasses import asdict, astuple, replace
+from typing import Any, Literal
 
 from msgspec import structs
 
@@ -24,7 +24,12 @@ from schemas.wire.ledger import (
     CheckpointWorld,
     ClaimKept,
     ClassBrokered,
+    ClusterCordoned,
+    ClusterEntry,
+    ClusterEvicted,
+    ClusterExcluded,
     ClusterKept,
+    ClusterReadmitted,
     ConsumersServed,
     DeviceAvoided,
     EvictionKept,
@@ -37,7 +42,7 @@ from schemas.wire.ledger import (
 )
 
 PART_BYTES = 128 * 1024  # of the claims in one entry: far below what one message may have
-KINDS = (SegmentOpened, CheckpointWorld, CheckpointClaims, ClassBrokered, Allocate, Release, Adopted)
+KINDS = (SegmentOpened, CheckpointWorld, CheckpointClaims, ClassBrokered, ClusterEntry, Allocate, Release, Adopted)
 
 Record = ClaimKept | DeviceAvoided | ConsumersServed
 
@@ -49,7 +54,7 @@ def checkpoint(world: World, shard: str, segment: int) -> list[AnyEntry]:
     claim's subject stays its last decision, unless that is settled and made no grant.
     """
     clusters = [
-        kept for _, each in sorted(world.clusters.items()) if (kept := _cluster_kept(each)) != ClusterKept(each.name)
+        kept for _, each in sorted(world.clusters.items()) if (kept := cluster_kept(each)) != ClusterKept(each.name)
     ]
     claims = [claim for _, claim in sorted(world.claims.items()) if _is_kept(claim)]
     entries: list[AnyEntry] = [
@@ -58,6 +63,8 @@ def checkpoint(world: World, shard: str, segment: int) -> list[AnyEntry]:
     entries += _parts(claims)
     for (cluster, name), spec in sorted(world.told_classes.items(), key=lambda each: each[0]):
         entries.append(ClassBrokered(cluster=cluster, name=name, spec=spec))
+    for _, cluster_record in sorted(world.clusters.items()):
+        entries += _orders(cluster_record)
     stated = {grant.ledger_sequence: grant.stated for claim in claims for grant in claim.grants}
     for claim in claims:
         if claim.unsettled is not None:
@@ -101,6 +108,8 @@ def load(world: World, first: SegmentOpened, entries: Iterable[AnyEntry]) -> Non
                     world.claim(_key(served.cluster, served.uid)).spent.add(frozenset(served.consumers))
             case ClassBrokered():
                 world.told_classes[ClusterId(entry.cluster), entry.name] = entry.spec
+            case ClusterEntry():
+                pass  # CheckpointWorld has it; this is for the cluster's agent, which may read no other
             case Allocate() | Adopted() | Release():
                 _load_decision(world, entry, kept, unsettled)
             case _:
@@ -122,15 +131,21 @@ def _load_world(world: World, entry: CheckpointWorld) -> None:
         cluster.cordon, cluster.exclusion = _ordered(each.cordon), _ordered(each.exclusion)
         if each.eviction is not None:
             why = each.eviction
+            readmission = _ordered(why.readmission)
+            if why.readmitted and readmission is None:  # as builds before this one have kept it
+                readmission = Ordered("", "", 0, why.readmitted)
             ordered = Ordered(*structs.astuple(why.ordered))
-            cluster.eviction = Eviction(ordered, why.is_fenced, why.state_sequence, why.readmitted)
+            cluster.eviction = Eviction(ordered, why.is_fenced, why.state_sequence, readmission)
         cluster.silences = list(each.silences)
 
 
-def _cluster_kept(cluster: Cluster) -> ClusterKept:
+def cluster_kept(cluster: Cluster) -> ClusterKept:
+    """All that the ledger holds of a cluster."""
     eviction = None
     if (why := cluster.eviction) is not None:
-        eviction = EvictionKept(OrderKept(*astuple(why.ordered)), why.is_fenced, why.state_sequence, why.readmitted)
+        ordered = OrderKept(*astuple(why.ordered))
+        readmission = _order_kept(why.readmission)
+        eviction = EvictionKept(ordered, why.is_fenced, why.state_sequence, why.readmitted, readmission)
     return ClusterKept(
         cluster.name,
         cluster.epoch,
@@ -142,6 +157,25 @@ def _cluster_kept(cluster: Cluster) -> ClusterKept:
         eviction,
         list(cluster.silences),
     )
+
+
+def _orders(cluster: Cluster) -> Iterator[ClusterCordoned | ClusterExcluded | ClusterEvicted | ClusterReadmitted]:
+    """What operators ordered and is in force, as it was said: agents read no older segment for it."""
+
+    def said_by(order: Ordered) -> dict[str, Any]:
+        return {"cluster": cluster.name, **asdict(order)}
+
+    if cluster.cordon is not None:
+        yield ClusterCordoned(is_cordoned=True, **said_by(cluster.cordon))
+    if cluster.exclusion is not None:
+        yield ClusterExcluded(is_excluded=True, **said_by(cluster.exclusion))
+    if (why := cluster.eviction) is not None:
+        after, until = cluster.silences[-1]
+        if why.readmission is not None:
+            yield ClusterReadmitted(is_fenced=why.is_fenced, position=until, **said_by(why.readmission))
+        else:
+            said = said_by(why.ordered)
+            yield ClusterEvicted(is_fenced=why.is_fenced, state_sequence=why.state_sequence, position=after, **said)
 
 
 def _order_kept(order: Ordered | None) -> OrderKept | None:

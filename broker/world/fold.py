@@ -107,11 +107,11 @@ def _cluster(world: World, entry: ClusterEntry, ledger_sequence: int) -> None:
         case LivenessChanged():
             record.liveness, record.liveness_since_ms = entry.state, entry.since_ms
         case ClusterCordoned():
-            record.cordon = _ordered(entry) if entry.is_cordoned else None
+            record.cordon = _ordered(entry, ledger_sequence) if entry.is_cordoned else None
         case ClusterExcluded():
-            record.exclusion = _ordered(entry) if entry.is_excluded else None
+            record.exclusion = _ordered(entry, ledger_sequence) if entry.is_excluded else None
         case ClusterEvicted():
-            record.eviction = Eviction(_ordered(entry), entry.is_fenced, entry.state_sequence)
+            record.eviction = Eviction(_ordered(entry, ledger_sequence), entry.is_fenced, entry.state_sequence)
             record.epoch = max(record.epoch, entry.state_sequence + 1)
             record.liveness, record.liveness_since_ms = "Live", entry.at_ms
             if entry.is_fenced:  # nothing that it ever said counts any more
@@ -121,7 +121,7 @@ def _cluster(world: World, entry: ClusterEntry, ledger_sequence: int) -> None:
         case ClusterReadmitted():
             if record.eviction is None or record.eviction.readmitted:
                 raise InvariantError(f"{entry.cluster} is readmitted by {ledger_sequence}, and is not evicted")
-            record.eviction = replace(record.eviction, readmitted=ledger_sequence)
+            record.eviction = replace(record.eviction, readmission=_ordered(entry, ledger_sequence))
             after, _ = record.silences.pop()
             record.silences.append((after, entry.position))
             if entry.is_fenced:  # all that its claims held has ended, and what was known of them is not true any more
@@ -133,8 +133,8 @@ def _cluster(world: World, entry: ClusterEntry, ledger_sequence: int) -> None:
             raise AssertionError(f"{type(entry).__name__} says nothing of a cluster")
 
 
-def _ordered(entry: OperatorEntry) -> Ordered:
-    return Ordered(entry.operator, entry.reason, entry.at_ms)
+def _ordered(entry: OperatorEntry, ledger_sequence: int) -> Ordered:
+    return Ordered(entry.operator, entry.reason, entry.at_ms, ledger_sequence)
 
 
 def _allocate(world: World, entry: Allocate, ledger_sequence: int) -> None:
@@ -160,7 +160,7 @@ def grant_of(claim: Claim, entry: Allocate | Adopted, ledger_sequence: int) -> G
         claim=claim.key,
         ledger_sequence=ledger_sequence,
         holds=tuple(entry.holds),
-        devices=_devices(entry.holds, entry.scopes),
+        devices=devices_of(entry.holds, entry.scopes),
         is_adopted=isinstance(entry, Adopted),
         state_sequence=entry.state_sequence,
         unscheduled=frozenset(entry.unscheduled if isinstance(entry, Allocate) else ()),
@@ -229,7 +229,8 @@ def _grant(claim: Claim, ledger_sequence: int) -> Grant | None:
     return next((grant for grant in claim.grants if grant.ledger_sequence == ledger_sequence), None)
 
 
-def _devices(holds: list[DeviceHold], scopes: list[str]) -> tuple[DeviceKey, ...]:
+def devices_of(holds: list[DeviceHold], scopes: list[str]) -> tuple[DeviceKey, ...]:
+    """The device of each hold. Raises: ValueError unless there is a scope for each."""
     return tuple(
         DeviceKey(PoolKey(scope, hold.driver, hold.pool), hold.device)
         for hold, scope in zip(holds, scopes, strict=True)

@@ -13,25 +13,30 @@ FOR_EVER = 1 << 62  # a stream sequence that no message has
 
 @dataclass(slots=True, frozen=True)
 class Ordered:
-    """Who ordered something about a cluster, why and when."""
+    """Who ordered something about a cluster, why and when. ledger_sequence: of the entry that says so."""
 
     operator: str
     reason: str
     at_ms: int
+    ledger_sequence: int = 0
 
 
 @dataclass(slots=True, frozen=True)
 class Eviction:
     """An operator has evicted the cluster; until its fence is lifted it is granted nothing.
 
-    is_fenced: all of its grants end; else they stay (quarantine). state_sequence: DRA_STATE's last then. readmitted:
-    ledger sequence of its readmission, 0 before: until then nothing that it says is believed.
+    is_fenced: all of its grants end; else they stay (quarantine). state_sequence: DRA_STATE's last then.
     """
 
     ordered: Ordered
     is_fenced: bool
     state_sequence: int
-    readmitted: int = 0
+    readmission: Ordered | None = None
+
+    @property
+    def readmitted(self) -> int:
+        """Ledger sequence of its readmission, 0 before: until then nothing that it says is believed."""
+        return self.readmission.ledger_sequence if self.readmission else 0
 
 
 @dataclass(slots=True)

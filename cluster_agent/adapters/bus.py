@@ -153,7 +153,7 @@ class AgentBus:
             await follower.close()
 
     async def last_decision(self, uid: str) -> StoredMessage | None:
-        """The ledger's last decision (Allocate or Release) for a claim, of all segments; None without one.
+        """The ledger's last decision (Allocate or Release) for a claim, as its open segment has it; None without one.
 
         As some replica has it. A decision that it does not have yet comes through the durable consumer.
         Raises: BusUnavailableError, BusRefusedError.
@@ -161,7 +161,7 @@ class AgentBus:
         return max(await self._last_in_segments("claim", uid), key=_known_by, default=None)
 
     async def last_about_cluster(self, key: str) -> StoredMessage | None:
-        """The ledger's last entry about the cluster itself under this key, of all segments; None without one.
+        """The open segment's last entry about the cluster itself under this key; None without one.
 
         Raises: BusUnavailableError, BusRefusedError.
         """
@@ -181,7 +181,7 @@ class AgentBus:
     async def last_decisions(self) -> list[StoredMessage]:
         """The last decision for each claim, ascending by ledger sequence: an entry's own, where a checkpoint states it.
 
-        A subject names its segment, so one claim may come once per segment: the last one counts.
+        One that is settled and holds nothing is not stated again, and of no concern any more.
         Raises: BusUnavailableError, BusRefusedError.
         """
         found: list[StoredMessage] = []

@@ -192,7 +192,8 @@ class Agent:
             last = await self._until_answered(lambda: self._bus.last_about_cluster(EVICTION_KEY))
             if last is None:
                 return Standing()
-            sequence, entry = last.stream_sequence, decode_entry(last.payload)
+            entry = decode_entry(last.payload)
+            sequence = own_sequence(entry, last.stream_sequence)
             if isinstance(entry, ClusterReadmitted):
                 return Standing(sequence, sequence, entry.is_fenced)
             if not isinstance(entry, ClusterEvicted):
@@ -336,9 +337,10 @@ class Agent:
                         await self._send.send(DecisionSeen(sequence, entry))
                     else:
                         await follower.ack(delivered)
-                    is_eviction = isinstance(entry, ClusterEvicted | ClusterReadmitted)
-                    if is_eviction and delivered.message.stream_sequence > self._standing.sequence:
-                        raise EvictedError(f"ledger entry {delivered.message.stream_sequence} {type(entry).__name__}")
+                    if isinstance(entry, ClusterEvicted | ClusterReadmitted):
+                        sequence = own_sequence(entry, delivered.message.stream_sequence)
+                        if sequence > self._standing.sequence:
+                            raise EvictedError(f"ledger entry {sequence} {type(entry).__name__}")
 
     async def _follow_asks(self) -> None:
         async with self._bus.follow_asks() as asks:

@@ -32,7 +32,7 @@ from cluster_agent.mirror.actions import (
     Wrote,
 )
 from cluster_agent.mirror.consumers import ClaimName, Consumers
-from cluster_agent.mirror.tracked import Job, Tracked, fingerprint, holds_of, metadata_of, raw
+from cluster_agent.mirror.tracked import Job, Tracked, fingerprint, holds_of, is_held, metadata_of, raw
 from schemas.resource.untyped import as_dict, as_text, dicts_in
 from schemas.wire.calls import Beat
 from schemas.wire.state import (
@@ -399,8 +399,11 @@ class Mirror:
         if tracked.published_version is not None or tracked.name in self._owed or tracked.job or tracked.decision:
             return True  # the broker has known it, or is about to: a sync without it would end what it holds
         assert tracked.object is not None
-        return holds_of(tracked.object) is not None or any(
-            name in self._brokered for name in _class_names(tracked.object)
+        # With our finalizer something was decided for it once: it must not be taken for gone, nor for new.
+        return (
+            holds_of(tracked.object) is not None
+            or is_held(tracked.object)
+            or any(name in self._brokered for name in _class_names(tracked.object))
         )
 
     def _message(self, tracked: Tracked) -> ClaimState | ObjectState:

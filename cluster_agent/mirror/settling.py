@@ -23,17 +23,16 @@ from cluster_agent.mirror.actions import (
     Wrote,
 )
 from cluster_agent.mirror.tracked import (
-    HELD,
     Job,
     Tracked,
     holds_of,
+    is_held,
     metadata_of,
     with_allocation,
     with_finalizers,
     with_void_mark,
     without_held,
 )
-from schemas.resource.untyped import texts_in
 from schemas.wire.ledger import Allocate
 from schemas.wire.state import Outcome, Settled
 
@@ -187,7 +186,7 @@ def _let_go(tracked: Tracked) -> list[Action]:
         or tracked.removal
         or not tracked.view_is_current
         or metadata.get("deletionTimestamp") is None
-        or HELD not in texts_in(metadata.get("finalizers"))
+        or not is_held(tracked.object)
         or holds_of(tracked.object) is not None
     ):
         return []

@@ -116,6 +116,11 @@ def holds_of(claim: dict[str, Any] | None) -> list[DeviceHold] | None:
     ]
 
 
+def is_held(claim: dict[str, Any] | None) -> bool:
+    """Whether the claim carries our finalizer: something was decided for it once."""
+    return HELD in texts_in(metadata_of(claim).get("finalizers"))
+
+
 def with_finalizers(claim: dict[str, Any]) -> dict[str, Any] | None:
     """The claim with both finalizers; None where it has them."""
     finalizers = texts_in(metadata_of(claim).get("finalizers"))

@@ -43,7 +43,7 @@ class Joined(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", 
 
     state_age_s: how long DRA_STATE keeps a message, 0: for ever.
     state_last: the sequence of the cluster's last message there, 0 without one; only where `last_of` asked for it.
-    segments: of all ledgers, in order.
+    segments: the open one of each ledger; older brokers name all that there are, in order.
     """
 
     state_age_s: float

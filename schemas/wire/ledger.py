@@ -75,11 +75,12 @@ class SegmentClosed(Entry, frozen=True, tag="dev.dragoman.ledger.segment-closed.
 
 
 class OrderKept(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Who ordered something about a cluster; see OperatorEntry."""
+    """Who ordered something about a cluster; see OperatorEntry. ledger_sequence: of the entry that says so."""
 
     operator: str
     reason: str = ""
     at_ms: int = 0
+    ledger_sequence: int = 0
 
 
 class EvictionKept(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -89,6 +90,7 @@ class EvictionKept(msgspec.Struct, frozen=True, omit_defaults=True):
     is_fenced: bool
     state_sequence: int
     readmitted: int = 0
+    readmission: OrderKept | None = None
 
 
 class ClusterKept(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -363,6 +365,7 @@ class ClusterEntry(Entry, frozen=True, kw_only=True):
     """What all entries about a cluster as such share. The last of each subject is how the cluster stands."""
 
     cluster: str
+    ledger_sequence: int = 0  # of its own, where a checkpoint states it again; see `own_sequence`
 
 
 class LivenessChanged(ClusterEntry, frozen=True, tag="dev.dragoman.ledger.liveness.v1", kw_only=True):
@@ -484,8 +487,8 @@ def entry_place(entry: AnyEntry) -> tuple[str, str, str]:
 
 
 def own_sequence(entry: AnyEntry, stream_sequence: int) -> int:
-    """The ledger sequence by which an entry is known: a checkpoint states decisions again, elsewhere."""
-    own = entry.ledger_sequence if isinstance(entry, Allocate | Release | Adopted) else 0
+    """The ledger sequence by which an entry is known: a checkpoint states some again, elsewhere."""
+    own = entry.ledger_sequence if isinstance(entry, Allocate | Release | Adopted | ClusterEntry) else 0
     return own or stream_sequence
 
 

@@ -39,15 +39,21 @@ SUBJECT = a_state("").subject
 
 
 @pytest.fixture
-async def east(connection: Connection) -> AsyncIterator[AgentBus]:
+def consumers(connection: Connection) -> AgentConsumers:
+    """What a leading broker makes for agents."""
+    return AgentConsumers(connection, LEDGER)
+
+
+@pytest.fixture
+async def east(connection: Connection, consumers: AgentConsumers) -> AsyncIterator[AgentBus]:
     """An agent's bus, and a broker that lets it join."""
-    async with joins(connection):
+    async with serve_api(connection, {}, {"join": consumers.join}):
         yield AgentBus(connection, "east")
 
 
 def joins(connection: Connection) -> AbstractAsyncContextManager[None]:
     """What a leading broker does for agents."""
-    return serve_api(connection, {}, {"join": AgentConsumers(connection).join})
+    return serve_api(connection, {}, {"join": AgentConsumers(connection, LEDGER).join})
 
 
 async def test_publishes_over_the_message_it_expects_and_over_no_other(east: AgentBus) -> None:
@@ -166,7 +172,7 @@ async def test_waits_until_a_broker_lets_it_join(nats_url: str) -> None:
 
 
 async def test_a_cluster_that_is_not_in_the_config_may_not_join(connection: Connection) -> None:
-    async with serve_api(connection, {}, {"join": AgentConsumers(connection, ["east"]).join}):
+    async with serve_api(connection, {}, {"join": AgentConsumers(connection, LEDGER, ["east"]).join}):
         await AgentBus(connection, "east").join()
         with pytest.raises(BusUnavailableError, match="west is not in the broker's config: add it to clusters there"):
             await AgentBus(connection, "west").join()
@@ -268,7 +274,9 @@ async def test_a_later_segment_goes_on_with_the_numbers(connection: Connection) 
         await ensure_streams(connection, StreamSettings(), "main", 1, 102)
 
 
-async def test_follows_the_ledger_into_its_next_segment(east: AgentBus, connection: Connection) -> None:
+async def test_follows_the_ledger_into_its_next_segment(
+    east: AgentBus, connection: Connection, consumers: AgentConsumers
+) -> None:
     """Also while an entry of the one before is not settled: that one is stated again."""
     first = LedgerStore(connection, LEDGER)
     assert await first.append([an_entry("1")], 0) == Committed(1)
@@ -279,24 +287,28 @@ async def test_follows_the_ledger_into_its_next_segment(east: AgentBus, connecti
             async def goes_on() -> None:
                 second = await a_second_segment(connection)
                 assert await second.append([an_entry("3", segment=1)], 100) == Committed(101)
+                consumers.ledger = second.stream
                 follower.goes_on_in(second.stream)
 
             tg.start_soon(goes_on)
             assert await entries(follower, 1) == ["3"]
 
 
-async def test_finds_a_claims_last_decision_where_a_checkpoint_states_an_earlier_one(
-    east: AgentBus, connection: Connection
-) -> None:
+async def test_reads_the_open_segment_alone(east: AgentBus, connection: Connection, consumers: AgentConsumers) -> None:
+    """One that is being opened does not say all yet, and one before it has nothing that it does not state again."""
     first, second = LedgerStore(connection, LEDGER), await a_second_segment(connection)
     assert await first.append([a_decision(0), a_decision(0)], 0) == Committed(2)
     assert await second.append([a_decision(1, ledger_sequence=1)], 100) == Committed(101)
     decision = await east.last_decision("u1")
     assert decision is not None
     assert decision.stream_sequence == 2
-    assert [message.stream_sequence for message in await east.last_decisions()] == [101, 2]
+    assert [message.stream_sequence for message in await east.last_decisions()] == [2]
+    consumers.ledger = second.stream
+    decision = await east.last_decision("u1")
+    assert decision is not None
+    assert decision.stream_sequence == 101
     assert await second.append([a_decision(1)], 101) == Committed(102)
-    assert [message.stream_sequence for message in await east.last_decisions()] == [2, 102]
+    assert [message.stream_sequence for message in await east.last_decisions()] == [102]
     assert await east.last_decision("u2") is None
     assert await AgentBus(connection, "west").last_decision("u1") is None
 

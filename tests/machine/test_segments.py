@@ -21,15 +21,20 @@ from broker.world.world import World
 from schemas.wire.bus import StoredMessage
 from schemas.wire.codec import decode_entry, encode
 from schemas.wire.ledger import (
+    EVICTION_KEY,
     Allocate,
     AnyEntry,
     CheckpointClaims,
     ClaimKept,
+    ClusterCordoned,
+    ClusterEvicted,
+    ClusterReadmitted,
     Inputs,
     LeaderElected,
     OutcomeRecorded,
     Release,
     SegmentClosed,
+    entry_place,
 )
 from tests.builders import a_claim
 from tests.machine.driven import (
@@ -50,6 +55,7 @@ from tests.machine.driven import (
 from tests.machine.test_recovery import a_busy_day
 
 Segment = list[StoredMessage]
+Orders = ClusterCordoned | ClusterEvicted | ClusterReadmitted
 
 
 def folded(ledger: Iterable[StoredMessage], world: World | None = None, segment: int = 0) -> World:
@@ -144,6 +150,25 @@ def test_an_unsettled_decision_is_the_last_message_of_its_claims_subject(machine
             assert stated[-1].ledger_sequence == claim.unsettled.ledger_sequence
             found.add(tuple(type(each).__name__ for each in stated))
     assert found == {("Allocate",), ("Allocate", "Release")}
+
+
+def test_what_operators_ordered_is_stated_again_for_agents(machine: Driven) -> None:
+    everyone_heard(machine)
+    machine.command("cordon", EAST)
+    machine.command("evict", WEST, fenced=True)
+    evicted = [entry for entry in checkpoint(machine.world, "main", 1) if isinstance(entry, Orders)]
+    machine.command("readmit", WEST)
+    readmitted = [entry for entry in checkpoint(machine.world, "main", 1) if isinstance(entry, Orders)]
+    everything = {message.stream_sequence: entry_of(message) for message in machine.ledger}
+    recorded = {sequence: entry for sequence, entry in everything.items() if isinstance(entry, Orders)}
+    said = {
+        entry_place(entry): msgspec.structs.replace(entry, ledger_sequence=sequence)
+        for sequence, entry in sorted(recorded.items())
+    }
+    assert readmitted == [said[EAST, "cluster", "cordon"], said[WEST, "cluster", EVICTION_KEY]]
+    [(sequence, eviction)] = machine.recorded(ClusterEvicted).items()
+    # Of a cluster that is cut off nothing counts, up to no position.
+    assert evicted[1] == msgspec.structs.replace(eviction, ledger_sequence=sequence, position=0)
 
 
 def test_a_large_world_takes_several_entries_of_bounded_size(machine: Driven) -> None:

@@ -205,10 +205,16 @@ def test_forgets_that_a_class_that_went_was_brokered() -> None:
 
 
 def test_tells_of_a_claim_for_which_there_is_a_decision() -> None:
-    driven = Driven(publishes_all=False).started(seen(protected(), 100))
+    driven = Driven(publishes_all=False).started(seen(a_manifest(), 100))
     assert TRAIN not in driven.stored
     driven.tell(decides(an_allocate(100)))
     assert driven.only(Publish).name == TRAIN
+
+
+def test_tells_of_a_claim_for_which_something_was_decided_once() -> None:
+    """Only its finalizer says so: a sync without it would have the broker forget what it knows of it."""
+    driven = Driven(publishes_all=False).started(seen(protected(), 100))
+    assert driven.syncs == [[TRAIN]]
 
 
 def test_tells_of_a_claim_that_an_agent_before_told_of() -> None:

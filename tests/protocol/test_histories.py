@@ -512,10 +512,10 @@ def tell_c11(stage: Stage) -> None:
     stage.tell("east")  # Allocate L1 is in the ledger only after B has read it:
     consumer = stage.consumers["east"]
     assert consumer.has_new()
-    decisions = stage.ledger.decisions.pop("east")
+    latest, stage.ledger.latest = stage.ledger.latest, {}
     b = stage.agent("east")  # 1 B starts
     stage.serve(b)
-    stage.ledger.decisions["east"] = decisions
+    stage.ledger.latest = latest
     a.take_decision()
     stage.serve(a)  # 2 A applies L1, publishes (ignored), acks on the shared consumer
     assert not consumer.taken

@@ -13,6 +13,7 @@ from schemas.wire.ledger import (
     ClusterReadmitted,
     FenceLifted,
     Release,
+    SegmentOpened,
     entry_place,
     own_sequence,
 )
@@ -135,7 +136,11 @@ class Ledger:
         self.messages: list[StoredMessage] = []
         self.decisions: dict[str, list[tuple[int, Allocate | Release]]] = {}  # Allocate and Release by cluster
         self._begins = [0]  # how many entries there are before each segment
-        self.evictions: dict[str, tuple[int, AnyEntry]] = {}  # the last entry about a cluster's eviction
+        # What agents read, as the open segment has it: the last entry about a cluster's eviction, and of each claim.
+        self.evictions: dict[str, tuple[int, AnyEntry]] = {}
+        self.latest: dict[tuple[str, str], tuple[int, Allocate | Release]] = {}
+        self._opening: SegmentOpened | None = None  # whose checkpoint is not whole yet
+        self._restated: list[StoredMessage] = []
         self._on_stored = on_stored
 
     @property
@@ -175,10 +180,28 @@ class Ledger:
             if isinstance(entry, Allocate | Release):
                 sequence = own_sequence(entry, message.stream_sequence)
                 self.decisions.setdefault(entry.cluster, []).append((sequence, entry))
-            elif isinstance(entry, ClusterEvicted | ClusterReadmitted | FenceLifted):
-                self.evictions[entry.cluster] = (message.stream_sequence, entry)
+            self._restate(message, entry)
         self._on_stored(batch)
         return True
+
+    def _restate(self, message: StoredMessage, entry: AnyEntry) -> None:
+        """What agents read changes with an entry of the open segment, and with the last one of a checkpoint."""
+        if isinstance(entry, SegmentOpened):
+            self._opening, self._restated = entry, []
+        elif self._opening is not None:
+            self._restated.append(message)
+        else:
+            self._tell(message, entry)
+        if self._opening is not None and len(self._restated) == self._opening.entries:
+            self._opening, self.evictions, self.latest = None, {}, {}
+            for each in self._restated:
+                self._tell(each, decode_entry(each.payload))
+
+    def _tell(self, message: StoredMessage, entry: AnyEntry) -> None:
+        if isinstance(entry, Allocate | Release):
+            self.latest[entry.cluster, entry.uid] = (own_sequence(entry, message.stream_sequence), entry)
+        elif isinstance(entry, ClusterEvicted | ClusterReadmitted | FenceLifted):
+            self.evictions[entry.cluster] = (own_sequence(entry, message.stream_sequence), entry)
 
     def holds(self, batch: Batch) -> bool | None:
         """What the tail says: it is there entry for entry, something else is (False), or nothing yet (None)."""
@@ -186,10 +209,8 @@ class Ledger:
         return None if not there else there == batch.messages
 
     def last_decisions(self, cluster: str) -> list[tuple[int, Allocate | Release]]:
-        """The last Allocate or Release of each claim of a cluster, by ledger sequence."""
-        decisions = sorted(self.decisions.get(cluster, []), key=lambda each: each[0])
-        last = {entry.uid: (sequence, entry) for sequence, entry in decisions}
-        return sorted(last.values(), key=lambda each: each[0])
+        """The last Allocate or Release of each claim of a cluster, by ledger sequence, as the open segment has it."""
+        return sorted((last for (name, _), last in self.latest.items() if name == cluster), key=lambda each: each[0])
 
 
 class DurableConsumer:

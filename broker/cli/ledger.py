@@ -1,0 +1,142 @@
+"""`dragoman ledger`: look after the ledger. Verify it, archive closed segments."""
+
+import argparse
+from contextlib import aclosing
+from pathlib import Path
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from broker.adapters.errors import ArchiveError
+from broker.adapters.ledger_archive import Archive
+from broker.adapters.streams import ledger_segments
+from broker.cli import ledger_archive
+from broker.cli.bus import add_nats_arguments
+from broker.cli.errors import CommandError
+from broker.cli.ledger_bus import SHARD, entries_of, with_nats
+from broker.cli.output import console, print_json
+from broker.cli.progress import Progress
+from broker.machine.ledger_check import LedgerCheck
+from schemas.client.connection import Connection
+from schemas.wire.subjects import ledger_stream
+
+EPILOG = """\
+examples:
+  dragoman ledger verify --nkey nats/keys/broker.nk
+  dragoman ledger verify archive/*.jsonl.zst -o json
+  dragoman ledger archive --all-closed archive/
+
+docs/reliability.md says what to do when something is wrong.
+"""
+EPILOG_VERIFY = """\
+Reads only. Without files it reads what is in NATS, with any key that may read the ledger (broker, setup).
+
+checked: numbers without holes, in segments and from one to the next; SegmentClosed and SegmentOpened in pairs; each
+checkpoint's checksum, and that it is what the segments before it give; every entry can be read and follows from those
+before it; at the end of each batch nobody holds a device that somebody else holds. How much of a device its shares may
+take is not in the ledger.
+
+exit code: 0 all is well; 1 something is wrong, or there is no ledger, or no NATS; 2 wrong arguments.
+"""
+
+
+def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Declare `ledger` and its verbs."""
+    parser = commands.add_parser(
+        "ledger",
+        help="verify the ledger, archive closed segments",
+        description="Look after the ledger: the log of all decisions, in segments.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    verify = verbs.add_parser(
+        "verify",
+        help="is it whole, and does it say nothing that cannot be?",
+        description="Read every segment and check it; name the first entry that is wrong.",
+        epilog=EPILOG_VERIFY,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verify.add_argument("files", nargs="*", metavar="FILE", type=Path, help="archived segments, instead of NATS")
+    verify.add_argument("-o", "--output", choices=("table", "json"), default="table")
+    add_nats_arguments(verify)
+    verify.set_defaults(run=run_verify)
+    ledger_archive.add_verb(verbs)
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    """Check, and say what was found."""
+    check = check_files(options.files) if options.files else with_nats(options, "broker", check_live)
+    if options.output == "json":
+        print_json({"shard": check.shard, "ok": check.bad is None, "segments": check.segments, "notes": check.notes})
+    else:
+        console().print(_table(check))
+    return 0 if check.bad is None else 1
+
+
+async def check_live(connection: Connection) -> LedgerCheck:
+    """Check what is in NATS. Raises: CommandError if there is no ledger."""
+    check = LedgerCheck(SHARD)
+    segments = await ledger_segments(connection, SHARD)
+    if not segments:
+        text = "there is no ledger here: none was ever begun, or it was lost (docs/reliability.md, Ledger stream lost)"
+        raise CommandError(text, exit_code=1)
+    with Progress("entries checked") as progress:
+        for segment in segments:
+            check.begin(segment)
+            async with aclosing(entries_of(connection, ledger_stream(SHARD, segment))) as batches:
+                async for batch in batches:
+                    check.add(batch)
+                    progress.add(len(batch), f"of segment {segment}")
+            check.end()
+    return check
+
+
+def check_files(paths: list[Path]) -> LedgerCheck:
+    """Check archived segments. Raises: CommandError if one is none, or damaged."""
+    try:
+        archives = sorted(map(Archive, paths), key=lambda each: (each.header.shard, each.header.segment))
+        shards = {each.header.shard for each in archives}
+        segments = [each.header.segment for each in archives]
+        if len(shards) > 1 or len(set(segments)) < len(segments):
+            raise CommandError("the files are of several ledgers, or a segment is given twice")
+        check = LedgerCheck(archives[0].header.shard)
+        with Progress("entries checked") as progress:
+            for archive in archives:
+                check.begin(archive.header.segment)
+                for batch in archive.batches():
+                    check.add(batch)
+                    progress.add(len(batch), f"of {archive.path.name}")
+                check.end()
+    except ArchiveError as error:
+        raise CommandError(str(error), exit_code=1) from None
+    return check
+
+
+def _table(check: LedgerCheck) -> Group:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("SEGMENT", "FIRST", "LAST", "ENTRIES", "CHECKPOINT", "COMPARED", "CLOSED", "STATE"):
+        table.add_column(name, no_wrap=True, justify="left" if name in ("COMPARED", "CLOSED", "STATE") else "right")
+    for each in check.segments:
+        state = Text("bad", "red") if each.bad else Text("ok", "green") if each.opened else Text("not open", "yellow")
+        table.add_row(
+            str(each.segment),
+            str(each.first),
+            str(each.last),
+            str(each.entries),
+            str(each.checkpoint),
+            "yes" if each.compared else "-",
+            "yes" if each.closed else "no",
+            state,
+        )
+    notes = [Text(f"note: {note}") for note in check.notes]
+    bad = [
+        Text(f"segment {found.segment}, sequence {found.sequence}, {found.subject or 'no one entry'}: {found.problem}")
+        for each in check.segments
+        if (found := each.bad) is not None
+    ]
+    if not bad:
+        entries = sum(each.entries for each in check.segments)
+        bad = [Text(f"{entries} entries in {len(check.segments)} segments: nothing is wrong", "green")]
+    return Group(table, Text(), *notes, *bad)

@@ -1,0 +1,46 @@
+"""The ledger at NATS, for the commands that look after it."""
+
+import argparse
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import TypeVar
+
+import anyio
+
+from broker.adapters.errors import ArchiveError, StreamSettingsError
+from broker.cli.bus import bus_options
+from broker.cli.errors import CommandError
+from broker.cli.up import flat
+from schemas.client.connection import Connection, connect
+from schemas.client.errors import BusError
+from schemas.client.reader import StreamReader
+from schemas.wire.bus import StoredMessage
+
+T = TypeVar("T")
+
+SHARD = "main"
+CONNECT_DEADLINE_S = 3.0
+
+
+def with_nats(options: argparse.Namespace, role: str, do: Callable[[Connection], Awaitable[T]]) -> T:
+    """Do something at NATS. Raises: CommandError."""
+
+    async def connected() -> T:
+        async with connect(bus_options(options, "dragoman ledger", role), CONNECT_DEADLINE_S) as connection:
+            return await do(connection)
+
+    try:
+        return anyio.run(connected)
+    except* CommandError as group:
+        raise flat(group)[0] from None
+    except* (BusError, StreamSettingsError, ArchiveError) as group:
+        raise CommandError("; ".join(map(str, flat(group))), exit_code=1) from None
+
+
+async def entries_of(connection: Connection, stream: str) -> AsyncGenerator[list[StoredMessage], None]:
+    """A segment from its first entry to its last, holes and all. Close it where you stop before its end."""
+    reader = StreamReader(connection, stream)
+    state = await reader.state()
+    async with aclosing(reader.read(max(0, state.first_sequence - 1))) as batches:
+        async for batch in batches:
+            yield batch

@@ -1,0 +1,183 @@
+"""What is wrong with a ledger is found, and the first bad entry named."""
+
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from broker.machine.ledger_check import LedgerCheck
+from schemas.wire.bus import StoredMessage
+from schemas.wire.codec import decode_entry, encode
+from schemas.wire.ledger import (
+    Allocate,
+    AnyEntry,
+    GrantEnded,
+    Inputs,
+    SegmentOpened,
+    checkpoint_checksum,
+    entry_place,
+)
+from schemas.wire.subjects import ledger_subject
+from tests.machine.driven import Driven
+from tests.machine.test_segments import Segment, a_ledger, entry_of, tail_of, without_a_grant
+
+Ledger = dict[int, Segment]
+
+
+def checked(segments: Ledger) -> LedgerCheck:
+    """As the streams would have them: each entry on the subject of its segment."""
+    check = LedgerCheck("main")
+    for segment, messages in segments.items():
+        check.begin(segment)
+        check.add(placed(segment, message) for message in messages)
+        check.end()
+    return check
+
+
+def placed(segment: int, message: StoredMessage) -> StoredMessage:
+    try:
+        place = ledger_subject("main", segment, *entry_place(decode_entry(message.payload)))
+    except ValueError:
+        return message
+    return msgspec.structs.replace(message, subject=place if message.subject == "ledger" else message.subject)
+
+
+def test_a_ledger_of_three_segments_is_well(machine: Driven) -> None:
+    check = checked(a_ledger(machine, 3))
+    assert check.bad is None
+    assert check.notes == []
+    assert [(each.opened, each.closed, each.compared) for each in check.segments] == [
+        (True, True, False),
+        (True, True, True),
+        (True, False, True),
+    ]
+    assert [each.last for each in check.segments[:2]] == [each.first - 1 for each in check.segments[1:]]
+
+
+def test_a_segment_without_those_before_it_is_checked_by_its_checksum(machine: Driven) -> None:
+    segments = a_ledger(machine, 3)
+    check = checked({2: tail_of(segments[2])})
+    assert check.bad is None
+    assert check.notes == ["segments before 2 are not here: its checkpoint is believed by its checksum alone"]
+    assert checked({2: without_a_grant(tail_of(segments[2]))}).bad is not None
+
+
+def test_a_checkpoint_that_is_not_whole_is_opened_anew(machine: Driven) -> None:
+    segments = a_ledger(machine)
+    check = checked({0: segments[0], 1: segments[1][:3]})
+    assert check.bad is None
+    assert check.notes == ["segment 1 is not open yet: the next leader opens it anew"]
+    begun = segments[1][:3]
+    again = renumbered(segments[1], begun[-1].stream_sequence + 1)
+    assert checked({0: segments[0], 1: begun + again}).bad is None
+    damaged = without_a_grant(segments[1])
+    again = renumbered(segments[1], damaged[-1].stream_sequence + 1)
+    assert checked({0: segments[0], 1: damaged + again}).bad is None
+
+
+def renumbered(segment: Segment, first: int) -> Segment:
+    return [msgspec.structs.replace(each, stream_sequence=first + index) for index, each in enumerate(segment)]
+
+
+def first_of(segment: Segment, kind: type[AnyEntry]) -> int:
+    return next(index for index, each in enumerate(segment) if isinstance(entry_of(each), kind))
+
+
+def at(segments: Ledger, segment: int, index: int, **changed: object) -> None:
+    segments[segment][index] = msgspec.structs.replace(segments[segment][index], **changed)
+
+
+def loses_an_entry(segments: Ledger) -> int:
+    del segments[0][20]
+    return segments[0][20].stream_sequence
+
+
+def loses_the_end_of_a_segment(segments: Ledger) -> int:
+    del segments[0][-2:]
+    return segments[0][-1].stream_sequence
+
+
+def has_garbage(segments: Ledger) -> int:
+    at(segments, 0, 20, payload=b"\xff")
+    return segments[0][20].stream_sequence
+
+
+def is_of_a_newer_build(segments: Ledger) -> int:
+    at(segments, 0, 20, payload=b'{"type":"dev.dragoman.ledger.later.v9"}')
+    return segments[0][20].stream_sequence
+
+
+def stands_on_anothers_subject(segments: Ledger) -> int:
+    at(segments, 0, 20, subject="dra.v1.ledger.main.0.west.claim.other")
+    return segments[0][20].stream_sequence
+
+
+def has_a_wrong_checksum(segments: Ledger) -> int:
+    segments[1] = without_a_grant(tail_of(segments[1]))
+    return segments[1][0].stream_sequence
+
+
+def is_not_what_the_segment_before_gives(segments: Ledger) -> int:
+    """With a checksum of its own: whoever wrote it believed another world."""
+    wrong = without_a_grant(segments[1])
+    opened = entry_of(wrong[0])
+    assert isinstance(opened, SegmentOpened)
+    checksum = checkpoint_checksum(opened, [each.payload for each in wrong[1:]])
+    segments[1] = wrong
+    at(segments, 1, 0, payload=encode(msgspec.structs.replace(opened, checksum=checksum)))
+    return segments[1][0].stream_sequence
+
+
+def gives_a_device_to_a_second_claim(segments: Ledger) -> int:
+    """Where one was given to somebody whose grant ends later, another claim gets it too."""
+    found = segments[0]
+    index = first_of(found, Allocate)
+    first = entry_of(found[index])
+    assert isinstance(first, Allocate)
+    del segments[1]
+    assert not any(isinstance(entry_of(each), GrantEnded) for each in found[:index])
+    again = msgspec.structs.replace(first, uid="somebody-else")
+    segments[0] = found[: index + 1]
+    last = segments[0][-1].stream_sequence
+    segments[0].append(msgspec.structs.replace(found[index], stream_sequence=last + 1, payload=encode(again)))
+    return last + 1
+
+
+def is_written_by_a_leader_that_was_replaced(segments: Ledger) -> int:
+    index = max(index for index, each in enumerate(segments[0]) if isinstance(entry_of(each), Inputs))
+    entry = entry_of(segments[0][index])
+    assert isinstance(entry, Inputs)
+    at(segments, 0, index, payload=encode(msgspec.structs.replace(entry, leader_epoch=entry.leader_epoch - 1)))
+    return segments[0][index].stream_sequence
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        pytest.param(loses_an_entry, "are missing", id="an entry is missing"),
+        pytest.param(loses_the_end_of_a_segment, "ends without a SegmentClosed", id="its end is missing"),
+        pytest.param(has_garbage, "cannot be read", id="garbage"),
+        pytest.param(is_of_a_newer_build, "later.v9", id="an entry of a newer build"),
+        pytest.param(stands_on_anothers_subject, "stands there", id="on the subject of another claim"),
+        pytest.param(has_a_wrong_checksum, "its checksum is wrong", id="a checkpoint that was damaged"),
+        pytest.param(is_not_what_the_segment_before_gives, "give another world", id="a checkpoint of another world"),
+        pytest.param(gives_a_device_to_a_second_claim, "is granted to", id="a device given twice"),
+        pytest.param(is_written_by_a_leader_that_was_replaced, "was elected last", id="a leader that was replaced"),
+    ],
+)
+def test_names_the_first_bad_entry(machine: Driven, harm: Callable[[Ledger], int], says: str) -> None:
+    segments = a_ledger(machine)
+    sequence = harm(segments)
+    bad = checked(segments).bad
+    assert bad is not None
+    assert bad.sequence == sequence
+    assert says in bad.problem
+
+
+def test_goes_on_with_the_next_segment_after_a_bad_one(machine: Driven) -> None:
+    segments = a_ledger(machine, 3)
+    has_garbage(segments)
+    check = checked(segments)
+    assert [each.bad is None for each in check.segments] == [False, True, True]
+    assert not check.segments[1].compared
+    assert check.segments[2].compared
