@@ -145,9 +145,7 @@ async def test_deletes_nothing_before_a_segment_that_does_not_go_on_from_it(
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        pytest.param(
-            ["--segment", "2", "{dir}"], 1, "2: it is not closed (closed: 0, 1)", id="an open segment"
-        ),
+        pytest.param(["--segment", "2", "{dir}"], 1, "2: it is not closed (closed: 0, 1)", id="an open segment"),
         pytest.param(["--segment", "7", "{dir}"], 1, "there is no such segment", id="none"),
         pytest.param(["--all-closed", "{dir}/file"], 2, "is no directory", id="all into one file"),
         pytest.param(["--all-closed", "{dir}", "--delete"], 2, "--delete goes with --seal", id="deleted unsealed"),
