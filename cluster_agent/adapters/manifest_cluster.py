@@ -37,6 +37,7 @@ from schemas.resource.untyped import as_dict
 _HISTORY_LENGTH = 10_000  # changes that a watch may be behind before it has to list again
 _DEBOUNCE_MS = 500
 _SETTLE_S = 0.2
+_READINGS = 3  # of files that do not come to rest together; then those that rest are taken one by one
 
 
 class _Record(msgspec.Struct, frozen=True):
@@ -171,20 +172,41 @@ class ManifestCluster:
         return self._data_dir is None or not Path(path).absolute().is_relative_to(self._data_dir.absolute())
 
     async def _refresh(self) -> None:
-        """Take in the files once they have come to rest: one that is just being written or replaced is as it was."""
+        """Take in the files once they have come to rest: one that is just being written or replaced is as it was.
+
+        First all of them together, for what moves from one file to another must not be missed in between; but where
+        some file always changes, nothing would ever be taken in.
+        """
         async with self._refreshing:
             try:
                 contents = await to_thread.run_sync(self._reader.fetch)
+                readings = 0
                 while _digests(contents) != _digests(self._files):
                     await self._settle()
                     before, contents = contents, await to_thread.run_sync(self._reader.fetch)
-                    if contents == before:
-                        self._apply(await to_thread.run_sync(self._reader.parse, contents, self._files))
+                    readings += 1
+                    if contents == before or readings >= _READINGS:
+                        files = await to_thread.run_sync(self._reader.parse, contents, self._files)
+                        self._apply(self._at_rest(before, contents, files))
+                        self._tell()
+                        readings = 0
                 self._unreadable = None
             except ManifestError as problem:
                 # It says nothing about the objects there: a mount that is gone must not delete claims.
                 self._unreadable = problem
             self._tell()
+
+    def _at_rest(
+        self, before: dict[str, Content], contents: dict[str, Content], files: dict[str, ManifestFile]
+    ) -> dict[str, ManifestFile]:
+        """`files`, as `contents` gives them; those that were not the same `before` as they are known."""
+        found = {}
+        for path in self._reader.in_order({*before, *contents, *self._files}):
+            is_at_rest = before.get(path) == contents.get(path)
+            file = (files if is_at_rest else self._files).get(path)
+            if file is not None:
+                found[path] = file
+        return found
 
     def _apply(self, files: dict[str, ManifestFile]) -> None:
         for path, file in files.items():

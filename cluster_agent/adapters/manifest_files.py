@@ -7,7 +7,7 @@ manifests need no marks of ours.
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,16 @@ class ManifestFiles:
             for file in _files_below(path):
                 self._fetch_file(file, file.relative_to(path).as_posix(), contents)
         return contents
+
+    def in_order(self, paths: Iterable[str]) -> list[str]:
+        """Paths of files in the order in which `fetch` has them."""
+
+        def place(text: str) -> tuple[int, tuple[str, ...]]:
+            path = Path(text)
+            roots = (number for number, root in enumerate(self._paths) if path == root or root in path.parents)
+            return next(roots, 0), path.parts
+
+        return sorted(paths, key=place)
 
     def _fetch_file(self, path: Path, source: str, contents: dict[str, Content]) -> None:
         try:

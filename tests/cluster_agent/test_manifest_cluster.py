@@ -3,6 +3,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -978,6 +979,27 @@ async def test_a_file_that_is_just_being_written_deletes_nothing(files: Path, op
         event = await next_event(watch)
         tg.cancel_scope.cancel()
     assert (event.type, event.object["metadata"]["name"]) == ("ADDED", "b")
+
+
+async def test_of_a_directory_that_never_comes_to_rest_the_files_that_do_are_taken(files: Path, opened: Open) -> None:
+    write(files / "a.yaml", a_raw_claim("a"))
+    write(files / "gone.yaml", a_raw_claim("gone"))
+    numbers = count()
+
+    async def change_again() -> None:
+        (files / "a.yaml").write_text(f"# Half written: {next(numbers)}\n")
+        await checkpoint()
+
+    cluster = opened(settle=change_again, poll_s=0.05)
+    watch = cluster.watch("claim", (await cluster.list_objects("claim")).resource_version)
+    async with anyio.create_task_group() as tg:
+        await tg.start(cluster.run)
+        write(files / "b.yaml", a_raw_claim("b"))
+        (files / "gone.yaml").unlink()
+        events = [await next_event(watch), await next_event(watch)]
+        tg.cancel_scope.cancel()
+    assert {(event.type, event.object["metadata"]["name"]) for event in events} == {("ADDED", "b"), ("DELETED", "gone")}
+    assert await names(cluster) == ["a", "b"]  # of a file that is just being written nothing is believed
 
 
 DOCUMENTS = [
