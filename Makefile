@@ -12,7 +12,7 @@ help:
 	@echo "make lint   ruff, mypy --strict, import layers"
 	@echo "make bench  the figures of docs/benchmarks.md"
 	@echo "make oracle build/oracle: upstream's allocator and CEL compiler, to compare with"
-	@echo "make soak   the long runs: simulation, and 100,000 allocations against upstream's (about half an hour)"
+	@echo "make soak   the long runs: simulation, 100,000 allocations against upstream's, real kills (about 45 minutes)"
 	@echo "make lock   renew requirements.lock from pyproject.toml"
 
 $(READY): requirements.lock pyproject.toml
@@ -46,6 +46,7 @@ build/oracle: $(wildcard tests/oracle/*.go) tests/oracle/go.mod tests/oracle/go.
 soak: $(READY) oracle
 	$(BIN)/python -m tests.simulation --seeds 20000 --first-seed 1000
 	ORACLE_PROBLEMS=100000 ORACLE_SEED=2 $(BIN)/python -m pytest --timeout 0 tests/oracle/test_allocation_differential.py
+	$(BIN)/python -m tests.chaos --minutes 10
 
 lock: $(READY)
 	$(BIN)/python -m pip install --quiet uv

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 READY_DEADLINE_S = 15.0
 STOP_GRACE_S = 5.0
 
-# Runs before nats-server in its process: die with the parent, however that dies; then become nats-server. Not a
+# Runs before the command in its process: die with the parent, however that dies; then become the command. Not a
 # preexec_fn: that runs Python between fork and exec, where another thread's lock may be held for ever.
 _LAUNCH = """
 import ctypes, os, signal, sys
@@ -81,7 +81,7 @@ class EmbeddedNats:
         for ports in self.data_dir.glob("*.ports"):
             ports.unlink()
         log = self._held.enter_context(self.log_path.open("ab"))
-        command = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), str(binary), "-c", str(config)]
+        command = dying_with_us([str(binary), "-c", str(config)])
         # A session of its own: Ctrl-C in the terminal is ours to handle, NATS goes last. It inherits the lock, so the
         # directory stays taken for as long as the server lives, even without us.
         self._process = await anyio.open_process(
@@ -158,6 +158,11 @@ async def embedded_nats(
             yield server
         finally:
             await server.stop()
+
+
+def dying_with_us(command: Sequence[str]) -> list[str]:
+    """How to start `command`, the full path of a program and its arguments, so that it ends when we do (on Linux)."""
+    return [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), *command]
 
 
 def find_binary() -> Path:

@@ -17,7 +17,7 @@ import yaml
 from anyio.abc import Process as OsProcess
 
 from broker.adapters.api_service import call_api
-from broker.adapters.embedded_nats import EmbeddedNats, embedded_nats
+from broker.adapters.embedded_nats import EmbeddedNats, dying_with_us, embedded_nats
 from cluster_agent.adapters.manifest_cluster import ManifestCluster
 from schemas.client.connection import Connection
 from schemas.client.errors import BusError
@@ -56,14 +56,19 @@ class Process:
 
     @property
     def is_running(self) -> bool:
+        """Or stopped by a signal; it has not ended."""
         return self._process is not None and self._process.returncode is None
+
+    def command(self) -> list[str]:
+        """What is run."""
+        return dying_with_us([sys.executable, "-m", "broker.cli.main", "-v", *self._arguments])
 
     async def start(self) -> None:
         assert not self.is_running, f"{self.name} is running"
         self._log_began = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self._process = await anyio.open_process(
-                [sys.executable, "-m", "broker.cli.main", "-v", *self._arguments],
+                self.command(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -78,6 +83,16 @@ class Process:
                 self._process.send_signal(signal.SIGKILL)
             await self._process.wait()
             await self._process.aclose()
+
+    def suspend(self) -> None:
+        """Until `resume` it does nothing, and knows nothing of it."""
+        assert self._process is not None, f"{self.name} was never started"
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """It goes on where it was."""
+        assert self._process is not None, f"{self.name} was never started"
+        self._process.send_signal(signal.SIGCONT)
 
     async def stop(self) -> int:
         """In good order; returns the exit code."""
@@ -99,8 +114,12 @@ class Process:
     async def until_it_says(self, text: str) -> None:
         """Return when its log has this, written since it was started."""
         with anyio.fail_after(DEADLINE_S):
-            while text.encode() not in self.log.read_bytes()[self._log_began :]:  # noqa: ASYNC110  # files tell nobody
+            while text not in self.said():  # noqa: ASYNC110  # files tell nobody
                 await anyio.sleep(0.02)
+
+    def said(self) -> str:
+        """Its log since it was started."""
+        return self.log.read_bytes()[self._log_began :].decode(errors="replace") if self.log.exists() else ""
 
     def tail(self) -> str:
         """The end of its log."""

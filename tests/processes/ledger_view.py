@@ -3,8 +3,9 @@
 Every entry is checked on the way: no device is held twice, and nobody but the last elected leader writes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+from schemas.quantity import Quantity
 from schemas.wire.bus import StoredMessage
 from schemas.wire.codec import decode_entry
 from schemas.wire.ledger import (
@@ -12,6 +13,7 @@ from schemas.wire.ledger import (
     Allocate,
     AnyEntry,
     CollisionFound,
+    DeviceHold,
     GrantEnded,
     Inputs,
     LeaderElected,
@@ -29,12 +31,15 @@ Device = tuple[str, str, str, str]  # scope, driver, pool and name
 class LedgerView:
     """What the ledger says up to `last`.
 
-    holders: the grant that holds a device. grants: the devices of each grant that has not ended, by its sequence.
+    capacity: of the devices that are shared, by their name. holders: the grant that holds a device. shares: what the
+    grants have of a shared device. grants: the devices of each grant that has not ended, by its sequence.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, capacity: Mapping[str, Mapping[str, str]] | None = None) -> None:
         self.last = 0
+        self.capacity = capacity or {}
         self.holders: dict[Device, int] = {}
+        self.shares: dict[Device, list[tuple[int, dict[str, str]]]] = {}
         self.grants: dict[int, tuple[Claim, list[Device]]] = {}
         self.applied: set[int] = set()
         self.unsettled: dict[Claim, int] = {}
@@ -89,9 +94,7 @@ class LedgerView:
                 if entry.outcome == "Applied":
                     self.applied.add(entry.decision_sequence)
             case GrantEnded():
-                _, devices = self.grants.pop(entry.grant_sequence)
-                for device in devices:
-                    del self.holders[device]
+                self._end(entry)
             case CollisionFound():
                 self.collisions += 1
             case ReasonChanged():
@@ -112,12 +115,16 @@ class LedgerView:
     def _hold(self, entry: Allocate | Adopted) -> None:
         claim = (entry.cluster, entry.uid)
         self.names[claim] = f"{entry.namespace}/{entry.name}"
-        devices = [
-            (scope, hold.driver, hold.pool, hold.device) for scope, hold in zip(entry.scopes, entry.holds, strict=True)
-        ]
-        for device in devices:
+        devices = []
+        for scope, hold in zip(entry.scopes, entry.holds, strict=True):
+            device = (scope, hold.driver, hold.pool, hold.device)
+            devices.append(device)
             assert device not in self.holders, f"{self.last} gives {device}, which grant {self.holders[device]} holds"
-            self.holders[device] = self.last
+            if hold.share_id:
+                self._share(device, hold)
+            else:
+                assert not self.shares.get(device), f"{self.last} gives all of {device}, which is shared"
+                self.holders[device] = self.last
         self.grants[self.last] = (claim, devices)
         self.waiting.pop(claim, None)
         if isinstance(entry, Allocate):
@@ -125,6 +132,20 @@ class LedgerView:
             self._begin(claim)
         else:
             self.applied.add(self.last)
+
+    def _share(self, device: Device, hold: DeviceHold) -> None:
+        shares = self.shares.setdefault(device, [])
+        shares.append((self.last, hold.consumed_capacity))
+        for name, amount in self.capacity[hold.device].items():
+            taken = [Quantity.parse(consumed.get(name, 0)) for _, consumed in shares]
+            total = sum(taken, start=Quantity.parse(0))
+            assert total <= Quantity.parse(amount), f"{self.last} gives {device} away beyond its {name}: {shares}"
+
+    def _end(self, entry: GrantEnded) -> None:
+        _, devices = self.grants.pop(entry.grant_sequence)
+        for device in devices:
+            if self.holders.pop(device, None) is None:
+                self.shares[device] = [share for share in self.shares[device] if share[0] != entry.grant_sequence]
 
     def _begin(self, claim: Claim) -> None:
         assert claim not in self.unsettled, f"{self.last} follows {self.unsettled[claim]}, which has no outcome"
