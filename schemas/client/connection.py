@@ -5,6 +5,7 @@ one, perhaps minutes later, when nobody remembers why. And a request whose conne
 deadline. Streams are read in `reader` and `follow`.
 """
 
+import asyncio
 import logging
 import ssl
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -161,13 +162,11 @@ class Connection:
         """A name that nobody else has, of letters and digits."""
         return self.client.new_inbox().rpartition(".")[2]
 
-    async def flush(self) -> None:
+    async def flush(self, deadline_s: float = REQUEST_DEADLINE_S) -> None:
         """Return when the server has read all that was sent before, or the connection is lost."""
-        # Shielded, for it takes one round trip: nats-py does not forget a flush that was cancelled, and stops reading
-        # from a living connection when the server's answer to it comes.
-        with anyio.CancelScope(shield=True), self.wait_scope(REQUEST_DEADLINE_S):
+        with self.wait_scope(deadline_s):
             try:
-                await self.client.flush(timeout=int(REQUEST_DEADLINE_S))
+                await self.client.flush(timeout=int(deadline_s) + 60)  # our scope ends it
             except (nats.errors.Error, OSError) as error:
                 await checkpoint_if_cancelled()
                 _log.debug("flushing the connection to NATS (%s): %s", self.places, error)
@@ -233,6 +232,17 @@ class Connection:
         self._up.set()
 
 
+class _Client(Client):
+    """nats-py, but for what ends its reading of a living connection."""
+
+    async def _process_pong(self) -> None:
+        # It keeps waiting for the answer to a flush that was given up (its own, when a subscription is drained, too),
+        # and when that comes its read loop ends with an InvalidStateError: nothing is heard until the pings fail.
+        if self._pongs and self._pongs[0].done():
+            self._pongs[0] = asyncio.Future()
+        await super()._process_pong()
+
+
 @asynccontextmanager
 async def connect(options: BusOptions, deadline_s: float = CONNECT_DEADLINE_S) -> AsyncIterator[Connection]:
     """Connect to NATS; afterwards the connection comes back by itself, for ever.
@@ -240,7 +250,7 @@ async def connect(options: BusOptions, deadline_s: float = CONNECT_DEADLINE_S) -
     deadline_s: for the first connection only.
     Raises: BusUnavailableError, saying what was tried and what to do.
     """
-    client = Client()
+    client = _Client()
     connection = Connection(client, options.places())
     last_error = "no server answered"
     is_refused = False

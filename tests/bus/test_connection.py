@@ -1,10 +1,16 @@
 """What a connection must survive."""
 
+import os
+import signal
+
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
+from broker.adapters.api_service import serve_api
+from broker.adapters.embedded_nats import EmbeddedNats
 from schemas.client.connection import Connection
+from tests.nats_fixture import connect_to
 
 pytestmark = pytest.mark.anyio
 
@@ -19,3 +25,24 @@ async def test_goes_on_after_a_flush_was_cancelled(connection: Connection) -> No
         for _ in range(3):
             await connection.api("INFO")
     assert connection.losses == losses
+
+
+@pytest.mark.parametrize("is_a_service", [pytest.param(False, id="of a flush"), pytest.param(True, id="of a service")])
+async def test_goes_on_when_an_answer_comes_after_its_deadline(own_nats: EmbeddedNats, is_a_service: bool) -> None:
+    async with connect_to(own_nats) as connection:
+        try:
+            if is_a_service:
+                async with serve_api(connection, {"echo": echo}):
+                    os.kill(own_nats.pid, signal.SIGSTOP)
+            else:
+                os.kill(own_nats.pid, signal.SIGSTOP)
+                await connection.flush(deadline_s=0.1)
+        finally:
+            os.kill(own_nats.pid, signal.SIGCONT)
+        for _ in range(3):
+            await connection.api("INFO", deadline_s=2)
+        assert connection.losses == 0
+
+
+async def echo(payload: bytes) -> bytes:
+    return payload
