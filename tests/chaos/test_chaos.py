@@ -1,4 +1,4 @@
-"""The short run: half a minute of faults on each topology. `python -m tests.chaos --minutes 10` is the long one."""
+"""The short run, a quarter of a minute on each topology; `python -m tests.chaos --minutes 10` is the long one."""
 
 from pathlib import Path
 
@@ -8,19 +8,19 @@ import pytest
 from tests.chaos.run import run
 from tests.chaos.schedule import faults
 
-SECONDS = 25.0  # the seeds have a fault of every kind in them
+SECONDS = 16.0  # the seeds have a fault of every kind in them
 
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    ("servers", "seed"), [pytest.param(1, 4, id="one nats-server"), pytest.param(3, 37, id="three")]
+    ("servers", "seed"), [pytest.param(1, 395, id="one nats-server"), pytest.param(3, 227, id="three")]
 )
 def test_nothing_is_lost_and_nothing_granted_twice(tmp_path: Path, servers: int, seed: int) -> None:
     report = anyio.run(run, tmp_path, servers, SECONDS, seed, print)
     print(report.text())
     again = f"python -m tests.chaos --servers {servers} --minutes {SECONDS / 60:g} --seed {seed}"
     assert not report.violations, f"{report.violations[:5]}; logs and stores are in {tmp_path}; again: {again}"
-    assert report.kills >= 5
+    assert report.kills >= 4
     assert report.decisions >= 20
 
 
