@@ -6,9 +6,11 @@ The sides take turns, so that a machine that slows down slows both.
 
 import gc
 import math
+import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 Side = Callable[[], float]  # does one thing and returns the seconds that it took
@@ -78,6 +80,19 @@ def growth(before: tuple[int, float] | None, size: int, seconds: float) -> str:
     if before is None:
         return ""
     return f"{math.log(seconds / before[1]) / math.log(size / before[0]):.1f}"
+
+
+def cpu_seconds(processes: Mapping[str, int]) -> dict[str, float]:
+    """What each process has had of the CPU until now, its threads together. nan where the system does not say."""
+    return {name: _cpu_seconds(pid) for name, pid in processes.items()}
+
+
+def _cpu_seconds(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        return math.nan
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime and stime
 
 
 def ms(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """Decisions a second and their latency: a broker, a real nats-server, and one process that stands for all agents."""
 
+import os
 import statistics
 import subprocess
 import sys
@@ -12,29 +13,34 @@ from pathlib import Path
 import anyio
 import yaml
 from msgspec.structs import replace
+from nats.aio.msg import Msg
 
 from broker.adapters.embedded_nats import embedded_nats
 from broker.adapters.ledger_store import Committed, LedgerStore
 from broker.adapters.streams import StreamSettings, ensure_streams
 from schemas.client.connection import BusOptions, Connection, connect, raise_api_error
+from schemas.client.errors import BusError
 from schemas.client.follow import Follower, follow
 from schemas.resource import ResourceClaim
 from schemas.wire.bus import MESSAGE_ID, OutgoingMessage, StoredMessage
-from schemas.wire.codec import decode_entry
+from schemas.wire.codec import cloud_event_headers, decode_entry, trace_parent
 from schemas.wire.ledger import Allocate
+from schemas.wire.state import ClaimState
 from schemas.wire.subjects import STATE_STREAM
 from tests.bench.clusters import CLUSTERS, Log, answer
 from tests.bench.fleet import a_claim_for, selects_model, some_slices
-from tests.bench.measure import Table, count, ms, progress, ratio
+from tests.bench.measure import Table, count, cpu_seconds, ms, progress
 from tests.builders import DRIVER
 
 LEDGER = "DRA_LEDGER_main_0"
 CLAIMS = 10_000
 LATENCY_CLAIMS, LATENCY_RATE = 2_000, 200  # claims, and claims a second
 BATCH = 200  # messages
+BATCH_FROM = 10  # messages; fewer are stored sooner one by one
 ALL_MODELS = 320  # devices, in which each model occurs twice
 READY_DEADLINE_S = 30.0
 DEADLINE_S = 180.0
+_A_STATE = ClaimState(agent_epoch=0)
 
 
 def measure(claims: int = CLAIMS, latency_claims: int = LATENCY_CLAIMS) -> list[Table]:
@@ -45,30 +51,37 @@ def measure(claims: int = CLAIMS, latency_claims: int = LATENCY_CLAIMS) -> list[
 async def _measure(claims: int, latency_claims: int) -> list[Table]:
     progress(f"throughput: {count(claims)} claims at once")
     async with _a_federation(claims + claims // 10 + ALL_MODELS) as load:
+        before = cpu_seconds(load.processes)
         decided, entries, entry_bytes = await load.all_at_once(claims)
+        burst = {name: spent - before[name] for name, spent in cpu_seconds(load.processes).items()}
     progress(f"throughput: {count(latency_claims)} claims, {LATENCY_RATE} a second")
     async with _a_federation(latency_claims + latency_claims // 10 + ALL_MODELS) as load:
-        delays = sorted(await load.steadily(latency_claims))
-    progress("throughput: the server alone")
-    alone = await _server_alone(entries, entry_bytes)
+        before = cpu_seconds(load.processes)
+        lasted, delays = await load.steadily(latency_claims)
+        steady = {name: spent - before[name] for name, spent in cpu_seconds(load.processes).items()}
+    delays.sort()
     p99 = delays[min(int(len(delays) * 0.99), len(delays) - 1)]
+    progress("throughput: the server alone")
+    in_batches = await _in_batches_alone(entries, entry_bytes)
+    singly = await _singly_alone(latency_claims, entry_bytes)
     return [
         Table(
             "throughput: decisions a second",
-            ["claims", "Allocate/s", "ledger entries/s", "server alone: entries/s", "to server alone"],
+            ["claims", "Allocate/s", "ledger entries/s", "server alone: in batches/s", "one by one/s"],
             [
                 [
                     count(claims),
                     count(claims / decided),
                     count(entries / decided),
-                    count(entries / alone),
-                    ratio(decided, alone),
+                    count(entries / in_batches),
+                    count(latency_claims / singly),
                 ]
             ],
             [
                 "From the first claim's message stored to the last Allocate stored, by the server's clock; meanwhile",
                 "outcomes of all and deletions of half of the claims flow. One node, sync_interval: always; broker,",
-                f"server and load share the cores. Server alone: entries as many and as large, in batches of {BATCH}.",
+                f"server and load share the cores. Server alone: entries as many and as large, in batches of {BATCH};",
+                f"and messages as large one by one, {BATCH} of them under way.",
             ],
         ),
         Table(
@@ -77,27 +90,47 @@ async def _measure(claims: int, latency_claims: int) -> list[Table]:
             [
                 [
                     count(latency_claims),
-                    count(LATENCY_RATE),
+                    count(latency_claims / lasted),
                     ms(statistics.median(delays)),
                     ms(p99),
                     ms(delays[-1]),
                 ]
             ],
-            ["From publishing the claim to reading its Allocate from the ledger, in the load's process."],
+            [
+                "From publishing the claim to reading its Allocate from the ledger, in the load's process.",
+                f"{LATENCY_RATE} claims a second are asked for, whether those before are decided or not.",
+            ],
+        ),
+        Table(
+            "throughput: milliseconds of CPU for each claim",
+            ["load", *burst],
+            [
+                ["all at once", *(ms(spent / claims) for spent in burst.values())],
+                ["steady", *(ms(spent / latency_claims) for spent in steady.values())],
+            ],
+            ["With its outcome and half a deletion; what others do on the machine does not count here."],
         ),
     ]
 
 
 class _Load:
-    """Two clusters' agents in one, and what they read of the ledger."""
+    """Two clusters' agents in one, and what they read of the ledger.
 
-    def __init__(self, connection: Connection, ledger: Follower) -> None:
+    Like an agent it gives each message its headers and the subject's last sequence; what waits goes out as an atomic
+    batch if it is much, else message by message, none of which waits for another subject's.
+    """
+
+    def __init__(self, connection: Connection, ledger: Follower, inbox: str, processes: dict[str, int]) -> None:
+        self.processes = processes  # ids by name
         self._connection = connection
         self._ledger = ledger
+        self._inbox = inbox
         self._log = Log()
         self._sent = 0
         self._sending = anyio.Lock()  # two tasks publish; the log has one order
         self._claims: dict[str, ResourceClaim] = {}
+        self._last_sequences: dict[str, int] = {}  # by subject
+        self._to_delete: list[Allocate] = []
 
     async def begin(self, devices: int) -> None:
         """Inventory and syncs; returns when the broker has decided a first claim."""
@@ -109,32 +142,40 @@ class _Load:
 
     async def all_at_once(self, claims: int) -> tuple[float, int, int]:
         """Seconds for all decisions, how many entries the ledger took in that time, and their mean size in bytes."""
-        for index in range(1, claims + 1):
-            self._ask(index)
         first = self._sent + 1
-        await self._send()
-        entries = await self._until_decided(claims)
+        entries: list[StoredMessage] = []
+
+        async def answer_all() -> None:
+            entries.extend(await self._until_decided(claims))
+
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(answer_all)
+            for index in range(1, claims + 1):
+                self._ask(index)
+                if index % BATCH == 0:
+                    await self._send()
+            await self._send()
         began_ms = await self._stored_at(first)
         sizes = [len(each.payload) for each in entries]
         return max(entries[-1].time_ms - began_ms, 1) / 1e3, len(entries), sum(sizes) // len(sizes)
 
-    async def steadily(self, claims: int) -> list[float]:
-        """The delay of each decision, in seconds."""
+    async def steadily(self, claims: int) -> tuple[float, list[float]]:
+        """Seconds for all, and the delay of each decision."""
         asked_at: dict[str, float] = {}
         delays: list[float] = []
 
         def note(entry: Allocate) -> None:
             delays.append(time.perf_counter() - asked_at[entry.uid])
 
+        began = time.perf_counter()
         async with anyio.create_task_group() as tg:
             tg.start_soon(self._until_decided, claims, note)
-            began = time.perf_counter()
             for index in range(1, claims + 1):
                 await anyio.sleep(max(0.0, began + index / LATENCY_RATE - time.perf_counter()))
                 uid = self._ask(index)
                 asked_at[uid] = time.perf_counter()
                 await self._send()
-        return delays
+        return time.perf_counter() - began, delays
 
     def _ask(self, index: int) -> str:
         # Each its own UID; one selector in ten, as templates have it.
@@ -145,33 +186,58 @@ class _Load:
         return claim.metadata.uid
 
     async def _send(self) -> None:
-        """Publish what is new in the log, in order and in atomic batches."""
+        """Publish what is new in the log, in order."""
         async with self._sending:
-            await self._send_batches()
-
-    async def _send_batches(self) -> None:
-        while messages := self._log.since(self._sent)[:BATCH]:
-            batch_id = self._connection.unique_name()
-            for number, message in enumerate(messages, start=1):
-                headers = {"Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(number)}
-                if number < len(messages):
-                    await self._connection.publish(message.subject, message.payload, headers)
+            while messages := _until_repeated(self._log.since(self._sent)[:BATCH]):
+                self._sent += len(messages)
+                if len(messages) >= BATCH_FROM:
+                    await self._publish_batch(messages)
                 else:
-                    headers["Nats-Batch-Commit"] = "1"
-                    reply = await self._connection.request(
-                        message.subject, message.payload, headers, deadline_s=READY_DEADLINE_S
-                    )
-                    raise_api_error(message.subject, reply.payload)
-            self._sent += len(messages)
+                    for each in messages:
+                        await self._connection.publish(
+                            each.subject, each.payload, self._headers(each), reply=self._inbox
+                        )
+
+    async def _publish_batch(self, messages: Sequence[StoredMessage]) -> None:
+        batch_id = self._connection.unique_name()
+        for number, each in enumerate(messages, start=1):
+            headers = {**self._headers(each), "Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(number)}
+            if number < len(messages):
+                await self._connection.publish(each.subject, each.payload, headers)
+            else:
+                headers["Nats-Batch-Commit"] = "1"
+                reply = await self._connection.request(each.subject, each.payload, headers, deadline_s=READY_DEADLINE_S)
+                raise_api_error(each.subject, reply.payload)
+
+    def _headers(self, message: StoredMessage) -> dict[str, str]:
+        sequence = self._last_sequences.get(message.subject, 0)
+        self._last_sequences[message.subject] = message.stream_sequence
+        _, _, _, cluster, kind, key = message.subject.split(".", 5)
+        event_id = f"load.{message.stream_sequence}"
+        headers = cloud_event_headers(
+            _A_STATE,
+            event_id=event_id,
+            source=f"/dragoman/clusters/{cluster}",
+            subject=f"{kind}/{key}",
+            now_ms=message.time_ms,
+            trace=trace_parent(cluster, key, event_id),
+        )
+        return {**headers, "Nats-Expected-Last-Subject-Sequence": str(sequence)}
 
     async def _until_decided(self, claims: int, tell: Callable[[Allocate], None] | None = None) -> list[StoredMessage]:
-        """Answer decisions until there are so many; returns all entries up to the last of them."""
+        """Answer decisions until there are so many; returns all entries up to the last of them.
+
+        Each decision is reported as applied, and half of the claims are deleted when the next decisions come.
+        """
         entries: list[StoredMessage] = []
         decided = 0
         with anyio.fail_after(DEADLINE_S):
             while decided < claims:
                 batch = await self._ledger.next_batch()
                 assert isinstance(batch, list), f"the ledger expired: {batch}"
+                for each in self._to_delete:
+                    self._log.delete_claim(each.cluster, each.uid)
+                self._to_delete = []
                 for message in batch:
                     entries.append(message)
                     entry = decode_entry(message.payload)
@@ -181,7 +247,7 @@ class _Load:
                             tell(entry)
                         answer(self._log, [(message.stream_sequence, entry)], self._claims)
                         if decided % 2:
-                            self._log.delete_claim(entry.cluster, entry.uid)
+                            self._to_delete.append(entry)
                 await self._send()
         return entries
 
@@ -192,22 +258,42 @@ class _Load:
         return batch[0].time_ms
 
 
+def _until_repeated(messages: Sequence[StoredMessage]) -> Sequence[StoredMessage]:
+    """Up to where a subject comes again: within a batch each can be expected to have its last sequence only once."""
+    seen: set[str] = set()
+    for number, each in enumerate(messages):
+        if each.subject in seen:
+            return messages[:number]
+        seen.add(each.subject)
+    return messages
+
+
 @asynccontextmanager
 async def _a_federation(devices: int) -> AsyncIterator[_Load]:
     """A server, a broker process that leads, and the load, whose first claim is decided."""
+    refused: list[bytes] = []
+
+    async def check_ack(message: Msg) -> None:
+        try:
+            raise_api_error(message.subject, message.data)
+        except BusError:
+            refused.append(message.data)
+
     with tempfile.TemporaryDirectory(prefix="dragoman-bench-") as directory:
         async with embedded_nats() as server, connect(BusOptions((server.url,))) as connection:
             await ensure_streams(connection, StreamSettings(), "main", 0)
-            with _a_broker(Path(directory), server.url):
-                async with follow(connection, LEDGER, 0, whole=True) as ledger:
-                    load = _Load(connection, ledger)
+            with _a_broker(Path(directory), server.url) as broker:
+                processes = {"broker": broker, "nats-server": server.pid, "load": os.getpid()}
+                async with connection.inbox(check_ack) as inbox, follow(connection, LEDGER, 0, whole=True) as ledger:
+                    load = _Load(connection, ledger, inbox, processes)
                     with anyio.fail_after(READY_DEADLINE_S):
                         await load.begin(devices)
                     yield load
+    assert not refused, f"{len(refused)} state messages were refused, the first with {refused[0]!r}"
 
 
 @contextmanager
-def _a_broker(directory: Path, url: str) -> Iterator[None]:
+def _a_broker(directory: Path, url: str) -> Iterator[int]:
     config, log = directory / "config.yaml", directory / "broker.log"
     fabric = {"name": "f", "source": CLUSTERS[0], "clusters": list(CLUSTERS), "pools": [{"driver": DRIVER}]}
     config.write_text(yaml.safe_dump({"clusters": list(CLUSTERS), "fabrics": [fabric]}))
@@ -215,14 +301,14 @@ def _a_broker(directory: Path, url: str) -> Iterator[None]:
     with log.open("wb") as out:
         broker = subprocess.Popen(command, stdout=out, stderr=out)
     try:
-        yield
+        yield broker.pid
         assert broker.poll() is None, f"the broker ended: {log.read_text()[-3000:]}"
     finally:
         broker.kill()
         broker.wait()
 
 
-async def _server_alone(entries: int, size: int) -> float:
+async def _in_batches_alone(entries: int, size: int) -> float:
     """Seconds for as many entries as large, in atomic batches."""
     async with embedded_nats() as server, connect(BusOptions((server.url,))) as connection:
         await ensure_streams(connection, StreamSettings(), "main", 0)
@@ -237,4 +323,29 @@ async def _server_alone(entries: int, size: int) -> float:
             result = await store.append(batch, last)
             assert isinstance(result, Committed), result
             last = result.last_sequence
+        return time.perf_counter() - began
+
+
+async def _singly_alone(messages: int, size: int) -> float:
+    """Seconds for as many messages as large, each stored by itself, `BATCH` of them under way at a time."""
+    limit = anyio.CapacityLimiter(BATCH)
+    payload = b"x" * size
+    async with embedded_nats() as server, connect(BusOptions((server.url,))) as connection:
+        await ensure_streams(connection, StreamSettings(), "main", 0)
+
+        async def publish(number: int) -> None:
+            subject = f"dra.v1.state.east.claim.{number}"
+            try:
+                reply = await connection.request(
+                    subject, payload, {MESSAGE_ID: str(number)}, deadline_s=READY_DEADLINE_S
+                )
+            finally:
+                limit.release_on_behalf_of(number)
+            raise_api_error(subject, reply.payload)
+
+        began = time.perf_counter()
+        async with anyio.create_task_group() as tg:
+            for number in range(messages):
+                await limit.acquire_on_behalf_of(number)
+                tg.start_soon(publish, number)
         return time.perf_counter() - began
