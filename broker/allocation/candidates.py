@@ -54,7 +54,7 @@ class View:
         self._begin()
 
     def _begin(self) -> None:
-        self._last: int | None = None
+        self._order = _Order(self.fleet, self.group)
         self._offers: dict[Stock, Offer] = {}  # requests that ask for the same share the answer
         self._candidates: dict[Alternative, Candidates] = {}
 
@@ -100,7 +100,7 @@ class View:
         stock = self.stock(alternative)
         offer = self._offers.get(stock)
         if offer is None:
-            offer = self._offers[stock] = Offer(stock, self.fleet, self.group, self.avoided, self.in_order)
+            offer = self._offers[stock] = Offer(stock, self.fleet, self.group, self.avoided, self._order)
         return offer
 
     def stock(self, alternative: Alternative) -> Stock:
@@ -121,21 +121,6 @@ class View:
         Raises: BudgetExceededError.
         """
         return any(isinstance(self.fleet.derive(device, each, budget), SelectorFailure) for each in expressions)
-
-    def in_order(self, positions: int) -> Iterator[IndexedPool]:
-        """The pools at these positions of the fleet, as they are to be tried.
-
-        Those with binding conditions come last: the pod would have to wait for them (KEP-5007). As upstream, slices
-        that the nodes do not see have no say in that, nor has an incomplete pool.
-        """
-        fleet = self.fleet
-        if self._last is None:
-            waiting = fleet.waiting
-            self._last = waiting.positions_for(self.group, fleet.position, fleet.order) if waiting else 0
-        last = self._last
-        if not last:
-            return pools_at(positions, fleet.pools)
-        return (pool for part in (positions & ~last, positions & last) for pool in pools_at(part, fleet.pools))
 
     def drawing_from(self, counter_set: str, pool: IndexedPool) -> Iterator[IndexedDevice]:
         """The devices of the pool that draw from a counter set, in order."""
@@ -192,6 +177,28 @@ class View:
                 if self.fails_to_derive(self.fleet.matching.device(block, index), expressions, budget):
                     found |= 1 << block.offset + index
         return found
+
+
+class _Order:
+    """Pools as nodes of a group are to try them: those with binding conditions last, the pod would have to wait for
+    them (KEP-5007). As upstream, slices that the nodes do not see have no say in that, nor has an incomplete pool.
+    """
+
+    def __init__(self, fleet: Fleet, group: NodeGroup) -> None:
+        self._fleet = fleet
+        self._group = group
+        self._last: int | None = None
+
+    def __call__(self, positions: int) -> Iterator[IndexedPool]:
+        """The pools at these positions of the fleet, in order."""
+        fleet = self._fleet
+        if self._last is None:
+            waiting = fleet.waiting
+            self._last = waiting.positions_for(self._group, fleet.position, fleet.order) if waiting else 0
+        last = self._last
+        if not last:
+            return pools_at(positions, fleet.pools)
+        return (pool for part in (positions & ~last, positions & last) for pool in pools_at(part, fleet.pools))
 
 
 def _avoided(snapshot: Snapshot, fleet: Fleet) -> dict[IndexedPool, int]:
@@ -299,7 +306,7 @@ class Candidates:
     count: how many are needed. More than there are devices if the alternative cannot be satisfied.
     """
 
-    __slots__ = ("_budget", "_devices", "_source", "count", "failures", "is_whole", "offer", "takes_all")
+    __slots__ = ("_budget", "_devices", "_source", "count", "is_whole", "offer", "takes_all")
 
     def __init__(
         self,
@@ -313,7 +320,6 @@ class Candidates:
         self.count = count
         self.takes_all = takes_all
         self.is_whole = devices is None  # the devices are all those of the offer
-        self.failures: Mapping[IndexedDevice, FailedSelector] = _Failures(self) if offer.may_fail else _NO_FAILURES
         self._source = devices
         self._budget = budget
         self._devices: Lineup | None = None
@@ -324,6 +330,11 @@ class Candidates:
         if self._devices is None:
             self._devices = Lineup(self.offer.devices() if self._source is None else self._source, self._budget)
         return self._devices
+
+    @property
+    def failures(self) -> Mapping[IndexedDevice, FailedSelector]:
+        """See above."""
+        return _Failures(self) if self.offer.may_fail else _NO_FAILURES
 
     @property
     def suffice(self) -> bool:

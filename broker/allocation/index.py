@@ -11,7 +11,7 @@ said), `room` (capacity and counters), `stock` (what is free for whom). How to c
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import overload
+from typing import Any, overload
 
 from broker.allocation.budget import Budget
 from broker.allocation.cel.engine import (
@@ -303,6 +303,7 @@ class DeviceIndex:
         self.in_use = InUse()
         self.changes: Changes[Change] = Changes()
         self.layout_changes: Changes[IndexedPool] = Changes()
+        self.requests_read: dict[tuple[int, int, bool], Any] = {}  # see broker.allocation.requests
         self._in_use_read = 0
         self._pools: dict[PoolKey, IndexedPool] = {}  # those of the fleets
         self._fleets: dict[int, tuple[PoolsOfScopes, Fleet]] = {}  # by id; the least recently used first

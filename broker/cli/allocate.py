@@ -23,7 +23,7 @@ from broker.cli.errors import CommandError
 from broker.cli.offline_input import InputClaim, OfflineInput, hold, read_input
 from broker.cli.output import console, print_json
 from broker.errors import ConfigError
-from broker.machine.core import STEP_BUDGET
+from broker.machine.specs import STEP_BUDGET
 from broker.world.federation import Federation
 from broker.world.keys import ClusterId, cluster_scope, fabric_scope
 from schemas.errors import ManifestError

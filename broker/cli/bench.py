@@ -21,7 +21,7 @@ from broker.allocation.snapshot import Snapshot
 from broker.cli.bench_scenarios import SCENARIOS, default_claims, driver_class
 from broker.cli.errors import CommandError
 from broker.cli.output import console, print_json
-from broker.machine.core import STEP_BUDGET
+from broker.machine.specs import STEP_BUDGET
 from broker.world.federation import Federation
 from broker.world.keys import ClusterId, DeviceKey, PoolKey, cluster_scope
 from broker.world.usage import use_of

@@ -5,18 +5,16 @@ allocation, or another one, and says that the grant's decision is settled (or th
 those). A message that has not settled the decision says nothing about the grant: the agent may not have written yet.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
-from broker.allocation.budget import Budget, BudgetExceededError
-from broker.allocation.validate_selectors import compile_claim
 from broker.machine import pools
-from broker.machine.core import STEP_BUDGET, Core
+from broker.machine.core import Core
 from broker.world import observe
 from broker.world.commitments import grants_in_the_way
 from broker.world.keys import ClaimKey, ClaimUid, ClusterId
 from broker.world.records import Claim, Grant
 from schemas.resource import ResourceClaim
-from schemas.resource.validate import validate_claim
+from schemas.resource.validate import validate_metadata
 from schemas.wire.ledger import Adopted, ClaimForgotten, CollisionFound, EndCause, GrantEnded, OutcomeRecorded, Release
 from schemas.wire.state import ClaimState, ObjectName
 
@@ -189,22 +187,16 @@ def _distrust(core: Core, cluster: ClusterId, decision: int) -> None:
     )
 
 
-def _why_invalid(core: Core, spec: ResourceClaim) -> tuple[str, str] | None:
-    errors = validate_claim(spec)
+def _why_invalid(core: Core, claim: ResourceClaim) -> tuple[str, str] | None:
+    facts = core.specs.of(claim.spec)
+    errors = [*map(str, validate_metadata(claim.metadata)), *facts.errors]
     if errors:
-        return "InvalidClaim", _told(str(error) for error in errors)
-    try:
-        selector_errors = compile_claim(spec, core.index, Budget(STEP_BUDGET))
-    except BudgetExceededError:
-        return None  # what it is refused for when it is decided
-    if selector_errors:
-        return "InvalidSelector", _told(error.sentence() for error in selector_errors)
-    return None
+        return "InvalidClaim", _told(errors)
+    return ("InvalidSelector", _told(facts.selector_errors)) if facts.selector_errors else None
 
 
-def _told(sentences: Iterable[str]) -> str:
+def _told(found: Sequence[str]) -> str:
     """The first few of many."""
-    found = list(sentences)
     more = f"; and {len(found) - ERRORS_TOLD} more" if len(found) > ERRORS_TOLD else ""
     return "; ".join(found[:ERRORS_TOLD]) + more
 

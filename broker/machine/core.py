@@ -7,6 +7,7 @@ from broker.allocation.index import DeviceIndex
 from broker.allocation.nodes import NodeView, node_views
 from broker.machine.effects import ALGORITHM, Effects, Identity, Notice, NoticeLevel
 from broker.machine.queue import PendingQueue
+from broker.machine.specs import Specs
 from broker.world import fold
 from broker.world.keys import ClaimKey, ClusterId, DeviceKey
 from broker.world.world import World
@@ -16,14 +17,15 @@ from schemas.wire.ledger import AnyEntry, EndCause, Inputs, Order, Step
 from schemas.wire.state import ObjectName
 from schemas.wire.subjects import state_subject
 
-# Of one claim, see broker.allocation.budget; with as much again to find out why it does not fit. So that a claim that
-# was made to be slow delays the others by some 50 ms.
-STEP_BUDGET = 25_000
 MAX_BATCH = 1000  # messages in one of JetStream's atomic batches
 ROOM_FOR_MESSAGE = 16  # entries that one message can cause at once, with a margin
 LETTER_PAYLOAD_MAX = 512 * 1024  # bytes kept of a message; in base64 that is as much as one message may have
 LETTER_TEXT_MAX = 4_000
 STEPS_WITHOUT_BATCH = 256  # then the position is recorded even though nothing happened, lest it expires
+
+
+# All that decides what a claim can get: cluster, spec as JSON, whether it may have admin access, devices to avoid.
+Likeness = tuple[ClusterId, bytes, bool, tuple[str, ...]]
 
 
 class Core:
@@ -32,12 +34,13 @@ class Core:
     def __init__(self, world: World, index: DeviceIndex, identity: Identity) -> None:
         self.world = world
         self.index = index
+        self.specs = Specs(index)
         self.identity = identity
         self.now_ms = 0
         self.queue = PendingQueue()
         self.to_adopt: set[ClaimKey] = set()  # may have an allocation that no grant covers
         self.to_end: deque[tuple[ClaimKey, EndCause, int]] = deque()  # missing in a full sync; with the sync's sequence
-        self.asking: set[bytes] = set()  # see deciding: like these are claims that still have selectors to ask
+        self.asking: set[Likeness] = set()  # see deciding: like these are claims that still have selectors to ask
         self.classes_changed = False  # members are to be told
         self.sync_to_count: tuple[ClusterId, int, int] | None = None  # finished; counts when `to_end` is done
         self.orders: list[Order] = []  # carried out in this step

@@ -4,6 +4,7 @@ gets a reason, and waits for whatever could change the answer.
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -17,7 +18,8 @@ from broker.allocation.result import with_share_ids
 from broker.allocation.snapshot import Snapshot
 from broker.errors import InvariantError
 from broker.machine.claims import release_if_rejected
-from broker.machine.core import STEP_BUDGET, Core
+from broker.machine.core import Core, Likeness
+from broker.machine.specs import STEP_BUDGET
 from broker.world.federation import ALLOCATE_ANNOTATION, BROKERED_LABEL
 from broker.world.fold import waiting_of
 from broker.world.keys import ClusterId, cluster_scope, fabric_scope
@@ -88,9 +90,9 @@ class Round:
         self.core = core
         self._reached: dict[ClusterId, Reached] = {}
         self._classes: dict[ClusterId, dict[str, DeviceClass]] = {}
-        self._failed: dict[bytes, Verdict] = {}
+        self._failed: dict[Likeness, Verdict] = {}
         self._asking_left = ASKING_STEPS
-        self._still_asking: set[bytes] = set()  # claims like these have more to ask
+        self._still_asking: set[Likeness] = set()  # claims like these have more to ask
 
     def reached(self, cluster: ClusterId) -> Reached:
         """Pools that `cluster` reaches and whose clusters were all heard."""
@@ -124,9 +126,8 @@ class Round:
         Raises: MoreToAskError; WaitsForAskingError where an equal claim has more to ask.
         """
         snapshot = self.snapshot(claim)
-        likeness = msgspec.json.encode(
-            (claim.key.cluster, spec.spec, snapshot.allows_admin_access, sorted(map(str, claim.avoid)))
-        )
+        text = self.core.specs.of(spec.spec).text
+        likeness = (claim.key.cluster, text, snapshot.allows_admin_access, tuple(sorted(map(str, claim.avoid))))
         failed = self._failed.get(likeness)
         if failed is not None:
             return failed
@@ -192,8 +193,8 @@ def decide(core: Core) -> None:
             core.queue.remove(claim.key)
 
 
-def _asking_topic(likeness: bytes) -> str:
-    return f"asked:{blake2b(likeness, digest_size=16).hexdigest()}"
+def _asking_topic(likeness: Likeness) -> str:
+    return f"asked:{blake2b(repr(likeness).encode(), digest_size=16).hexdigest()}"
 
 
 def _place_in_queue(claim: Claim) -> tuple[bool, int, str, str]:
@@ -269,13 +270,13 @@ def why_withheld(record: Cluster) -> tuple[str, str] | None:
 
 def _class_topics(core: Core, claim: Claim, spec: ResourceClaim) -> tuple[str, ...]:
     owner = core.world.federation.class_owner(claim.key.cluster)
-    return tuple(f"class:{owner}/{name}" for name in class_names(spec))
+    return tuple(f"class:{owner}/{name}" for name in core.specs.of(spec.spec).class_names)
 
 
 def _class_verdict(core: Core, turn: Round, claim: Claim, spec: ResourceClaim) -> Verdict | None:
     owner = core.world.federation.class_owner(claim.key.cluster)
     classes = turn.classes(claim.key.cluster)
-    named = class_names(spec)
+    named = core.specs.of(spec.spec).class_names
     missing = [name for name in named if name not in classes]
     if missing:
         if not core.world.cluster(owner).is_heard:
@@ -398,16 +399,6 @@ def shortened(text: str) -> str:
     return text if len(text) <= TEXT_LENGTH_MAX else f"{text[:TEXT_LENGTH_MAX]} ... ({len(text)} characters)"
 
 
-def class_names(spec: ResourceClaim) -> list[str]:
-    """The DeviceClasses that a claim names, each once, in order."""
-    names = []
-    for request in spec.spec.devices.requests:
-        if request.exactly is not None:
-            names.append(request.exactly.device_class_name)
-        names.extend(sub.device_class_name for sub in request.first_available)
-    return list(dict.fromkeys(names))
-
-
 def _reached(core: Core, cluster: ClusterId) -> Reached:
     world = core.world
     federation = world.federation
@@ -449,5 +440,6 @@ def _reached(core: Core, cluster: ClusterId) -> Reached:
     return Reached(world.inventory.pools_of_scopes(scopes), tuple(topics), tuple(unheard), tuple(withheld))
 
 
+@lru_cache(maxsize=8)
 def _timestamp(unix_ms: int) -> str:
     return datetime.fromtimestamp(unix_ms // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -131,7 +131,7 @@ def _claim(core: Core, message: StoredMessage, subject: StateSubject, state: Cla
             elif found.metadata.uid != subject.key:
                 error = f"claim of UID {found.metadata.uid!r} on the subject of {subject.key!r}"
             else:
-                spec = found
+                spec = msgspec.structs.replace(found, spec=core.specs.of(found.spec).spec)
         except DecodeError as failure:
             error = str(failure)
     if error:
@@ -152,6 +152,8 @@ def _names_in(result: DeviceRequestAllocationResult) -> tuple[str, ...]:
 
 def _has_too_long(names: tuple[str, ...]) -> bool:
     """As they are written down: a control character takes six bytes there."""
+    if len("".join(names)) <= NAME_LENGTH_MAX // 6:
+        return False
     return any(len(name) > NAME_LENGTH_MAX or len(msgspec.json.encode(name)) > NAME_LENGTH_MAX + 2 for name in names)
 
 

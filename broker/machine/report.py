@@ -8,7 +8,8 @@ import msgspec
 
 from broker.allocation.cel import SelectorCompileError, advise
 from broker.machine.cluster_report import state_of
-from broker.machine.deciding import class_names, why_withheld
+from broker.machine.deciding import why_withheld
+from broker.machine.specs import class_names
 from broker.world.commitments import grants_in_the_way
 from broker.world.keys import ClusterId
 from broker.world.records import Claim
@@ -127,7 +128,7 @@ def explain(world: World, claim: Claim) -> Explanation:
     waiting = claim.waiting
     requests = waiting.explanation.get("requests", []) if waiting else []
     assert isinstance(requests, list)
-    named = class_names(claim.spec) if claim.spec else []
+    named = class_names(claim.spec.spec) if claim.spec else []
     owner = world.federation.class_owner(claim.key.cluster)
     return Explanation(
         claim=_as_known(world, claim, claim_row(claim)),

@@ -5,7 +5,7 @@ Grants and unsettled decisions are stated again on their own subjects, so that a
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, astuple, replace
+from dataclasses import asdict, astuple
 from typing import Any, Literal
 
 from msgspec import structs
@@ -204,7 +204,9 @@ def _load_decision(
     claim = world.claim(_key(entry.cluster, entry.uid))
     if sequence in kept and not isinstance(entry, Release):
         grant = fold.grant_of(claim, entry, sequence)
-        world.add_grant(replace(grant, was_applied=kept[sequence].was_applied, is_released=kept[sequence].is_released))
+        world.add_grant(
+            structs.replace(grant, was_applied=kept[sequence].was_applied, is_released=kept[sequence].is_released)
+        )
     if unsettled.get(sequence) == claim.key:
         kind: Literal["Allocate", "Release"] = "Release" if isinstance(entry, Release) else "Allocate"
         claim.unsettled = Unsettled(sequence, kind, fold.restated(entry, sequence))

@@ -173,7 +173,7 @@ def _release(world: World, entry: Release, ledger_sequence: int) -> None:
     grant = _grant(claim, entry.grant_sequence)
     if claim.unsettled or grant is None:
         raise InvariantError(f"Release {ledger_sequence} of {claim.key}: unsettled {claim.unsettled}, grant {grant}")
-    world.replace_grant(grant, replace(grant, is_released=True))
+    world.replace_grant(grant, structs.replace(grant, is_released=True))
     claim.unsettled = Unsettled(ledger_sequence, "Release", restated(entry, ledger_sequence))
     claim.last_decision = ledger_sequence
     claim.avoid.update(grant.devices)
@@ -190,12 +190,12 @@ def _outcome(world: World, entry: OutcomeRecorded) -> None:
     if unsettled.kind == "Release":
         if entry.outcome != "Applied":  # it is asked for again, not before the time that the Release named
             for released in [grant for grant in claim.grants if grant.is_released]:
-                world.replace_grant(released, replace(released, is_released=False))
+                world.replace_grant(released, structs.replace(released, is_released=False))
         return
     grant = _grant(claim, entry.decision_sequence)
     if entry.outcome == "Applied":
         if grant is not None:
-            world.replace_grant(grant, replace(grant, was_applied=True))
+            world.replace_grant(grant, structs.replace(grant, was_applied=True))
     else:
         claim.failures, claim.not_before_ms = entry.failures, entry.retry_at_ms
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
+
 from broker.world.keys import ClaimKey, ClusterId, DeviceKey
 from schemas.resource import ResourceClaim
 from schemas.wire.ledger import DeviceHold, Liveness, RequestState
@@ -78,8 +80,7 @@ class Cluster:
         return any(after < stream_sequence <= until for after, until in self.silences)
 
 
-@dataclass(slots=True, frozen=True)
-class Grant:
+class Grant(msgspec.Struct, frozen=True):
     """A hold on devices: an Allocate that has not ended, or an allocation that was found and adopted.
 
     state_sequence: of the claim's message that it was made from.
@@ -95,20 +96,18 @@ class Grant:
     unscheduled: frozenset[str] = frozenset()  # consumers that it was decided for
     was_applied: bool = False
     is_released: bool = False  # we asked for it back
-    stated: bytes = field(default=b"", repr=False)
+    stated: bytes = b""
 
 
-@dataclass(slots=True, frozen=True)
-class Unsettled:
+class Unsettled(msgspec.Struct, frozen=True):
     """The one decision of a claim whose outcome is not known yet. stated: as JSON, for a checkpoint."""
 
     ledger_sequence: int
     kind: Literal["Allocate", "Release"]
-    stated: bytes = field(default=b"", repr=False)
+    stated: bytes = b""
 
 
-@dataclass(slots=True, frozen=True)
-class Waiting:
+class Waiting(msgspec.Struct, frozen=True):
     """Why a claim has no allocation. order: its place in the queue."""
 
     state: RequestState
@@ -116,7 +115,7 @@ class Waiting:
     message: str
     since_ms: int
     order: int
-    explanation: dict[str, object] = field(default_factory=dict)
+    explanation: dict[str, object] = {}
 
 
 @dataclass(slots=True)

@@ -38,13 +38,13 @@ def use_of(holds: Iterable[tuple[str, DeviceHold]]) -> Use | None:
     held = {(holder, hold.share_id, *hold.consumed_capacity.items()): hold for holder, hold in holds}
     if not held:
         return None
-    holders = tuple(dict.fromkeys(str(holder) for holder, *_ in held))
-    shares = [share_amounts(hold) for hold in held.values()]
+    holders = tuple(dict.fromkeys([str(holder) for holder, *_ in held]))
+    shares = [share for share in map(share_amounts, held.values()) if share is not None]
     consumed: dict[str, int] = {}
-    for name, amount in ((name, amount) for share in shares if share is not None for name, amount in share.items()):
-        consumed[name] = consumed.get(name, 0) + amount
-    is_whole = any(share is None for share in shares)
-    return Use(holders, is_whole, is_shared=any(share is not None for share in shares), consumed=consumed)
+    for share in shares:
+        for name, amount in share.items():
+            consumed[name] = consumed.get(name, 0) + amount
+    return Use(holders, is_whole=len(shares) < len(held), is_shared=bool(shares), consumed=consumed)
 
 
 def share_amounts(hold: DeviceHold) -> dict[str, int] | None:

@@ -179,10 +179,12 @@ class World:
 
     def _refresh(self, device: DeviceKey) -> None:
         use = use_of((self.holder_name(claim), hold) for claim, hold in self.holds_on(device))
+        if use == self.in_use.get(device):
+            return  # as when an allocation of ours is reported as applied: nothing changed for anybody
         if use is not None:
             self.in_use[device] = use
         else:
-            self.in_use.pop(device, None)
+            del self.in_use[device]
 
 
 def _taken(grant: Grant) -> Iterator[tuple[DeviceKey, DeviceHold]]:

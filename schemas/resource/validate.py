@@ -19,7 +19,9 @@ from schemas.resource import (
     DeviceSubRequest,
     DeviceTaintRule,
     ExactDeviceRequest,
+    ObjectMeta,
     ResourceClaim,
+    ResourceClaimSpec,
     ResourceClaimTemplate,
     checks,
     limits,
@@ -31,7 +33,9 @@ from schemas.resource.validate_status import validate_status
 
 __all__ = [
     "validate_claim",
+    "validate_claim_spec",
     "validate_class",
+    "validate_metadata",
     "validate_slice",
     "validate_status",
     "validate_taint_rule",
@@ -41,7 +45,17 @@ __all__ = [
 
 def validate_claim(claim: ResourceClaim) -> list[FieldError]:
     """What is wrong with a claim's metadata and spec; its status is for `validate_status`."""
-    return [*checks.metadata(claim.metadata), *_device_claim(claim.spec.devices, "spec.devices")]
+    return [*validate_metadata(claim.metadata), *validate_claim_spec(claim.spec)]
+
+
+def validate_metadata(metadata: ObjectMeta) -> list[FieldError]:
+    """What is wrong with an object's metadata."""
+    return list(checks.metadata(metadata))
+
+
+def validate_claim_spec(spec: ResourceClaimSpec) -> list[FieldError]:
+    """What is wrong with a claim's spec."""
+    return list(_device_claim(spec.devices, "spec.devices"))
 
 
 def validate_template(template: ResourceClaimTemplate) -> list[FieldError]:

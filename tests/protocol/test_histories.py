@@ -6,7 +6,6 @@ east has the claim `u`, west the claim `w`; there is one device, `d`. A and B ar
 that gives d to u; rv2 and so on are resourceVersions.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -229,7 +228,7 @@ class TakesAdoptionsForDecisions(BrokerRun):
     def _a_machine(self) -> Machine:
         class Adopter(World):
             def add_grant(self, grant: Grant) -> None:
-                super().add_grant(replace(grant, is_adopted=False))
+                super().add_grant(msgspec.structs.replace(grant, is_adopted=False))
 
         core = super()._a_machine().core
         return Machine(Adopter(core.world.federation), core.index, core.identity)
