@@ -40,6 +40,14 @@ class LedgerTornError(Exception):
         self.first_sequence = first_sequence
 
 
+class LedgerGoneError(Exception):
+    """The stream of the open segment does not exist any more. Append nothing, stop."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(f"{stream} is gone while it was written to: somebody deleted it, or NATS lost its data")
+        self.stream = stream
+
+
 class EmbeddedNatsError(Exception):
     """The nats-server of this process does not run."""
 

@@ -11,7 +11,7 @@ from contextlib import aclosing
 import anyio
 import msgspec
 
-from broker.adapters.errors import BatchTooLargeError, LedgerTornError
+from broker.adapters.errors import BatchTooLargeError, LedgerGoneError, LedgerTornError
 from schemas.client.connection import REQUEST_DEADLINE_S, Connection, raise_api_error
 from schemas.client.errors import BusRefusedError, BusUnavailableError, StreamGapError
 from schemas.client.reader import StreamReader
@@ -19,6 +19,7 @@ from schemas.wire.bus import OutgoingMessage, StoredMessage
 
 _log = logging.getLogger(__name__)
 
+STREAM_NOT_FOUND = 10059
 BATCH_MESSAGES_MAX = 1000  # nats-server refuses a larger one (error 10199)
 BATCH_BYTES = 8 * 1024 * 1024  # of those that we may cut as we like: sent well within the deadline
 APPEND_DEADLINE_S = 5.0
@@ -158,7 +159,7 @@ class LedgerStore:
         reason: why we have to look; what an Uncertain repeats.
         deadline_s: for each question to the stream's leader; a batch that is there is then read without a deadline,
             for as long as entries come.
-        Raises: LedgerTornError, StreamGapError, StreamLostError: the ledger is damaged.
+        Raises: LedgerTornError, StreamGapError, StreamLostError: the ledger is damaged; LedgerGoneError.
         """
         end = expected_last + len(messages)
         try:
@@ -178,7 +179,11 @@ class LedgerStore:
                         if not _is_same(stored, messages[index]):
                             raise LedgerTornError(self.stream, expected_last + 1, index, len(messages))
             return Committed(end)
-        except (BusUnavailableError, BusRefusedError) as error:
+        except BusRefusedError as error:
+            if error.err_code == STREAM_NOT_FOUND:
+                raise LedgerGoneError(self.stream) from error
+            return Uncertain(f"{reason}; then the tail could not be read: {error}")
+        except BusUnavailableError as error:
             return Uncertain(f"{reason}; then the tail could not be read: {error}")
 
     def _check(self, messages: Sequence[OutgoingMessage]) -> None:

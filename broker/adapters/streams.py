@@ -55,10 +55,13 @@ class StreamDone(msgspec.Struct, frozen=True):
     replicas: int
 
 
-def stream_configs(settings: StreamSettings, shard: str, segment: int, first_sequence: int = 0) -> list[dict[str, Any]]:
+def stream_configs(
+    settings: StreamSettings, shard: str, segment: int, first_sequence: int = 0, state_first_sequence: int = 0
+) -> list[dict[str, Any]]:
     """The streams, as JetStream's API names their settings. settings.replicas: None counts as one.
 
     first_sequence: of the ledger's segment, where it is to be made after others; see `ledger_segments`.
+    state_first_sequence: of DRA_STATE, where it is to be made in place of one that was lost.
     """
     return [
         {
@@ -73,6 +76,7 @@ def stream_configs(settings: StreamSettings, shard: str, segment: int, first_seq
             "discard_new_per_subject": False,
             "allow_atomic": True,
             "duplicate_window": _ns(120),
+            **({"first_seq": state_first_sequence} if state_first_sequence else {}),
             **_common(settings),
         },
         {
@@ -118,6 +122,7 @@ async def ensure_streams(
     segment: int = 0,
     first_sequence: int = 0,
     durability: Durability = DEFAULT,
+    state_first_sequence: int = 0,
 ) -> None:
     """Make the streams that are absent; check those that are there, and the servers that keep them.
 
@@ -128,8 +133,8 @@ async def ensure_streams(
     unsafe = await server_problems(connection, durability)
     wrong: list[str] = []
     for config, wanted in zip(
-        stream_configs(settings, shard, segment, first_sequence),
-        stream_configs(least, shard, segment, first_sequence),
+        stream_configs(settings, shard, segment, first_sequence, state_first_sequence),
+        stream_configs(least, shard, segment, first_sequence, state_first_sequence),
         strict=True,
     ):
         present, _ = await _present(connection, config)

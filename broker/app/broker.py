@@ -25,17 +25,18 @@ from broker.adapters.api_service import serve_api
 from broker.adapters.asks import Asks
 from broker.adapters.dead_letters import DeadLetters
 from broker.adapters.durability import Durability
+from broker.adapters.errors import LedgerGoneError
 from broker.adapters.ledger_store import LedgerStore, Refused, as_batches
 from broker.adapters.state_reader import PositionExpired, read_state
-from broker.adapters.streams import StreamSettings, ensure_streams, ledger_segments
+from broker.adapters.streams import StreamSettings, ensure_streams, ledger_segments, stream_names
 from broker.allocation.cel.engine import SelectorEngine
 from broker.allocation.index import DeviceIndex
 from broker.app import api
 from broker.app.envelopes import Envelopes
-from broker.errors import DeposedError
+from broker.errors import DeposedError, LedgerLostError
 from broker.machine import Effects, Identity, Machine, Notice, recovery
 from broker.machine.liveness import Silence
-from broker.machine.segments import LedgerStart
+from broker.machine.segments import REMEDY, LedgerStart
 from broker.machine.syncs import on_beat
 from broker.world import checkpoint
 from broker.world.federation import Federation
@@ -49,7 +50,7 @@ from schemas.wire.bus import OutgoingMessage, StoredMessage
 from schemas.wire.calls import Ask, Beat, LeaderBeacon, LedgerGoesOn
 from schemas.wire.codec import WireError, decode_call, encode
 from schemas.wire.ledger import AnyEntry, LeaderElected, OperatorCommand, SegmentOpened
-from schemas.wire.subjects import STATE_STREAM, ledger_stream
+from schemas.wire.subjects import PREFIX, STATE_STREAM, ledger_stream
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -171,8 +172,23 @@ class Broker:
     async def _make_streams(self) -> None:
         segments = await ledger_segments(self._connection, SHARD)
         last = segments[-1] if segments else 0
+        state_first = 0
+        if segments and STATE_STREAM not in await stream_names(self._connection, f"{PREFIX}.state.>"):
+            # Above all that the ledger knows of the one that was lost: no epoch and no position is met twice. One is
+            # left out, so that a start sees that messages are missing, and asks every cluster for everything.
+            state_first = checkpoint.last_state_sequence((await self._fold_ledger()).machine.world) + 2
+            _log.error(
+                "%s is gone: made anew, beginning at %d; every cluster is asked for everything",
+                STATE_STREAM,
+                state_first,
+            )
         await ensure_streams(
-            self._connection, self._settings.streams, SHARD, last, durability=self._settings.durability
+            self._connection,
+            self._settings.streams,
+            SHARD,
+            last,
+            durability=self._settings.durability,
+            state_first_sequence=state_first,
         )
 
     async def command(self, command: OperatorCommand) -> str:
@@ -274,7 +290,11 @@ class Broker:
         """The proof of leadership: our entry follows all that we have read. Raises: DeposedError."""
         last = machine.world.ledger_last
         entries: list[AnyEntry] = [] if last else [SegmentOpened(shard=SHARD, segment=0)]
-        entries.append(LeaderElected(instance=self._settings.instance, build=self._settings.build))
+        state = await self._until_available(lambda: stream_state(self._connection, STATE_STREAM))
+        elected = LeaderElected(
+            instance=self._settings.instance, build=self._settings.build, state_sequence=state.last_sequence
+        )
+        entries.append(elected)
         await self._append(entries, last)
         recovery.fold_entries(machine, entries, last + 1)
 
@@ -318,6 +338,11 @@ class Broker:
         position = machine.world.position
         state = await stream_state(self._connection, STATE_STREAM)
         reader = StreamReader(self._connection, STATE_STREAM)
+        if state.last_sequence < position:
+            raise LedgerLostError(
+                f"{STATE_STREAM} ends at {state.last_sequence}, and the ledger has read it up to {position}: it was"
+                f" lost, or is an older copy. {REMEDY}"
+            )
         if state.first_sequence > position + 1:
             _log.warning(
                 "state up to %d is needed, but begins at %d: starting from the last messages",
@@ -427,7 +452,10 @@ class Broker:
         await self._append_messages(self._envelopes.batch(entries, expected_last + 1, _now_ms()), expected_last)
 
     async def _append_messages(self, batch: list[OutgoingMessage], expected_last: int) -> None:
-        result = await self._ledger.append_until_known(batch, expected_last)
+        try:
+            result = await self._ledger.append_until_known(batch, expected_last)
+        except LedgerGoneError as error:
+            raise LedgerLostError(f"{error}. {REMEDY}") from error
         if isinstance(result, Refused):
             raise DeposedError(f"the ledger goes on to {result.last_sequence} without us, after {expected_last}")
 

@@ -107,7 +107,7 @@ def run_list(options: argparse.Namespace) -> int:
 
 def run_order(options: argparse.Namespace) -> int:
     """Confirm, order, and say what is true now."""
-    call = ClusterCall(options.verb, options.cluster, options.operator or _login(), options.reason, options.fenced)
+    call = ClusterCall(options.verb, options.cluster, options.operator or login(), options.reason, options.fenced)
     if call.verb == "evict" and not options.yes:
         _confirm(call)
     _call(options, "cluster", msgspec.json.encode(call))
@@ -128,7 +128,8 @@ def _confirm(call: ClusterCall) -> None:
         raise CommandError("nothing was done", exit_code=1)
 
 
-def _login() -> str:
+def login() -> str:
+    """Who is at the terminal. Raises: CommandError if nobody knows."""
     try:
         return getpass.getuser()
     except (KeyError, OSError, ImportError) as error:

@@ -1,4 +1,4 @@
-"""`dragoman ledger`: look after the ledger. Verify it, archive closed segments."""
+"""`dragoman ledger`: look after the ledger. Verify it, archive closed segments, rebuild a lost one."""
 
 import argparse
 from contextlib import aclosing
@@ -11,7 +11,7 @@ from rich.text import Text
 from broker.adapters.errors import ArchiveError
 from broker.adapters.ledger_archive import Archive
 from broker.adapters.streams import ledger_segments
-from broker.cli import ledger_archive
+from broker.cli import ledger_archive, ledger_rebuild
 from broker.cli.bus import add_nats_arguments
 from broker.cli.errors import CommandError
 from broker.cli.ledger_bus import SHARD, entries_of, with_nats
@@ -45,7 +45,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     """Declare `ledger` and its verbs."""
     parser = commands.add_parser(
         "ledger",
-        help="verify the ledger, archive closed segments",
+        help="verify the ledger, archive closed segments, begin a lost one anew",
         description="Look after the ledger: the log of all decisions, in segments.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -63,6 +63,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     add_nats_arguments(verify)
     verify.set_defaults(run=run_verify)
     ledger_archive.add_verb(verbs)
+    ledger_rebuild.add_verb(verbs)
 
 
 def run_verify(options: argparse.Namespace) -> int:

@@ -15,9 +15,19 @@ from broker.world.keys import ClaimKey, ClaimUid, ClusterId
 from broker.world.records import Claim, Grant
 from schemas.resource import ResourceClaim
 from schemas.resource.validate import validate_metadata
-from schemas.wire.ledger import Adopted, ClaimForgotten, CollisionFound, EndCause, GrantEnded, OutcomeRecorded, Release
+from schemas.wire.ledger import (
+    Adopted,
+    ClaimForgotten,
+    ClusterAhead,
+    CollisionFound,
+    EndCause,
+    GrantEnded,
+    OutcomeRecorded,
+    Release,
+)
 from schemas.wire.state import ClaimState, ObjectName
 
+HELD = "dragoman.dev/held"  # the agent's finalizer
 BACK_OFF_FIRST_MS = 1_000
 ERRORS_TOLD = 5
 TEXT_LENGTH_MAX = 1_000  # of what a cluster says and the ledger repeats
@@ -29,9 +39,11 @@ def on_claim(
 ) -> None:
     """The claim lives, and this is all that its agent knows of it."""
     world = core.world
-    if state.decision is not None and state.decision.ledger_sequence > world.ledger_last:
-        _distrust(core, cluster, state.decision.ledger_sequence)
     known = world.claims.get(ClaimKey(cluster, ClaimUid(uid)))
+    if not core.is_replaying and not world.cluster(cluster).is_ahead:
+        lost = _why_lost(core, cluster, known, state, spec)
+        if lost:
+            _distrust(core, cluster, f"claim {uid}: {lost}")
     shown_before = known.shown_devices if known is not None else ()
     claim = observe.observe_claim(world, cluster, ClaimUid(uid), state, spec, stream_sequence)
     claim.invalid = _why_invalid(core, spec) if spec is not None else ("Unreadable", claim.error)
@@ -169,21 +181,41 @@ def back_off_ms(failures: int) -> int:
     return min(BACK_OFF_FIRST_MS << min(failures - 1, 20), BACK_OFF_MOST_MS)
 
 
-def _distrust(core: Core, cluster: ClusterId, decision: int) -> None:
+def _why_lost(
+    core: Core, cluster: ClusterId, known: Claim | None, state: ClaimState, spec: ResourceClaim | None
+) -> str:
+    """What the message knows that the ledger would know, had nothing of it been lost; "" if there is nothing.
+
+    An agent has no decision but from the ledger, and our finalizer comes with the first one. What holds nothing and
+    names a decision that was never made for it is odd, and does no harm.
+    """
+    said = state.decision.ledger_sequence if state.decision is not None else 0
+    if said > core.world.ledger_last:
+        return f"decision {said} is later than the ledger"
+    if spec is None or (known is not None and known.grants):
+        return ""
+    last = known.last_decision if known is not None else 0
+    cleaned = core.world.cluster(cluster).cleaned
+    if said > max(last, cleaned) and spec.status.allocation is not None:
+        return f"it is allocated by decision {said}, which is not in the ledger"
+    if HELD in spec.metadata.finalizers and not (said or last or cleaned):
+        return f"it carries {HELD}, and the ledger knows of no decision for it"
+    return ""
+
+
+def _distrust(core: Core, cluster: ClusterId, why: str) -> None:
     """The cluster knows of a decision that the ledger does not have: it was lost or cut, or the cluster is wrong.
 
-    Either way nothing of the fabrics that it reaches may be granted, for it may hold devices that nobody knows of.
+    Either way nothing of the fabrics that it reaches may be granted, for it may hold devices that nobody knows of. That
+    goes into the ledger: when it has grown, the numbers alone tell nothing any more.
     """
-    record = core.world.cluster(cluster)
-    if record.is_ahead:
-        return
-    record.is_ahead = True
+    core.record(ClusterAhead(cluster=cluster, message=why[:TEXT_LENGTH_MAX]))
     core.notice(
         "error",
         "LedgerLost",
         cluster,
-        f"it knows of decision {decision}, the ledger ends at {core.world.ledger_last}: the ledger was lost or cut. "
-        f"Nothing that {cluster} reaches is granted until the ledger is rebuilt from the clusters",
+        f"{why}; the ledger, which ends at {core.world.ledger_last}, was lost or cut, or is an older copy. Nothing that"
+        f" {cluster} reaches is granted until `dragoman ledger rebuild` (docs/reliability.md)",
     )
 
 

@@ -135,7 +135,7 @@ def _evict(core: Core, record: Cluster, command: OperatorCommand) -> str:
                 intake.forget(core, record.name, name)
         for name in list(record.known):
             core.world.know(record, name, 0)
-        record.last_sequence, record.is_ahead = 0, False
+        record.last_sequence = 0
         _end_all(core, record)
     _is_not_waited_for(core, record)
     return ""

@@ -61,6 +61,11 @@ class Core:
         """Something happened that no entry says yet."""
         return bool(self._epochs or self._synced or self._position_expired)
 
+    @property
+    def may_decide(self) -> bool:
+        """All that clusters had said when this leader was elected is known."""
+        return self.world.position >= self.world.decides_from
+
     def has_room(self, entries: int = ROOM_FOR_MESSAGE) -> bool:
         """Whether the batch can take `entries` more."""
         return len(self._entries) + 1 + entries <= MAX_BATCH

@@ -25,6 +25,7 @@ from schemas.wire.ledger import (
     AnyEntry,
     Inputs,
     LeaderElected,
+    LedgerRebuilt,
     SegmentClosed,
     SegmentOpened,
     entry_place,
@@ -47,7 +48,7 @@ class SegmentFound(msgspec.Struct):
     """A segment, as far as it was read.
 
     checkpoint: how many entries opened it. compared: its checkpoint was compared with the segments before it.
-    closed: no entry can follow. bad: what is wrong with it.
+    closed: no entry can follow. abandoned: by a rebuild. bad: what is wrong with it.
     """
 
     segment: int
@@ -58,6 +59,7 @@ class SegmentFound(msgspec.Struct):
     compared: bool = False
     opened: bool = False
     closed: bool = False
+    abandoned: bool = False
     bad: BadEntry | None = None
 
 
@@ -106,7 +108,7 @@ class LedgerCheck:
     def add(self, messages: Iterable[StoredMessage]) -> None:
         """Entries of the segment, in order. After a bad one nothing more is looked at before the next segment."""
         for message in messages:
-            if self._found.bad is not None:
+            if self._found.bad is not None or self._found.abandoned:
                 return
             self._number(message)
             if self._found.bad is None:
@@ -115,6 +117,10 @@ class LedgerCheck:
     def end(self) -> None:
         """That was all of the segment."""
         found = self._found
+        if found.abandoned:
+            self._before, found.closed = None, True
+            self.notes.append(f"segment {found.segment} was abandoned by a rebuild: the next one stands for itself")
+            return
         if found.bad is None and self._doubt is not None:
             found.bad = self._doubt
         if found.bad is None and self._world is not None:
@@ -157,6 +163,8 @@ class LedgerCheck:
             self._is_bad(message, f"a {type(entry).__name__} of subject {place} stands there")
         elif self._is_of_checkpoint(entry):
             self._opens(message, entry)
+        elif isinstance(entry, SegmentClosed) and entry.is_abandoned:
+            self._found.abandoned = True
         elif self._world is None:
             text = f"{type(entry).__name__} stands in a segment that is not open: {self._opened_so_far()}"
             self._is_bad(message, text)
@@ -200,6 +208,8 @@ class LedgerCheck:
             checkpoint.verify(first, [each.payload for each, _ in self._opening[1:]])
             checkpoint.load(world, first, [entry for _, entry in self._opening[1:]])
             check(world)
+            for entry in (each for _, each in self._opening if isinstance(each, LedgerRebuilt)):
+                self.notes.append(f"segment {first.segment} was rebuilt by {entry.operator}: {entry.reason}")
             if self._before is not None:
                 self._found.compared = True
                 if first.covers != self._before.ledger_last:

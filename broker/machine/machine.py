@@ -55,13 +55,12 @@ class Machine:
         """Whether a step would do anything."""
         core = self.core
         adopts = bool(core.to_adopt) and claims.may_adopt(core)
-        return bool(
-            self._orders or self._inbox or core.to_end or core.must_record or adopts or core.queue.has_due(now_ms)
-        )
+        decides = core.may_decide and core.queue.has_due(now_ms)
+        return bool(self._orders or self._inbox or core.to_end or core.must_record or adopts or decides)
 
     def wake_at_ms(self) -> int | None:
         """When a claim may be tried again that waits for time to pass; None if none does."""
-        return self.core.queue.next_due_ms()
+        return self.core.queue.next_due_ms() if self.core.may_decide else None
 
     def step(self, now_ms: int) -> Effects:
         """Apply messages, then decide, until there is nothing left or the batch is full.
@@ -85,7 +84,8 @@ class Machine:
         else:
             syncs.tell_classes(core)
             claims.adopt(core)
-            deciding.decide(core)
+            if core.may_decide:
+                deciding.decide(core)
         return core.close_step()
 
     def close_segment(self, now_ms: int) -> Effects:

@@ -14,7 +14,7 @@ from schemas.wire.bus import StoredMessage
 from schemas.wire.codec import WireError, decode_entry
 from schemas.wire.ledger import AnyEntry, SegmentOpened
 
-REMEDY = "Start no broker on what is left of it: restore all streams of the ledger from a backup"
+REMEDY = "Nothing is granted on what is left of it: rebuild it from the clusters with `dragoman ledger rebuild`"
 
 
 class SegmentFold:
@@ -130,6 +130,10 @@ class LedgerStart:
             self._error, is_open = error, False
         if self._error is not None:
             self.damaged.append(self._error)
+        if self.machine.world.is_abandoned:
+            raise LedgerLostError(
+                f"a rebuild of the ledger was begun after segment {self.wanted} and not finished. {REMEDY}"
+            )
         if is_open or self._goes_up or self._is_new():
             self._go_up()
         else:

@@ -40,6 +40,10 @@ def sync_finished(core: Core, cluster: ClusterId, said: SyncFinished, stream_seq
     world, record = core.world, core.world.cluster(cluster)
     if core.is_replaying and stream_sequence != record.synced_sequence:
         return  # it did not count
+    if said.readmission < record.rebuilt:
+        text = "a full sync of a run that does not know that the ledger was rebuilt: the next one counts"
+        core.notice("warning", "SyncTooOld", cluster, text)
+        return
     parts = record.sync_parts if record.sync == said.sync else {}
     living = set(said.objects).union(*parts.values())
     # At a start, what was published again later is still to come.
@@ -96,7 +100,7 @@ def _come_back(core: Core, record: Cluster, readmission: int) -> None:
         core.record(LivenessChanged(cluster=record.name, state="Live", since_ms=core.now_ms))
     if record.exclusion is not None and record.is_heard:
         core.record(ClusterExcluded(cluster=record.name, is_excluded=False, operator="", at_ms=core.now_ms))
-    if record.eviction is not None and record.eviction.readmitted and record.eviction.readmitted == readmission:
+    if record.eviction is not None and 0 < record.eviction.readmitted <= readmission:
         core.record(FenceLifted(cluster=record.name, at_ms=core.now_ms))
         claims = (claim for claim in core.world.claims.values() if claim.key.cluster == record.name)
         core.to_adopt.update(claim.key for claim in claims if claim.is_shown_without_grant)

@@ -30,10 +30,12 @@ from schemas.wire.ledger import (
     ClusterExcluded,
     ClusterKept,
     ClusterReadmitted,
+    ClusterRebuilt,
     ConsumersServed,
     DeviceAvoided,
     EvictionKept,
     GrantKept,
+    LedgerRebuilt,
     OrderKept,
     Release,
     SegmentOpened,
@@ -42,24 +44,26 @@ from schemas.wire.ledger import (
 )
 
 PART_BYTES = 128 * 1024  # of the claims in one entry: far below what one message may have
-KINDS = (SegmentOpened, CheckpointWorld, CheckpointClaims, ClassBrokered, ClusterEntry, Allocate, Release, Adopted)
+_PARTS = (LedgerRebuilt, CheckpointWorld, CheckpointClaims, ClassBrokered, ClusterEntry)
+KINDS = (SegmentOpened, *_PARTS, Allocate, Release, Adopted)
 
+Restated = ClusterCordoned | ClusterExcluded | ClusterEvicted | ClusterReadmitted | ClusterRebuilt
 Record = ClaimKept | DeviceAvoided | ConsumersServed
 
 
-def checkpoint(world: World, shard: str, segment: int) -> list[AnyEntry]:
+def checkpoint(world: World, shard: str, segment: int, rebuilt: LedgerRebuilt | None = None) -> list[AnyEntry]:
     """The entries that open `segment` with this world: first what it covers, then parts, then decisions as they were.
 
     Decisions come in the order in which they were made, a claim's unsettled one after its grants: the last message of a
     claim's subject stays its last decision, unless that is settled and made no grant.
+    rebuilt: it does not go on from the segment before it, but stands for itself.
     """
     clusters = [
         kept for _, each in sorted(world.clusters.items()) if (kept := cluster_kept(each)) != ClusterKept(each.name)
     ]
     claims = [claim for _, claim in sorted(world.claims.items()) if _is_kept(claim)]
-    entries: list[AnyEntry] = [
-        CheckpointWorld(position=world.position, leader_epoch=world.leader_epoch, clusters=clusters)
-    ]
+    entries: list[AnyEntry] = [] if rebuilt is None else [rebuilt]
+    entries.append(CheckpointWorld(position=world.position, leader_epoch=world.leader_epoch, clusters=clusters))
     entries += _parts(claims)
     for (cluster, name), spec in sorted(world.told_classes.items(), key=lambda each: each[0]):
         entries.append(ClassBrokered(cluster=cluster, name=name, spec=spec))
@@ -79,8 +83,8 @@ def verify(first: SegmentOpened, payloads: Sequence[bytes]) -> None:
     """Raises: CheckpointError unless these are, byte for byte, the entries that followed `first` when it was made."""
     if len(payloads) != first.entries:
         raise CheckpointError(first.segment, f"it has {len(payloads)} entries instead of {first.entries}")
-    # Segment 0 opens with nothing, which needs no checksum.
-    if first.segment and checkpoint_checksum(first, payloads) != first.checksum:
+    # A ledger's beginning opens with nothing, which needs no checksum.
+    if (first.segment or first.entries) and checkpoint_checksum(first, payloads) != first.checksum:
         raise CheckpointError(first.segment, "its checksum is wrong")
 
 
@@ -108,7 +112,7 @@ def load(world: World, first: SegmentOpened, entries: Iterable[AnyEntry]) -> Non
                     world.claim(_key(served.cluster, served.uid)).spent.add(frozenset(served.consumers))
             case ClassBrokered():
                 world.told_classes[ClusterId(entry.cluster), entry.name] = entry.spec
-            case ClusterEntry():
+            case LedgerRebuilt() | ClusterEntry():
                 pass  # CheckpointWorld has it; this is for the cluster's agent, which may read no other
             case Allocate() | Adopted() | Release():
                 _load_decision(world, entry, kept, unsettled)
@@ -118,8 +122,17 @@ def load(world: World, first: SegmentOpened, entries: Iterable[AnyEntry]) -> Non
 
 def opened(world: World, segment: int, last_sequence: int) -> None:
     """The checkpoint is in the ledger, whole, and ends at `last_sequence`: the world goes on from there."""
-    world.segment, world.is_closed = segment, False
+    world.segment, world.is_closed, world.is_abandoned = segment, False, False
     world.ledger_last = world.checkpoint_last = last_sequence
+
+
+def last_state_sequence(world: World) -> int:
+    """The last message of DRA_STATE of which the ledger knows."""
+    known = [world.position]
+    for cluster in world.clusters.values():
+        known += [cluster.epoch, cluster.synced_sequence]
+        known += [cluster.eviction.state_sequence] if cluster.eviction is not None else []
+    return max(known)
 
 
 def _load_world(world: World, entry: CheckpointWorld) -> None:
@@ -137,6 +150,7 @@ def _load_world(world: World, entry: CheckpointWorld) -> None:
             ordered = Ordered(*structs.astuple(why.ordered))
             cluster.eviction = Eviction(ordered, why.is_fenced, why.state_sequence, readmission)
         cluster.silences = list(each.silences)
+        cluster.cleaned, cluster.rebuilt, cluster.is_ahead = each.cleaned, each.rebuilt, each.is_ahead
 
 
 def cluster_kept(cluster: Cluster) -> ClusterKept:
@@ -156,10 +170,13 @@ def cluster_kept(cluster: Cluster) -> ClusterKept:
         _order_kept(cluster.exclusion),
         eviction,
         list(cluster.silences),
+        cluster.cleaned,
+        cluster.rebuilt,
+        cluster.is_ahead,
     )
 
 
-def _orders(cluster: Cluster) -> Iterator[ClusterCordoned | ClusterExcluded | ClusterEvicted | ClusterReadmitted]:
+def _orders(cluster: Cluster) -> Iterator[Restated]:
     """What operators ordered and is in force, as it was said: agents read no older segment for it."""
 
     def said_by(order: Ordered) -> dict[str, Any]:
@@ -176,6 +193,8 @@ def _orders(cluster: Cluster) -> Iterator[ClusterCordoned | ClusterExcluded | Cl
         else:
             said = said_by(why.ordered)
             yield ClusterEvicted(is_fenced=why.is_fenced, state_sequence=why.state_sequence, position=after, **said)
+    if cluster.rebuilt:
+        yield ClusterRebuilt(cluster=cluster.name, ledger_sequence=cluster.rebuilt)
 
 
 def _order_kept(order: Ordered | None) -> OrderKept | None:

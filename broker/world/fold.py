@@ -18,6 +18,7 @@ from schemas.wire.ledger import (
     CheckpointWorld,
     ClaimForgotten,
     ClassBrokered,
+    ClusterAhead,
     ClusterCordoned,
     ClusterEntry,
     ClusterEvicted,
@@ -29,6 +30,7 @@ from schemas.wire.ledger import (
     GrantEnded,
     Inputs,
     LeaderElected,
+    LedgerRebuilt,
     LivenessChanged,
     OperatorEntry,
     OutcomeRecorded,
@@ -49,12 +51,12 @@ def apply_entry(world: World, entry: AnyEntry, ledger_sequence: int) -> None:
     match entry:
         case SegmentOpened() if not world.ledger_last and not entry.entries:
             world.checkpoint_last = ledger_sequence  # of the whole ledger: there was nothing before it
-        case SegmentOpened() | CheckpointWorld() | CheckpointClaims():
+        case SegmentOpened() | CheckpointWorld() | CheckpointClaims() | LedgerRebuilt():
             raise InvariantError(f"{type(entry).__name__} {ledger_sequence} stands outside of a checkpoint")
         case SegmentClosed():
-            world.is_closed = True
+            world.is_closed, world.is_abandoned = True, entry.is_abandoned
         case LeaderElected():
-            world.leader_epoch = ledger_sequence
+            world.leader_epoch, world.decides_from = ledger_sequence, entry.state_sequence
         case Inputs():
             _inputs(world, entry)
         case Allocate():
@@ -115,7 +117,7 @@ def _cluster(world: World, entry: ClusterEntry, ledger_sequence: int) -> None:
             record.epoch = max(record.epoch, entry.state_sequence + 1)
             record.liveness, record.liveness_since_ms = "Live", entry.at_ms
             if entry.is_fenced:  # nothing that it ever said counts any more
-                record.synced_sequence, record.silences = 0, [(0, FOR_EVER)]
+                record.synced_sequence, record.silences, record.is_ahead = 0, [(0, FOR_EVER)], False
             elif not record.is_silenced(FOR_EVER):
                 record.silences.append((entry.position, FOR_EVER))
         case ClusterReadmitted():
@@ -125,10 +127,13 @@ def _cluster(world: World, entry: ClusterEntry, ledger_sequence: int) -> None:
             after, _ = record.silences.pop()
             record.silences.append((after, entry.position))
             if entry.is_fenced:  # all that its claims held has ended, and what was known of them is not true any more
+                record.cleaned = ledger_sequence
                 for claim in [each for each in world.claims.values() if each.key.cluster == record.name]:
                     world.forget_claim(claim)
         case FenceLifted():
             record.eviction = None
+        case ClusterAhead():
+            record.is_ahead = True
         case _:
             raise AssertionError(f"{type(entry).__name__} says nothing of a cluster")
 

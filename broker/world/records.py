@@ -53,7 +53,6 @@ class Cluster:
     sync: int = 0  # the sync whose parts are being collected
     sync_parts: dict[int, list[ObjectName]] = field(default_factory=dict)
     last_sequence: int = 0  # stream sequence of the last message of its that was believed
-    is_ahead: bool = False  # it knows of a decision that the ledger does not have
     asked_at: int = 0  # our position when everything was asked for; 0: nothing is asked for
 
     # From the ledger alone.
@@ -63,6 +62,9 @@ class Cluster:
     exclusion: Ordered | None = None
     eviction: Eviction | None = None
     silences: list[tuple[int, int]] = field(default_factory=list)  # its messages after the one, up to the other: void
+    is_ahead: bool = False  # it knows of a decision that the ledger does not have
+    cleaned: int = 0  # up to this ledger sequence all of its decisions are over, and its agent may say so
+    rebuilt: int = 0  # a full sync counts only if it names this entry, or a later one
 
     @property
     def is_heard(self) -> bool:

@@ -26,7 +26,9 @@ class World:
     position: DRA_STATE's sequence up to which every message was applied.
     ledger_last: the last ledger sequence that is folded in.
     segment, checkpoint_last: the ledger's segment, and the last entry of the checkpoint that opened it.
-    is_closed: the last entry is SegmentClosed; nothing follows before the next segment is open.
+    is_closed: the last entry is SegmentClosed; nothing follows before the next segment is open. is_abandoned: the next
+    one does not go on from this world.
+    decides_from: nothing is decided before DRA_STATE is applied up to there; see LeaderElected.
     in_use: who has a device and how much of it, by grant or by what its claim's status shows; keys are exactly the
     devices that are not free.
     """
@@ -42,6 +44,8 @@ class World:
     segment: int = 0
     checkpoint_last: int = 0
     is_closed: bool = False
+    is_abandoned: bool = False
+    decides_from: int = 0
     leader_epoch: int = 0
     in_use: InUse = field(default_factory=InUse)
     granted: dict[DeviceKey, list[Grant]] = field(default_factory=dict)  # live grants by device

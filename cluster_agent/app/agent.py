@@ -25,6 +25,7 @@ from cluster_agent.mirror.actions import (
     Action,
     Asked,
     ClaimRead,
+    Cleaning,
     ClearAllocation,
     DecisionSeen,
     Event,
@@ -73,9 +74,19 @@ from schemas.wire.codec import (
     peek_epoch,
     trace_parent,
 )
-from schemas.wire.ledger import EVICTION_KEY, Allocate, ClusterEvicted, ClusterReadmitted, Release, own_sequence
+from schemas.wire.ledger import (
+    EVICTION_KEY,
+    REBUILT_KEY,
+    Allocate,
+    AnyEntry,
+    ClusterEvicted,
+    ClusterReadmitted,
+    ClusterRebuilt,
+    Release,
+    own_sequence,
+)
 from schemas.wire.state import AgentStarted, ClaimState, ObjectName, ObjectState
-from schemas.wire.subjects import PREFIX, RUN_KEY, parse_state_subject, run_subject, state_subject
+from schemas.wire.subjects import PREFIX, RUN_KEY, STATE_STREAM, parse_state_subject, run_subject, state_subject
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -89,6 +100,7 @@ RETRY_MOST_S = 5.0
 PUBLISH_AGAIN_S = 0.5
 READMITTED_S = 1.0  # how often an evicted cluster's agent looks whether it may come back
 LOOK_AT_RUN_S = 0.5
+RUN_MISSED_MOST = 20  # looks in a row: ten seconds
 FOR_EVER_MS = 1 << 62
 
 
@@ -102,12 +114,13 @@ class AgentSettings(msgspec.Struct, frozen=True):
 class Standing(msgspec.Struct, frozen=True):
     """How the cluster stands with the operators.
 
-    sequence: of the last entry about its eviction, 0 if there never was one. readmission, must_clean: see Started.
+    sequence: of the last entry about its eviction or a rebuild, 0 if there never was one. readmission, cleaning: see
+    Started.
     """
 
     sequence: int = 0
     readmission: int = 0
-    must_clean: bool = False
+    cleaning: Cleaning | None = None
 
 
 class Agent:
@@ -189,15 +202,14 @@ class Agent:
         """How the cluster stands; waits while it is evicted, for nothing that it says would be believed."""
         told = 0
         while True:
-            last = await self._until_answered(lambda: self._bus.last_about_cluster(EVICTION_KEY))
-            if last is None:
-                return Standing()
-            entry = decode_entry(last.payload)
-            sequence = own_sequence(entry, last.stream_sequence)
-            if isinstance(entry, ClusterReadmitted):
-                return Standing(sequence, sequence, entry.is_fenced)
+            sequence, entry = await self._last_about_us(EVICTION_KEY)
+            rebuilt, _ = await self._last_about_us(REBUILT_KEY)
             if not isinstance(entry, ClusterEvicted):
-                return Standing(sequence)
+                readmission = sequence if isinstance(entry, ClusterReadmitted) else 0
+                cleaning = Cleaning(keeps_allocation=True) if rebuilt else None
+                if isinstance(entry, ClusterReadmitted) and entry.is_fenced:
+                    cleaning = Cleaning()
+                return Standing(max(sequence, rebuilt), max(readmission, rebuilt), cleaning)
             if sequence != told:
                 told = sequence
                 _log.error(
@@ -208,6 +220,14 @@ class Agent:
                     self.name,
                 )
             await anyio.sleep(READMITTED_S)
+
+    async def _last_about_us(self, key: str) -> tuple[int, AnyEntry | None]:
+        """The last entry about the cluster under this key, and its ledger sequence; 0 without one."""
+        last = await self._until_answered(lambda: self._bus.last_about_cluster(key))
+        if last is None:
+            return 0, None
+        entry = decode_entry(last.payload)
+        return own_sequence(entry, last.stream_sequence), entry
 
     async def _take_epoch(self) -> int:
         subject = run_subject(self.name)
@@ -273,7 +293,7 @@ class Agent:
             decisions,
             listed_at,
             standing.readmission,
-            standing.must_clean,
+            standing.cleaning,
         )
 
     async def _list(self, kind: Kind) -> tuple[list[ObjectSeen], str]:
@@ -309,7 +329,11 @@ class Agent:
             delay_s = min(2 * delay_s, RETRY_MOST_S)
 
     async def _follow_run(self, epoch: int) -> None:
-        """Whoever writes on our agent.run and is not us has taken over, whether or not it refused us."""
+        """Whoever writes on our agent.run and is not us has taken over, whether or not it refused us.
+
+        Raises: EvictedError when our own message is not there any more: what we have said is lost.
+        """
+        times_missed = 0
         while True:
             await anyio.sleep(LOOK_AT_RUN_S)
             try:
@@ -317,7 +341,13 @@ class Agent:
             except BusError as error:
                 _log.debug("cannot see whether another agent runs: %s", error)
                 continue
-            # A replica that lags may still show what was there before us.
+            # A replica that lags may still show what was there before us; not for long.
+            is_missed = last is None or last.stream_sequence < epoch
+            times_missed = times_missed + 1 if is_missed else 0
+            if times_missed == RUN_MISSED_MOST:
+                raise EvictedError(
+                    f"our run {epoch} is not in {STATE_STREAM} any more: it was lost, or is an older copy"
+                )
             if last is not None and last.stream_sequence > epoch and _epoch_of(last) != epoch:
                 await self._send.send(RunTaken(last.stream_sequence))
 
@@ -337,7 +367,7 @@ class Agent:
                         await self._send.send(DecisionSeen(sequence, entry))
                     else:
                         await follower.ack(delivered)
-                    if isinstance(entry, ClusterEvicted | ClusterReadmitted):
+                    if isinstance(entry, ClusterEvicted | ClusterReadmitted | ClusterRebuilt):
                         sequence = own_sequence(entry, delivered.message.stream_sequence)
                         if sequence > self._standing.sequence:
                             raise EvictedError(f"ledger entry {sequence} {type(entry).__name__}")

@@ -16,10 +16,14 @@ Decision = Allocate | Release
 
 
 class Cleaning(msgspec.Struct, frozen=True):
-    """The cluster was evicted as cut off, and is readmitted: a claim of before must have no allocation.
+    """No earlier write for the claim may land any more. It is settled as a decision is, with the sequence of the entry
+    that asks for it.
 
-    Nor may any earlier write for it land any more. It is settled as a decision is, with the readmission's sequence.
+    keeps_allocation: the ledger was rebuilt, and what the claim has is its own. Else the cluster was evicted as cut off
+    and is readmitted: a claim of before must have no allocation.
     """
+
+    keeps_allocation: bool = False
 
 
 class ClaimRef(msgspec.Struct, frozen=True, order=True):
@@ -69,8 +73,9 @@ class Started(msgspec.Struct, frozen=True):
     objects: list[ObjectSeen]
     decisions: list[tuple[int, Decision]]  # the ledger's last decision of each claim, with its ledger sequence
     listed_at: dict[str, int] = {}  # resourceVersion of the list of each kind
-    readmission: int = 0  # ledger sequence of the ClusterReadmitted under which this run begins; 0: there is none
-    must_clean: bool = False  # it was cut off: see Cleaning
+    # Ledger sequence of the ClusterReadmitted or ClusterRebuilt under which this run begins; 0: there is none.
+    readmission: int = 0
+    cleaning: Cleaning | None = None  # what every claim of before needs
 
 
 class Watched(msgspec.Struct, frozen=True):

@@ -67,6 +67,7 @@ class Mirror:
         self.epoch = 0
         self.has_synced = False
         self.readmission = 0  # under which this run began, see Started
+        self._oldest_decision = 0  # those before it are over, or of a ledger that was lost
         self.tracked: dict[ObjectName, Tracked] = {}
         self.consumers = Consumers()
         self._digest = 0
@@ -177,11 +178,12 @@ class Mirror:
         for tracked in self.tracked.values():
             if tracked.object is None:  # it went while no agent was there
                 tracked.view_version = max(tracked.subject_version, 1)
-        if event.must_clean:
-            self._clean({decision.uid for _, decision in event.decisions})
+        if event.cleaning is not None:
+            self._oldest_decision = event.readmission
+            self._clean(event.cleaning, {decision.uid for _, decision in event.decisions})
         for sequence, decision in event.decisions:
-            if event.must_clean and sequence < event.readmission:
-                continue  # its grant has ended
+            if sequence < self._oldest_decision:
+                continue
             name = ObjectName("claim", decision.uid)
             known = self.tracked.get(name)
             if known is None or sequence <= known.decision_sequence:
@@ -194,8 +196,8 @@ class Mirror:
         for tracked in list(self.tracked.values()):
             self._advance(tracked)
 
-    def _clean(self, decided: set[str]) -> None:
-        """No claim of before may keep an allocation, or get one by a write that is still under way.
+    def _clean(self, cleaning: Cleaning, decided: set[str]) -> None:
+        """No claim of before may get an allocation by a write that is still under way; see Cleaning.
 
         decided: UIDs of claims for which something was ever decided.
         """
@@ -203,7 +205,7 @@ class Mirror:
             if tracked.name.kind != "claim" or tracked.object is None or tracked.decision_sequence >= self.readmission:
                 continue  # a run before us has done it
             if tracked.name.key in decided or self._is_our_business(tracked):
-                tracked.job = Job(self.readmission, Cleaning())
+                tracked.job = Job(self.readmission, cleaning)
                 self._to_clean.add(tracked.name)
 
     def _exit(self, sequence: int) -> None:
@@ -327,8 +329,8 @@ class Mirror:
 
     def _take_decision(self, event: DecisionSeen) -> None:
         tracked = self.tracked.get(ObjectName("claim", event.decision.uid))
-        if tracked is None or event.ledger_sequence <= tracked.decision_sequence:
-            return  # gone, which our messages say; or settled
+        if tracked is None or event.ledger_sequence <= max(tracked.decision_sequence, self._oldest_decision):
+            return  # gone, which our messages say; or settled; or over
         if tracked.job is not None and tracked.job.ledger_sequence >= event.ledger_sequence:
             return
         tracked.job = Job(event.ledger_sequence, event.decision)

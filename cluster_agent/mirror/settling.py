@@ -142,7 +142,7 @@ def _read(tracked: Tracked, job: Job, event: ClaimRead) -> list[Action]:
     tracked.own_version = max(tracked.own_version, event.resource_version)
     found = holds_of(event.object)
     if isinstance(job.decision, Cleaning):
-        return _clean(tracked, job, event.object)
+        return _clean(tracked, job, job.decision, event.object)
     if not isinstance(job.decision, Allocate):
         if found != job.decision.holds:
             return _finish(tracked, job, "Applied")
@@ -156,10 +156,16 @@ def _read(tracked: Tracked, job: Job, event: ClaimRead) -> list[Action]:
     return _void(tracked, job, event.object)
 
 
-def _clean(tracked: Tracked, job: Job, claim: dict[str, Any]) -> list[Action]:
-    """Either write voids what was sent before; it is guarded by what was just read."""
-    job.failure = ("Applied", "the cluster was readmitted")
+def _clean(tracked: Tracked, job: Job, cleaning: Cleaning, claim: dict[str, Any]) -> list[Action]:
+    """Either write voids what was sent before; it is guarded by what was just read.
+
+    Where an allocation is kept nothing can land any more: what was decided before was decided for a claim without one.
+    """
+    why = "the ledger was rebuilt" if cleaning.keeps_allocation else "the cluster was readmitted"
+    job.failure = ("Applied", why)
     if holds_of(claim) is not None:
+        if cleaning.keeps_allocation:
+            return _finish(tracked, job, *job.failure)
         return [ClearAllocation(tracked.ref, job.ledger_sequence, with_allocation(claim, job.decision))]
     return _void(tracked, job, claim)
 

@@ -69,9 +69,27 @@ class SegmentOpened(Entry, frozen=True, tag="dev.dragoman.ledger.segment-opened.
 
 
 class SegmentClosed(Entry, frozen=True, tag="dev.dragoman.ledger.segment-closed.v1", kw_only=True):
-    """The last entry of a segment; the ledger goes on in segment `next_segment`."""
+    """The last entry of a segment; the ledger goes on in segment `next_segment`.
+
+    is_abandoned: by a rebuild: the next segment does not go on from here, its world comes from the clusters.
+    """
 
     next_segment: int
+    is_abandoned: bool = False
+
+
+class LedgerRebuilt(Entry, frozen=True, tag="dev.dragoman.ledger.rebuilt.v1", kw_only=True):
+    """Part of a checkpoint: the ledger was lost, and an operator has begun it anew; it stands in for SegmentClosed.
+
+    highest_seen: the highest ledger sequence that was found anywhere. state_sequence: DRA_STATE's last; nothing that
+    was said up to there counts.
+    """
+
+    operator: str
+    reason: str
+    at_ms: int
+    highest_seen: int
+    state_sequence: int
 
 
 class OrderKept(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -97,6 +115,8 @@ class ClusterKept(msgspec.Struct, frozen=True, omit_defaults=True):
     """What the ledger holds of a cluster; see Inputs, and the entries about clusters.
 
     silences: its messages in DRA_STATE after the one sequence, up to the other, count for nothing.
+    cleaned: up to this ledger sequence its decisions are over; see ClusterReadmitted and ClusterRebuilt. rebuilt: of
+    its ClusterRebuilt, 0 without one. is_ahead: see ClusterAhead.
     """
 
     name: str
@@ -108,6 +128,9 @@ class ClusterKept(msgspec.Struct, frozen=True, omit_defaults=True):
     exclusion: OrderKept | None = None
     eviction: EvictionKept | None = None
     silences: list[tuple[int, int]] = []
+    cleaned: int = 0
+    rebuilt: int = 0
+    is_ahead: bool = False
 
 
 class CheckpointWorld(Entry, frozen=True, tag="dev.dragoman.ledger.checkpoint-world.v1", kw_only=True):
@@ -184,10 +207,15 @@ class CheckpointClaims(Entry, frozen=True, tag="dev.dragoman.ledger.checkpoint-c
 
 
 class LeaderElected(Entry, frozen=True, tag="dev.dragoman.ledger.leader-elected.v1", kw_only=True):
-    """Who writes from here on; its ledger sequence is the leader's epoch."""
+    """Who writes from here on; its ledger sequence is the leader's epoch.
+
+    state_sequence: DRA_STATE's last then: nothing is decided before all up to there is known. The ledger may be an
+    older one than the clusters know of, and only what they have said shows that.
+    """
 
     instance: str
     build: str
+    state_sequence: int = 0
 
 
 class LivenessMark(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="order", tag="mark"):
@@ -419,6 +447,23 @@ class ClusterReadmitted(OperatorEntry, frozen=True, tag="dev.dragoman.ledger.rea
     position: int
 
 
+class ClusterAhead(ClusterEntry, frozen=True, tag="dev.dragoman.ledger.ahead.v1", kw_only=True):
+    """The cluster knows of a decision that the ledger does not have: it was lost, or cut.
+
+    Nothing of the fabrics that it reaches is granted before the ledger is rebuilt, or the cluster evicted as cut off.
+    """
+
+    message: str
+
+
+class ClusterRebuilt(ClusterEntry, frozen=True, tag="dev.dragoman.ledger.cluster-rebuilt.v1", kw_only=True):
+    """The ledger was rebuilt: no earlier decision counts, and the cluster is not heard yet.
+
+    A new run of its agent keeps every allocation, and writes every claim without one once, so that no earlier write can
+    land; then its full sync names this entry.
+    """
+
+
 class FenceLifted(ClusterEntry, frozen=True, tag="dev.dragoman.ledger.fence-lifted.v1", kw_only=True):
     """The cluster has done what its readmission asks for, and is as any other again."""
 
@@ -429,6 +474,7 @@ Decision = Allocate | Release
 AnyEntry = (
     SegmentOpened
     | SegmentClosed
+    | LedgerRebuilt
     | CheckpointWorld
     | CheckpointClaims
     | LeaderElected
@@ -447,11 +493,14 @@ AnyEntry = (
     | ClusterExcluded
     | ClusterEvicted
     | ClusterReadmitted
+    | ClusterAhead
+    | ClusterRebuilt
     | FenceLifted
 )
 
 _CLAIM_KINDS = (Allocate, Release)
 EVICTION_KEY = "eviction"
+REBUILT_KEY = "rebuilt"
 _CLUSTER_KEYS: dict[type[ClusterEntry], str] = {
     LivenessChanged: "liveness",
     ClusterCordoned: "cordon",
@@ -459,6 +508,8 @@ _CLUSTER_KEYS: dict[type[ClusterEntry], str] = {
     ClusterEvicted: EVICTION_KEY,
     ClusterReadmitted: EVICTION_KEY,
     FenceLifted: EVICTION_KEY,
+    ClusterAhead: "ahead",
+    ClusterRebuilt: REBUILT_KEY,
 }
 
 
@@ -467,6 +518,7 @@ _LEADER_KEYS: dict[type, str] = {
     CheckpointWorld: "checkpoint",
     CheckpointClaims: "checkpoint",
     SegmentClosed: "closed",
+    LedgerRebuilt: REBUILT_KEY,
     LeaderElected: "elected",
 }
 
@@ -474,7 +526,14 @@ _LEADER_KEYS: dict[type, str] = {
 def entry_place(entry: AnyEntry) -> tuple[str, str, str]:
     """Cluster, kind and key of the entry's subject."""
     match entry:
-        case SegmentOpened() | SegmentClosed() | CheckpointWorld() | CheckpointClaims() | LeaderElected():
+        case (
+            SegmentOpened()
+            | SegmentClosed()
+            | LedgerRebuilt()
+            | CheckpointWorld()
+            | CheckpointClaims()
+            | LeaderElected()
+        ):
             return "_", "leader", _LEADER_KEYS[type(entry)]
         case Inputs():
             return "_", "inputs", "batch"

@@ -328,6 +328,19 @@ def test_a_message_that_settles_more_than_the_ledger_knows_stops_every_grant_of_
     assert reason(machine, east, an_immediate_claim()) == "WaitingForCluster"
 
 
+def test_an_allocation_by_a_decision_that_the_ledger_does_not_have_stops_them_too(machine: Driven) -> None:
+    """The number alone tells nothing: the ledger has grown beyond it since it was lost."""
+    east, west = everyone_heard(machine)
+    granted(machine, east, an_immediate_claim("first"))
+    forgotten = machine.last(Allocate)[0]
+    assert forgotten < machine.world.ledger_last
+    west.tells(a_claim(name="witness"), an_allocation("gpu-1"), decision=settled(forgotten))
+    east.tells(an_immediate_claim())
+    machine.run()
+    assert [each.place for each in machine.notices if each.code == "LedgerLost"] == [WEST]
+    assert reason(machine, east, an_immediate_claim()) == "WaitingForCluster"
+
+
 # --- consumers that an allocation has served
 
 

@@ -319,7 +319,7 @@ def test_what_cannot_be_started_from_says_what_to_do(machine: Driven) -> None:
         "there is no segment 1": {0: segments[0], 2: []},
     }
     for says, found in lost.items():
-        with pytest.raises(LedgerLostError, match=f"{says}.*from a backup"):
+        with pytest.raises(LedgerLostError, match=f"{says}.*dragoman ledger rebuild"):
             starts(found)
 
 

@@ -13,6 +13,7 @@ from cluster_agent.mirror import Mirror
 from cluster_agent.mirror.actions import (
     Action,
     ClaimRead,
+    Cleaning,
     ClearAllocation,
     Decision,
     DecisionSeen,
@@ -75,7 +76,7 @@ class Driven:
         listed_at: dict[str, int] | None = None,
         run_sequence: int = EPOCH,
         readmission: int = 0,
-        must_clean: bool = False,
+        cleaning: Cleaning | None = None,
     ) -> list[Action]:
         """The mirror starts; returns what it asks for."""
         told = list(told)
@@ -92,7 +93,7 @@ class Driven:
                 list(decisions),
                 listed_at or {},
                 readmission,
-                must_clean,
+                cleaning,
             )
         )
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cluster_agent.mirror.actions import ClearAllocation, ObjectSeen, Publish, ReadClaim, Tick, Void
+from cluster_agent.mirror.actions import Cleaning, ClearAllocation, ObjectSeen, Publish, ReadClaim, Tick, Void
 from schemas.wire.state import Settled, SyncFinished
 from tests.mirror.driven import (
     Driven,
@@ -26,7 +26,7 @@ READMITTED = 90
 
 def readmitted(*objects: ObjectSeen, **more: Any) -> Driven:
     driven = Driven()
-    driven.starts(*objects, readmission=READMITTED, must_clean=True, **more)
+    driven.starts(*objects, readmission=READMITTED, cleaning=Cleaning(), **more)
     return driven
 
 
@@ -106,3 +106,45 @@ def test_its_syncs_name_the_readmission_and_others_none() -> None:
     ordinary = Driven()
     ordinary.starts()
     assert [each.message.readmission for each in ordinary.all(Publish) if isinstance(each.message, SyncFinished)] == [0]
+
+
+# --- the ledger was rebuilt
+
+
+def rebuilt(*objects: ObjectSeen, **more: Any) -> Driven:
+    driven = Driven()
+    driven.starts(*objects, readmission=READMITTED, cleaning=Cleaning(keeps_allocation=True), **more)
+    return driven
+
+
+def test_a_rebuild_keeps_what_a_claim_has() -> None:
+    driven = rebuilt(seen(allocated(protected()), 100))
+    driven.store_all()
+    assert driven.syncs == [], "it was not looked at yet"
+    driven.tell(read(driven.take(ReadClaim), allocated(protected()), 100))
+    assert not driven.all(ClearAllocation)
+    assert not driven.all(Void)
+    driven.store_all()
+    assert driven.said().decision.ledger_sequence == READMITTED
+    assert driven.syncs
+
+
+def test_a_rebuild_writes_a_claim_without_allocation_once() -> None:
+    driven = rebuilt(seen(protected(), 100))
+    driven.store_all()
+    driven.tell(read(driven.take(ReadClaim), protected(), 100))
+    driven.tell(wrote(driven.take(Void), 101))
+    driven.store_all()
+    assert driven.syncs == [], "the watch has not brought the write"
+    driven.tell(seen(protected(), 101))
+    driven.store_all()
+    assert driven.syncs
+
+
+def test_a_decision_of_the_ledger_that_was_lost_is_refused() -> None:
+    """Also for a claim that nobody had heard of."""
+    driven = rebuilt()
+    driven.tell(seen(a_manifest(), 102))
+    driven.store_all()
+    assert driven.tell(decides(an_allocate(102), READMITTED - 1)) == []
+    assert driven.tell(decides(an_allocate(102), READMITTED + 1)) != []

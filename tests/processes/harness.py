@@ -94,6 +94,12 @@ class Process:
         assert self._process is not None, f"{self.name} was never started"
         self._process.send_signal(signal.SIGCONT)
 
+    async def ends(self) -> int:
+        """Return when it has ended by itself; its exit code."""
+        assert self._process is not None, f"{self.name} was never started"
+        with anyio.fail_after(DEADLINE_S):
+            return await self._process.wait()
+
     async def stop(self) -> int:
         """In good order; returns the exit code."""
         assert self._process is not None, f"{self.name} was never started"
@@ -257,14 +263,17 @@ class Federation:
 
 
 @asynccontextmanager
-async def a_federation(root: Path, *, has_hub: bool = False, segment_entries: int = 0) -> AsyncIterator[Federation]:
-    """Nothing runs yet but nats-server; at the end everything is killed."""
+async def a_federation(
+    root: Path, *, has_hub: bool = False, segment_entries: int = 0, follows_ledger: bool = True
+) -> AsyncIterator[Federation]:
+    """Nothing runs yet but nats-server; at the end everything is killed. follows_ledger: it is never lost."""
     async with embedded_nats(root / "nats") as nats, connect_to(nats) as connection:
         clusters = ["hub", "east", "west"] if has_hub else ["east", "west"]
         federation = Federation(root, nats, connection, clusters, segment_entries)
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(federation.follow_ledger)
+                if follows_ledger:
+                    tasks.start_soon(federation.follow_ledger)
                 yield federation
                 tasks.cancel_scope.cancel()
         finally:

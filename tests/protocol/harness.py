@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from broker.machine import Effects, Notice
+from broker.machine import Effects, Notice, rebuild
+from broker.machine.segments import LedgerStart
+from broker.world import checkpoint
 from broker.world.check import check
 from broker.world.federation import Fabric, Federation, PoolPattern
 from broker.world.keys import ClaimKey, ClaimUid, ClusterId
@@ -26,6 +28,7 @@ from schemas.wire.ledger import (
     DeviceHold,
     Entry,
     FenceLifted,
+    LedgerRebuilt,
     OperatorCommand,
     Verb,
 )
@@ -316,14 +319,39 @@ class Stage:
         while uid in self.clusters[cluster].keys and self.clusters[cluster].clean_up(uid):
             pass
 
-    def lose_ledger(self) -> None:
-        """The ledger is gone, and everybody starts again with an empty one."""
-        for agent in self.agents:
+    def lose_ledger(self, after: int = 0, *, agents_too: bool = True) -> None:
+        """The ledger's entries after this one are gone; the broker, and the agents if not told otherwise, restart."""
+        for agent in self.agents if agents_too else []:
             agent.stop("restarted")
-        self.ledger = Ledger(self._stored)
-        self.consumers = {name: DurableConsumer(self.ledger, name) for name in self.clusters}
+        self.ledger.lose(after)
+        for consumer in self.consumers.values():
+            consumer.forget()
         if self.broker is not None:
             self.broker.stop("restarted")
+
+    def rebuild(self) -> int:
+        """An operator rebuilds the ledger while no broker runs; returns where it begins."""
+        if self.broker is not None:
+            self.broker.stop("killed")
+        start = LedgerStart(self.ledger.segments, lambda: BrokerRun("", self.log, self.ledger, self.federation).machine)
+        while start.wanted is not None:
+            start.add(self.ledger.segment(start.wanted))
+            start.end()
+        evidence = rebuild.Evidence()
+        evidence.add(self.log.last_messages())
+        first = rebuild.first_sequence(max(evidence.highest_seen, self.ledger.last_sequence))
+        world = rebuild.world_to_begin_with(
+            self.federation, start.machine.world, evidence.clusters, first, self.log.last_sequence
+        )
+        said = LedgerRebuilt(
+            operator="ada", reason="disk", at_ms=self.now_ms, highest_seen=first - 1, state_sequence=world.position
+        )
+        entries = checkpoint.checkpoint(world, "main", 0, said)
+        self.ledger.lose(begins_at=first)
+        for consumer in self.consumers.values():
+            consumer.forget()
+        assert self.ledger.append(Batch.of(entries, first - 1, "rebuild", is_of_checkpoint=True))
+        return first
 
     def allocated(self) -> dict[str, list[str]]:
         """Which devices claims have in their API servers, as "cluster/name"."""

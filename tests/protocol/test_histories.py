@@ -18,6 +18,7 @@ from broker.world.world import World
 from cluster_agent.mirror import Mirror
 from cluster_agent.mirror.actions import (
     Action,
+    Cleaning,
     DecisionSeen,
     Event,
     LastMessage,
@@ -273,6 +274,7 @@ class CountsOldSyncs(StartsFromLastMessages):
     """Reads those messages as if they were all that there ever was: epochs as they come, syncs as they are found."""
 
     def _recover(self) -> None:
+        self.world.decides_from = 0  # and decides on the way
         self._left: list[StoredMessage] = self._log.last_messages()
         self.read_up_to = self._log.last_sequence
         recovery.resume(self.machine)
@@ -543,7 +545,7 @@ def test_c11_if_it_was_read_at_a_start_only() -> None:
 class CleansNothing(Mirror):
     """It says that it has done what a readmission asks for, and has not."""
 
-    def _clean(self, decided: set[str]) -> None:
+    def _clean(self, cleaning: Cleaning, decided: set[str]) -> None:
         pass
 
 

@@ -23,11 +23,13 @@ from schemas.wire.ledger import (
     ClaimForgotten,
     ClaimKept,
     ClassBrokered,
+    ClusterAhead,
     ClusterCordoned,
     ClusterEvicted,
     ClusterExcluded,
     ClusterKept,
     ClusterReadmitted,
+    ClusterRebuilt,
     CollisionFound,
     ConsumerRef,
     ConsumersServed,
@@ -39,6 +41,7 @@ from schemas.wire.ledger import (
     GrantKept,
     Inputs,
     LeaderElected,
+    LedgerRebuilt,
     LivenessChanged,
     LivenessMark,
     OperatorCommand,
@@ -346,6 +349,18 @@ LEDGER: list[tuple[AnyEntry, bytes]] = [
     (
         ClusterReadmitted(is_fenced=True, position=120, **BY_ADA),
         b'{"type":"dev.dragoman.ledger.readmitted.v1",' + BY_ADA_JSON + b',"is_fenced":true,"position":120}',
+    ),
+    (
+        ClusterAhead(cluster="east", message="decision 9 is later than the ledger"),
+        b'{"type":"dev.dragoman.ledger.ahead.v1","cluster":"east","message":"decision 9 is later than the ledger"}',
+    ),
+    (
+        ClusterRebuilt(cluster="east", ledger_sequence=1_000_000),
+        b'{"type":"dev.dragoman.ledger.cluster-rebuilt.v1","cluster":"east","ledger_sequence":1000000}',
+    ),
+    (
+        LedgerRebuilt(operator="ada", reason="r", at_ms=1, highest_seen=99, state_sequence=120),
+        b'{"type":"dev.dragoman.ledger.rebuilt.v1","operator":"ada","reason":"r","at_ms":1,"highest_seen":99,"state_sequence":120}',
     ),
     (
         FenceLifted(cluster="east", at_ms=7_000),

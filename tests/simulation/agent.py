@@ -10,6 +10,7 @@ from cluster_agent.mirror import Mirror
 from cluster_agent.mirror.actions import (
     Asked,
     ClaimRejected,
+    Cleaning,
     ClearAllocation,
     DecisionSeen,
     Event,
@@ -98,7 +99,8 @@ class AgentRun:
         self._sync_parts: dict[int, int] = {}
         self._last: list[LastMessage] = []
         self._admission = 0  # ledger sequence of the last entry about the cluster's eviction
-        self._readmission, self._must_clean = 0, False
+        self._readmission = 0
+        self._cleaning: Cleaning | None = None
         self._seen: dict[str, int] = {}  # how many of the cluster's events of each kind the watch has delivered
 
     # --- the start
@@ -128,8 +130,12 @@ class AgentRun:
             return "waits to be readmitted"
         if self.step == "read the run":
             self._admission, entry = self._ledger.evictions.get(self.cluster.name, (0, None))
-            if isinstance(entry, ClusterReadmitted):
-                self._readmission, self._must_clean = self._admission, entry.is_fenced
+            rebuilt = self._ledger.rebuilt.get(self.cluster.name, 0)
+            self._readmission = max(rebuilt, self._admission if isinstance(entry, ClusterReadmitted) else 0)
+            self._cleaning = Cleaning(keeps_allocation=True) if rebuilt else None
+            if isinstance(entry, ClusterReadmitted) and entry.is_fenced:
+                self._cleaning = Cleaning()
+            self._admission = max(self._admission, rebuilt)
             last = self._log.last(run)
             started = _decoded_start(last)
             if last is not None and started is not None and started.instance == self.instance:
@@ -165,7 +171,7 @@ class AgentRun:
                     decisions,
                     dict.fromkeys(KINDS, self._listed_at),
                     self._readmission,
-                    self._must_clean,
+                    self._cleaning,
                 )
             )
         return done
@@ -231,7 +237,9 @@ class AgentRun:
     def is_evicted(self) -> bool:
         """The ledger has more about its cluster's eviction than it knows."""
         sequence, entry = self._ledger.evictions.get(self.cluster.name, (0, None))
-        return self.runs and sequence > self._admission and isinstance(entry, ClusterEvicted | ClusterReadmitted)
+        is_rebuilt = self._ledger.rebuilt.get(self.cluster.name, 0) > self._admission
+        is_evicted = sequence > self._admission and isinstance(entry, ClusterEvicted | ClusterReadmitted)
+        return self.runs and (is_evicted or is_rebuilt)
 
     def follow_evictions(self) -> None:
         """It hears of that, if there is any, and another run begins in its place."""

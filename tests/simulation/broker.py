@@ -99,7 +99,8 @@ class BrokerRun:
     def _elect(self) -> Attempt:
         last = self.world.ledger_last
         entries: list[AnyEntry] = [] if last else [SegmentOpened(shard="main", segment=0)]
-        entries.append(LeaderElected(instance=self.instance, build="test"))
+        last_said = self._log.last_sequence
+        entries.append(LeaderElected(instance=self.instance, build="test", state_sequence=last_said))
         self.phase = "elects"
         return self._append(entries, last)
 

@@ -298,7 +298,8 @@ RULES: dict[str, Rule] = {
         "a sync is finished while a publish may still land", doubles=Doubles(mirror=SyncsBesideItsPublishes)
     ),
     "clean-up-before-the-fence-is-lifted": Rule(
-        "a cluster is readmitted without clearing and voiding", patches=[(Mirror, "_clean", lambda self, decided: None)]
+        "a cluster is readmitted without clearing and voiding",
+        patches=[(Mirror, "_clean", lambda self, cleaning, decided: None)],
     ),
     "new-syncs-after-expiry": Rule(
         "a start from the last messages counts old syncs",

@@ -11,6 +11,7 @@ from schemas.wire.ledger import (
     AnyEntry,
     ClusterEvicted,
     ClusterReadmitted,
+    ClusterRebuilt,
     FenceLifted,
     Release,
     SegmentOpened,
@@ -41,6 +42,10 @@ class StateLog:
     def first_sequence(self) -> int:
         """Of the first message that is still there."""
         return next(iter(self._kept), self.last_sequence + 1)
+
+    def lose(self) -> None:
+        """The stream is gone, and another one begins at 1."""
+        self.archive, self._kept, self._by_subject = [], {}, {}
 
     def publish(self, subject: str, payload: bytes, expected: int, message_id: str = "", now_ms: int = 0) -> int | None:
         """Store a message if `expected` is the subject's last sequence (0: none); None: it is not."""
@@ -136,8 +141,10 @@ class Ledger:
         self.messages: list[StoredMessage] = []
         self.decisions: dict[str, list[tuple[int, Allocate | Release]]] = {}  # Allocate and Release by cluster
         self._begins = [0]  # how many entries there are before each segment
+        self._base = 0  # the sequence before the first one
         # What agents read, as the open segment has it: the last entry about a cluster's eviction, and of each claim.
         self.evictions: dict[str, tuple[int, AnyEntry]] = {}
+        self.rebuilt: dict[str, int] = {}  # ledger sequence of the ClusterRebuilt of a cluster
         self.latest: dict[tuple[str, str], tuple[int, Allocate | Release]] = {}
         self._opening: SegmentOpened | None = None  # whose checkpoint is not whole yet
         self._restated: list[StoredMessage] = []
@@ -146,7 +153,7 @@ class Ledger:
     @property
     def last_sequence(self) -> int:
         """Of the last entry."""
-        return len(self.messages)
+        return self._base + len(self.messages)
 
     @property
     def segments(self) -> list[int]:
@@ -160,29 +167,45 @@ class Ledger:
     def ensure_segment(self, number: int) -> None:
         """Make the next segment's stream, unless it is there."""
         if number == len(self._begins):
-            self._begins.append(self.last_sequence)
+            self._begins.append(len(self.messages))
 
     def damage(self, message: StoredMessage) -> None:
         """An entry is not as it was stored any more."""
-        self.messages[message.stream_sequence - 1] = message
+        self.messages[message.stream_sequence - self._base - 1] = message
+
+    def lose(self, after: int = 0, begins_at: int = 1) -> None:
+        """The entries after this one are gone; without any left the next one gets the sequence `begins_at`."""
+        left = [message for message in self.messages if message.stream_sequence <= after]
+        self.messages = left
+        self.decisions, self.evictions, self.latest, self.rebuilt = {}, {}, {}, {}
+        self._opening, self._restated = None, []
+        self._begins = [each for each in self._begins if not each or each <= len(left)]
+        if not left:
+            self._base = begins_at - 1
+        for message in left:
+            self._read(message)
 
     def append(self, batch: Batch) -> bool:
         """Store the batch whole, or nothing of it."""
         if batch.segment != self.segments[-1]:
             # The server would store it: nothing else is between a closed segment's end and whoever appends to it.
-            assert batch.expected_last != self._begins[batch.segment + 1], f"{batch} is appended to a closed segment"
+            end = self._base + self._begins[batch.segment + 1] if batch.segment in self.segments else None
+            assert batch.expected_last != end, f"{batch} is appended to a closed segment"
             return False
         if batch.expected_last != self.last_sequence:
             return False
         self.messages += batch.messages
         for message in batch.messages:
-            entry = decode_entry(message.payload)
-            if isinstance(entry, Allocate | Release):
-                sequence = own_sequence(entry, message.stream_sequence)
-                self.decisions.setdefault(entry.cluster, []).append((sequence, entry))
-            self._restate(message, entry)
+            self._read(message)
         self._on_stored(batch)
         return True
+
+    def _read(self, message: StoredMessage) -> None:
+        entry = decode_entry(message.payload)
+        if isinstance(entry, Allocate | Release):
+            sequence = own_sequence(entry, message.stream_sequence)
+            self.decisions.setdefault(entry.cluster, []).append((sequence, entry))
+        self._restate(message, entry)
 
     def _restate(self, message: StoredMessage, entry: AnyEntry) -> None:
         """What agents read changes with an entry of the open segment, and with the last one of a checkpoint."""
@@ -193,7 +216,7 @@ class Ledger:
         else:
             self._tell(message, entry)
         if self._opening is not None and len(self._restated) == self._opening.entries:
-            self._opening, self.evictions, self.latest = None, {}, {}
+            self._opening, self.evictions, self.latest, self.rebuilt = None, {}, {}, {}
             for each in self._restated:
                 self._tell(each, decode_entry(each.payload))
 
@@ -202,10 +225,13 @@ class Ledger:
             self.latest[entry.cluster, entry.uid] = (own_sequence(entry, message.stream_sequence), entry)
         elif isinstance(entry, ClusterEvicted | ClusterReadmitted | FenceLifted):
             self.evictions[entry.cluster] = (own_sequence(entry, message.stream_sequence), entry)
+        elif isinstance(entry, ClusterRebuilt):
+            self.rebuilt[entry.cluster] = own_sequence(entry, message.stream_sequence)
 
     def holds(self, batch: Batch) -> bool | None:
         """What the tail says: it is there entry for entry, something else is (False), or nothing yet (None)."""
-        there = self.messages[batch.expected_last : batch.expected_last + len(batch.messages)]
+        first = batch.expected_last - self._base
+        there = self.messages[first : first + len(batch.messages)]
         return None if not there else there == batch.messages
 
     def last_decisions(self, cluster: str) -> list[tuple[int, Allocate | Release]]:
@@ -224,6 +250,10 @@ class DurableConsumer:
         self._cluster = cluster
         self._next = 0
         self.taken: dict[int, tuple[Allocate | Release, object]] = {}  # by ledger sequence
+
+    def forget(self) -> None:
+        """The ledger was lost, and this consumer with it."""
+        self._next, self.taken = 0, {}
 
     def has_new(self) -> bool:
         """Whether there is an entry that nobody has got yet."""
