@@ -351,6 +351,14 @@ LEDGER: list[tuple[AnyEntry, bytes]] = [
         b'{"type":"dev.dragoman.ledger.readmitted.v1",' + BY_ADA_JSON + b',"is_fenced":true,"position":120}',
     ),
     (
+        FenceLifted(cluster="east", at_ms=7_000),
+        b'{"type":"dev.dragoman.ledger.fence-lifted.v1","cluster":"east","at_ms":7000}',
+    ),
+    (
+        ClaimForgotten(cluster="east", uid="u1"),
+        b'{"type":"dev.dragoman.ledger.forgotten.v1","cluster":"east","uid":"u1"}',
+    ),
+    (
         ClusterAhead(cluster="east", message="decision 9 is later than the ledger"),
         b'{"type":"dev.dragoman.ledger.ahead.v1","cluster":"east","message":"decision 9 is later than the ledger"}',
     ),
@@ -361,14 +369,6 @@ LEDGER: list[tuple[AnyEntry, bytes]] = [
     (
         LedgerRebuilt(operator="ada", reason="r", at_ms=1, highest_seen=99, state_sequence=120),
         b'{"type":"dev.dragoman.ledger.rebuilt.v1","operator":"ada","reason":"r","at_ms":1,"highest_seen":99,"state_sequence":120}',
-    ),
-    (
-        FenceLifted(cluster="east", at_ms=7_000),
-        b'{"type":"dev.dragoman.ledger.fence-lifted.v1","cluster":"east","at_ms":7000}',
-    ),
-    (
-        ClaimForgotten(cluster="east", uid="u1"),
-        b'{"type":"dev.dragoman.ledger.forgotten.v1","cluster":"east","uid":"u1"}',
     ),
 ]
 
@@ -710,6 +710,9 @@ def test_other_subjects_are_not_of_state(subject: str) -> None:
         (LEDGER[16][0], ("east", "cluster", "exclusion")),
         *[(entry, ("east", "cluster", "eviction")) for entry, _ in LEDGER[17:20]],
         (LEDGER[20][0], ("east", "record", "u1")),
+        (LEDGER[21][0], ("east", "cluster", "ahead")),
+        (LEDGER[22][0], ("east", "cluster", "rebuilt")),
+        (LEDGER[23][0], ("_", "leader", "rebuilt")),
     ],
     ids=by_type,
 )
