@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.bench import allocation, cel, decode, end_to_end, machine, start, throughput, upstream
+from tests.bench import allocation, cel, decode, end_to_end, failover, machine, start, throughput, upstream
 from tests.bench.measure import Table, progress
 
 BENCHMARKS: dict[str, Callable[[], list[Table]]] = {
@@ -17,6 +17,7 @@ BENCHMARKS: dict[str, Callable[[], list[Table]]] = {
     "cel": cel.measure,
     "end_to_end": end_to_end.measure,
     "throughput": throughput.measure,
+    "failover": failover.measure,
 }
 
 
