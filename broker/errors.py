@@ -23,3 +23,7 @@ class CheckpointError(Exception):
 
 class LedgerLostError(Exception):
     """No world can be made from the ledger: segments are missing, or damaged. Grant nothing, stop."""
+
+
+class UnreadableEntryError(Exception):
+    """The ledger has an entry that this build cannot read, so a newer one wrote it: pass nothing over, stop."""

@@ -7,3 +7,7 @@ class AgentReplacedError(Exception):
 
 class EvictedError(Exception):
     """An operator has evicted or readmitted the cluster: what this run knows and says counts no more; begin another."""
+
+
+class NewerLedgerError(Exception):
+    """The ledger says something to the cluster that this build cannot read: pass nothing over, stop."""

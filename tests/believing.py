@@ -11,7 +11,7 @@ from schemas.wire.bus import StoredMessage
 def fold_ledger(machine: Machine, messages: Iterable[StoredMessage]) -> None:
     """Fold a ledger of one segment, from its first entry on, into the machine's world; see `segments` for a start.
 
-    Raises: WireError if an entry cannot be read (a newer broker wrote it); InvariantError if one cannot follow.
+    Raises: UnreadableEntryError; InvariantError if one cannot follow.
     """
     whole = SegmentFold(machine.world, 0)
     whole.add(messages)

@@ -16,7 +16,7 @@ from broker.world.federation import Federation
 from broker.world.keys import ClusterId
 from cluster_agent.adapters.journal import JournalError
 from cluster_agent.adapters.manifest_cluster import ManifestCluster
-from cluster_agent.errors import AgentReplacedError
+from cluster_agent.errors import AgentReplacedError, NewerLedgerError
 from schemas.client.connection import connect
 from schemas.client.errors import BusError
 from schemas.errors import ManifestError
@@ -72,6 +72,6 @@ def run(options: argparse.Namespace) -> int:
 
     try:
         anyio.run(serve)
-    except* (AgentReplacedError, BusError, ManifestError, JournalError) as group:
+    except* (AgentReplacedError, NewerLedgerError, BusError, ManifestError, JournalError) as group:
         raise CommandError("; ".join(map(str, flat(group))), exit_code=1) from None
     return 0

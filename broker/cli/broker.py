@@ -15,7 +15,7 @@ from broker.cli.errors import CommandError
 from broker.cli.local import broker_settings
 from broker.cli.signals import until_told_to_stop
 from broker.cli.up import flat, log_notice
-from broker.errors import ConfigError, InvariantError, LedgerLostError
+from broker.errors import ConfigError, InvariantError, LedgerLostError, UnreadableEntryError
 from schemas.client.connection import connect
 from schemas.client.errors import BusError
 
@@ -60,6 +60,6 @@ def run(options: argparse.Namespace) -> int:
 
     try:
         anyio.run(serve)
-    except* (BusError, StreamSettingsError, InvariantError, LedgerLostError) as group:
+    except* (BusError, StreamSettingsError, InvariantError, LedgerLostError, UnreadableEntryError) as group:
         raise CommandError("; ".join(map(str, flat(group))), exit_code=1) from None
     return 0

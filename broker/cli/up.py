@@ -16,13 +16,13 @@ from broker.cli.errors import CommandError
 from broker.cli.local import LocalFederation, local_federation
 from broker.cli.output import claim_table, console, print_json
 from broker.cli.signals import until_told_to_stop
-from broker.errors import ConfigError, InvariantError, LedgerLostError
+from broker.errors import ConfigError, InvariantError, LedgerLostError, UnreadableEntryError
 from broker.machine import Notice
 from broker.machine.report import ClaimRow
 from broker.world.federation import Federation
 from broker.world.keys import ClusterId
 from cluster_agent.adapters.journal import JournalError
-from cluster_agent.errors import AgentReplacedError
+from cluster_agent.errors import AgentReplacedError, NewerLedgerError
 from schemas.client.errors import BusError
 from schemas.errors import ManifestError
 
@@ -80,7 +80,14 @@ def run(options: argparse.Namespace) -> int:
         return anyio.run(_up, directories, federation, options)
     except* (EmbeddedNatsError, ManifestError, JournalError) as group:
         raise CommandError("; ".join(map(str, flat(group)))) from None
-    except* (BusError, AgentReplacedError, InvariantError, LedgerLostError) as group:
+    except* (
+        BusError,
+        AgentReplacedError,
+        NewerLedgerError,
+        InvariantError,
+        LedgerLostError,
+        UnreadableEntryError,
+    ) as group:
         raise CommandError("; ".join(map(str, flat(group))), exit_code=1) from None
 
 

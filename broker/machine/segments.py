@@ -6,7 +6,7 @@ checkpoint is damaged says only what follows it; the world before it comes from 
 
 from collections.abc import Callable, Iterable, Sequence
 
-from broker.errors import CheckpointError, LedgerLostError
+from broker.errors import CheckpointError, LedgerLostError, UnreadableEntryError
 from broker.machine.machine import Machine
 from broker.world import checkpoint, fold
 from broker.world.world import World
@@ -34,15 +34,14 @@ class SegmentFold:
     def add(self, messages: Iterable[StoredMessage]) -> None:
         """The next entries.
 
-        Raises: CheckpointError; WireError if an entry cannot be read (a newer broker wrote it); InvariantError if one
-            cannot follow.
+        Raises: CheckpointError; UnreadableEntryError; InvariantError if an entry cannot follow.
         """
         for message in messages:
             if not self.is_open and self._is_of_checkpoint(message):
                 continue
             if not self.is_open:
                 self._open()
-            fold.apply_entry(self._world, decode_entry(message.payload), message.stream_sequence)
+            fold.apply_entry(self._world, _entry(message), message.stream_sequence)
 
     def finish(self) -> bool:
         """There are no more entries; says whether the segment is open. Raises: CheckpointError."""
@@ -55,8 +54,8 @@ class SegmentFold:
     def _is_of_checkpoint(self, message: StoredMessage) -> bool:
         """Keeps what may belong to the checkpoint; the batches after it begin with entries of other kinds."""
         try:
-            entry: AnyEntry | None = decode_entry(message.payload)
-        except WireError:
+            entry: AnyEntry | None = _entry(message)
+        except UnreadableEntryError:
             if self._has_all():
                 raise
             entry = None  # damaged, or a newer broker's: told when the checkpoint is to be believed
@@ -78,7 +77,7 @@ class SegmentFold:
             opened = self._opened()
             payloads = [message.payload for message, _ in self._opening[1:]]
             checkpoint.verify(opened, payloads)
-            readable = (entry or decode_entry(message.payload) for message, entry in self._opening[1:])
+            readable = (entry or _entry(message) for message, entry in self._opening[1:])
             checkpoint.load(world, opened, readable)
         last = self._opening[-1][0].stream_sequence if self._opening else world.ledger_last
         checkpoint.opened(world, self._segment, last)
@@ -113,7 +112,7 @@ class LedgerStart:
             self._want(segments[-1])
 
     def add(self, messages: Sequence[StoredMessage]) -> None:
-        """Entries of the wanted segment. Raises: WireError, InvariantError."""
+        """Entries of the wanted segment. Raises: UnreadableEntryError, InvariantError."""
         if messages:
             self.last_sequence = max(self.last_sequence, messages[-1].stream_sequence)
         if self._error is None:
@@ -168,3 +167,13 @@ class LedgerStart:
         self.wanted = segment
         self.machine = self._new_machine()
         self._error, self._fold = None, SegmentFold(self.machine.world, segment)
+
+
+def _entry(message: StoredMessage) -> AnyEntry:
+    try:
+        return decode_entry(message.payload)
+    except WireError as error:
+        raise UnreadableEntryError(
+            f"ledger entry {message.stream_sequence} on {message.subject} cannot be read by this build ({error}):"
+            " a newer broker wrote it, run that build or a later one, see docs/upgrades.md"
+        ) from error

@@ -19,7 +19,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from cluster_agent.adapters.bus import AgentBus, LedgerFollower, RefusedBySubject, Uncertain
 from cluster_agent.adapters.bus import Published as StoredAt
-from cluster_agent.errors import AgentReplacedError, EvictedError
+from cluster_agent.errors import AgentReplacedError, EvictedError, NewerLedgerError
 from cluster_agent.mirror import Mirror
 from cluster_agent.mirror.actions import (
     Action,
@@ -226,7 +226,7 @@ class Agent:
         last = await self._until_answered(lambda: self._bus.last_about_cluster(key))
         if last is None:
             return 0, None
-        entry = decode_entry(last.payload)
+        entry = _entry(last.payload)
         return own_sequence(entry, last.stream_sequence), entry
 
     async def _take_epoch(self) -> int:
@@ -280,7 +280,7 @@ class Agent:
             tg.start_soon(self._follow_cluster, kind, resource_version)
         decisions = []
         for entry_message in await self._until_answered(self._bus.last_decisions):
-            entry = decode_entry(entry_message.payload)
+            entry = _entry(entry_message)
             if isinstance(entry, Allocate | Release):
                 decisions.append((own_sequence(entry, entry_message.stream_sequence), entry))
         standing = self._standing
@@ -356,11 +356,8 @@ class Agent:
             self._follower = follower
             while True:
                 for delivered in await follower.next_batch():
-                    entry = None
-                    try:
-                        entry = decode_entry(delivered.message.payload)
-                    except WireError as error:
-                        _log.error("ledger entry %d cannot be read: %s", delivered.message.stream_sequence, error)
+                    # What is recorded about a claim is nothing to an agent, of whatever build.
+                    entry = None if _is_record(delivered.message) else _entry(delivered.message)
                     if isinstance(entry, Allocate | Release):
                         sequence = own_sequence(entry, delivered.message.stream_sequence)
                         self._unacked[entry.uid].append((sequence, delivered))
@@ -469,7 +466,7 @@ class Agent:
             if action.name.kind == "claim" and not is_ours:
                 # Whoever wrote there may have taken a decision that was ours to settle.
                 decision = await self._until_answered(lambda: self._bus.last_decision(action.name.key))
-                entry = decode_entry(decision.payload) if decision is not None else None
+                entry = _entry(decision) if decision is not None else None
                 if decision is not None and isinstance(entry, Allocate | Release):
                     await self._send.send(DecisionSeen(own_sequence(entry, decision.stream_sequence), entry))
 
@@ -533,6 +530,21 @@ class Agent:
             now_ms=_now_ms(),
             trace=trace,
         )
+
+
+def _is_record(message: StoredMessage) -> bool:
+    return message.subject.split(".")[6] == "record"
+
+
+def _entry(message: StoredMessage) -> AnyEntry:
+    """Raises: NewerLedgerError."""
+    try:
+        return decode_entry(message.payload)
+    except WireError as error:
+        raise NewerLedgerError(
+            f"ledger entry {message.stream_sequence} on {message.subject} cannot be read by this build ({error}):"
+            " a newer broker wrote it, run an agent of that build or a later one, see docs/upgrades.md"
+        ) from error
 
 
 def _last(name: ObjectName, message: StoredMessage) -> LastMessage:

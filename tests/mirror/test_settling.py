@@ -79,6 +79,19 @@ def test_writes_the_finalizers_then_the_allocation_then_reports() -> None:
     assert driven.mirror.is_idle
 
 
+def test_fields_that_this_build_does_not_know_are_kept() -> None:
+    manifest = a_manifest(tomorrow={"x": 1})
+    manifest["spec"]["tomorrow"] = [2]
+    driven = a_started(manifest)
+    assert (driven.claim()["metadata"]["tomorrow"], driven.claim()["spec"]["tomorrow"]) == ({"x": 1}, [2])
+    (write,) = driven.tell(decides(an_allocate(100)))
+    assert isinstance(write, WriteFinalizers)
+    assert (write.object["metadata"]["tomorrow"], write.object["spec"]["tomorrow"]) == ({"x": 1}, [2])
+    (write,) = driven.tell(wrote(driven.take(WriteFinalizers), 101))
+    assert isinstance(write, WriteAllocation)
+    assert (write.object["metadata"]["tomorrow"], write.object["spec"]["tomorrow"]) == ({"x": 1}, [2])
+
+
 def test_reserves_for_nobody_where_the_decision_names_nobody() -> None:
     driven = a_started()
     (write,) = driven.tell(decides(an_allocate(100, reserved_for=[])))

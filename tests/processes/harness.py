@@ -45,11 +45,15 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Process:
-    """One dragoman process; may be killed and started again."""
+    """One dragoman process; may be killed and started again.
+
+    source: the directory whose code it runs; None: ours.
+    """
 
     def __init__(self, name: str, arguments: Sequence[str], log: Path) -> None:
         self.name = name
         self.log = log
+        self.source: Path | None = None
         self._arguments = arguments
         self._process: OsProcess | None = None
         self._log_began = 0  # where the log of this run begins
@@ -63,6 +67,11 @@ class Process:
         """What is run."""
         return dying_with_us([sys.executable, "-m", "broker.cli.main", "-v", *self._arguments])
 
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs."""
+        return self._process.returncode if self._process is not None else None
+
     async def start(self) -> None:
         assert not self.is_running, f"{self.name} is running"
         self._log_began = self.log.stat().st_size if self.log.exists() else 0
@@ -73,6 +82,7 @@ class Process:
                 stdout=log,
                 stderr=log,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                cwd=self.source,  # `python -m` looks there first
             )
 
     async def kill(self) -> None:
@@ -146,6 +156,7 @@ class Federation:
         self.view = LedgerView()
         self.processes: dict[str, Process] = {}
         self._changed = anyio.Event()
+        self._following = anyio.CancelScope()
         self._began = time.monotonic()
         for name in clusters:
             (root / name).mkdir()
@@ -201,7 +212,15 @@ class Federation:
         assert not waiting.cancelled_caught, f"{what} did not happen within {DEADLINE_S:g} s; {self.view}\n{logs}"
         self.say(f"{what}: {self.view}")
 
+    def stop_following(self) -> None:
+        """What comes in the ledger from here on is not for the view."""
+        self._following.cancel()
+
     async def follow_ledger(self) -> None:
+        with self._following:
+            await self._follow_ledger()
+
+    async def _follow_ledger(self) -> None:
         for segment in count():
             is_closed = False
             async with follow(self.connection, ledger_stream("main", segment), self.view.last) as follower:

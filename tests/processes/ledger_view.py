@@ -47,6 +47,7 @@ class LedgerView:
         self.waiting: dict[Claim, str] = {}
         self.leaders: list[tuple[int, str]] = []
         self.synced: set[str] = set()
+        self.algorithms: set[int] = set()
         self.allocates = 0
         self.outcomes = 0
         self.collisions = 0
@@ -84,6 +85,7 @@ class LedgerView:
             case Inputs():
                 assert entry.leader_epoch == self.leaders[-1][0], f"{self.last} is not by the leader, {self.leaders}"
                 self.synced.update(entry.synced)
+                self.algorithms.add(entry.algorithm)
             case Allocate() | Adopted():
                 self._hold(entry)
             case Release():

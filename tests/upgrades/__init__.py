@@ -1,0 +1,29 @@
+"""The build before this one beside it: what it wrote is read, and both run together, in both directions.
+
+Nothing is released yet. Until something is, the previous build is the commit `PREVIOUS`: run from git's history where
+that is at hand, and everywhere represented by what it wrote in a run that was recorded, see `record`.
+"""
+
+import subprocess
+import tarfile
+from io import BytesIO
+from pathlib import Path
+
+PREVIOUS = "62eff8252ec4e41f9bf84c0bedc42b6cf313b8e7"
+RECORDED = Path(__file__).parent / "previous"
+
+
+def previous_source(directory: Path) -> Path | None:
+    """The code of the previous build, unpacked into `directory`; None where git does not have it."""
+    repository = Path(__file__).parents[2]
+    packed = subprocess.run(
+        ["git", "archive", PREVIOUS, "broker", "cluster_agent", "schemas"],
+        cwd=repository,
+        capture_output=True,
+        check=False,
+    )
+    if packed.returncode:
+        return None
+    with tarfile.open(fileobj=BytesIO(packed.stdout)) as archive:
+        archive.extractall(directory, filter="data")
+    return directory
