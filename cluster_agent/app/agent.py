@@ -226,7 +226,7 @@ class Agent:
         last = await self._until_answered(lambda: self._bus.last_about_cluster(key))
         if last is None:
             return 0, None
-        entry = _entry(last.payload)
+        entry = _entry(last)
         return own_sequence(entry, last.stream_sequence), entry
 
     async def _take_epoch(self) -> int:
