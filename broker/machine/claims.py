@@ -46,11 +46,9 @@ def on_claim(
             _distrust(core, cluster, f"claim {uid}: {lost}")
     shown_before = known.shown_devices if known is not None else ()
     claim = observe.observe_claim(world, cluster, ClaimUid(uid), state, spec, stream_sequence)
-    claim.invalid = _why_invalid(core, spec) if spec is not None else ("Unreadable", claim.error)
+    claim.is_checked, claim.invalid = (False, None) if spec is not None else (True, ("Unreadable", claim.error))
     if core.is_replaying:
         return
-    if claim.invalid is not None and spec is not None:
-        core.notice("warning", claim.invalid[0], f"claim {world.holder_name(claim.key)}", claim.invalid[1])
     # Nothing changed for those who wait where a grant has the device anyway, as when an allocation of ours is reported
     # as applied: to try them all again for each report would cost the square of a full fleet.
     changed = set(shown_before) ^ set(claim.shown_devices)
@@ -65,6 +63,15 @@ def on_claim(
     if claim.is_shown_without_grant and not is_fenced(core, cluster):
         core.to_adopt.add(claim.key)
     core.queue.make_due(claim.key)
+
+
+def check(core: Core, claim: Claim) -> None:
+    """Find out whether a claim can ever be allocated as it is, unless that is known."""
+    if claim.is_checked or claim.spec is None:
+        return
+    claim.is_checked, claim.invalid = True, _why_invalid(core, claim.spec)
+    if claim.invalid is not None:
+        core.notice("warning", claim.invalid[0], f"claim {core.world.holder_name(claim.key)}", claim.invalid[1])
 
 
 def on_tombstone(core: Core, cluster: ClusterId, uid: str) -> None:
@@ -84,7 +91,7 @@ def on_tombstone(core: Core, cluster: ClusterId, uid: str) -> None:
 def on_unreadable(core: Core, cluster: ClusterId, uid: str, error: str, stream_sequence: int) -> None:
     """A message on the claim's subject that is not JSON or not a claim's: the claim is there, that is all."""
     claim = observe.observe_unreadable_claim(core.world, cluster, ClaimUid(uid), error, stream_sequence)
-    claim.invalid = ("Unreadable", error)
+    claim.is_checked, claim.invalid = True, ("Unreadable", error)
     core.queue.make_due(claim.key)
 
 

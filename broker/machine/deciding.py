@@ -17,7 +17,7 @@ from broker.allocation.requests import ADMIN_ACCESS_LABEL
 from broker.allocation.result import with_share_ids
 from broker.allocation.snapshot import Snapshot
 from broker.errors import InvariantError
-from broker.machine.claims import release_if_rejected
+from broker.machine.claims import check, release_if_rejected
 from broker.machine.core import Core, Likeness
 from broker.machine.specs import STEP_BUDGET
 from broker.world.federation import ALLOCATE_ANNOTATION, BROKERED_LABEL
@@ -215,6 +215,7 @@ def _decide(core: Core, turn: Round, claim: Claim) -> Verdict | None:
         return None  # not heard of yet, or something is under way; its next message makes it due again
     if claim.shown is not None and spec is not None:
         return None  # adopted, or colliding
+    check(core, claim)
     if claim.invalid is not None:
         return Verdict("Invalid", *claim.invalid)
     assert spec is not None, f"claim {claim.key} is neither readable nor invalid"

@@ -38,6 +38,8 @@ CONSUMERS_MAX = 4_096  # pods that use one claim; more than 256 are refused, wit
 NAME_LENGTH_MAX = 253  # of a name, a namespace or a UID
 RESULTS_MAX = 32  # devices in one allocation
 
+Said = ClaimState | ObjectState | AgentMessage
+
 
 def accept(core: Core, message: StoredMessage) -> None:
     """Apply one message of DRA_STATE."""
@@ -54,8 +56,13 @@ def accept(core: Core, message: StoredMessage) -> None:
     try:
         said = read(message, subject)
     except WireError as error:
-        _unreadable(core, message, subject, error.reason, error.message)
-        return
+        unreadable(core, message, subject, error)
+    else:
+        take_in(core, message, subject, said)
+
+
+def take_in(core: Core, message: StoredMessage, subject: StateSubject, said: Said) -> None:
+    """Apply what a message says, see `read`."""
     if isinstance(said, AgentStarted):
         syncs.agent_started(core, ClusterId(subject.cluster), message.stream_sequence)
         return
@@ -72,7 +79,7 @@ def accept(core: Core, message: StoredMessage) -> None:
             syncs.sync_finished(core, ClusterId(subject.cluster), said, message.stream_sequence)
 
 
-def read(message: StoredMessage, subject: StateSubject) -> ClaimState | ObjectState | AgentMessage:
+def read(message: StoredMessage, subject: StateSubject) -> Said:
     """What a state message says. Raises: WireError if it is not what belongs on its subject."""
     try:
         payload = message.body(BODY_BYTES_MAX)
@@ -268,13 +275,13 @@ def forget(core: Core, cluster: ClusterId, name: ObjectName) -> None:
         core.changed(f"nodes:{cluster}")
 
 
-def _unreadable(core: Core, message: StoredMessage, subject: StateSubject, reason: str, text: str) -> None:
+def unreadable(core: Core, message: StoredMessage, subject: StateSubject, error: WireError) -> None:
     """Not even the envelope can be read: nobody knows which run of the agent wrote it."""
-    core.dead_letter(message, subject.cluster, reason, text)
+    core.dead_letter(message, subject.cluster, error.reason, error.message)
     if core.world.cluster(ClusterId(subject.cluster)).is_silenced(message.stream_sequence):
         return
     if subject.kind == "claim":
-        claims.on_unreadable(core, ClusterId(subject.cluster), subject.key, text, message.stream_sequence)
+        claims.on_unreadable(core, ClusterId(subject.cluster), subject.key, error.message, message.stream_sequence)
     elif subject.kind in KINDS:
         cluster = core.world.cluster(ClusterId(subject.cluster))
         name = ObjectName(subject.kind, subject.key)

@@ -5,7 +5,7 @@ or below the recorded position counts as believed, without its consequences, for
 """
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from broker.machine import claims, clusters, intake
 from broker.machine.core import Core
@@ -35,38 +35,43 @@ class LastBelieved:
     def __init__(self, machine: Machine) -> None:
         self._core = machine.core
         self._belief = _Belief(machine.core)
-        self._last: dict[str, StoredMessage] = {}
-        self._unreadable: dict[str, StoredMessage] = {}  # after the last that could be read
-        self._counted: list[StoredMessage] = []  # syncs that counted: what they lacked was forgotten
+        self._last: dict[str, _Heard] = {}
+        self._unreadable: dict[str, _Heard] = {}  # after the last that could be read
+        self._counted: list[_Heard] = []  # syncs that counted: what they lacked was forgotten
 
     def add(self, messages: Iterable[StoredMessage]) -> None:
         """More of the log."""
         for message in messages:
-            verdict = self._belief.of(message)
-            if verdict == "unreadable":
-                self._unreadable[message.subject] = message
-            elif verdict == "believed":
-                self._last[message.subject] = message
+            heard = self._belief.of(message)
+            if not isinstance(heard, _Heard):
+                continue
+            if isinstance(heard.said, WireError):
+                self._unreadable[message.subject] = heard
+            else:
+                self._last[message.subject] = heard
                 self._unreadable.pop(message.subject, None)
-                self._keep_if_it_counted(message)
+                self._keep_if_it_counted(heard)
 
     def take_in(self) -> None:
         """Take in what was added, without its consequences."""
         self._core.is_replaying = True
-        kept = {each.stream_sequence: each for each in [*self._last.values(), *self._unreadable.values()]}
-        kept.update((each.stream_sequence, each) for each in self._counted)
-        for _, message in sorted(kept.items()):
-            intake.accept(self._core, message)
+        kept = {
+            heard.message.stream_sequence: heard
+            for heard in (*self._last.values(), *self._unreadable.values(), *self._counted)
+        }
+        for _, heard in sorted(kept.items()):
+            if isinstance(heard.said, WireError):
+                intake.unreadable(self._core, heard.message, heard.subject, heard.said)
+            else:
+                intake.take_in(self._core, heard.message, heard.subject, heard.said)
         self._core.is_replaying = False
 
-    def _keep_if_it_counted(self, message: StoredMessage) -> None:
-        subject = parse_state_subject(message.subject)
-        assert subject is not None
-        synced = self._core.world.cluster(ClusterId(subject.cluster)).synced_sequence
-        if message.stream_sequence == synced:
-            parts = sync_part_subject(subject.cluster, 0)[:-1]
-            self._counted += [each for each in self._last.values() if each.subject.startswith(parts)]
-            self._counted.append(message)
+    def _keep_if_it_counted(self, heard: "_Heard") -> None:
+        cluster = heard.subject.cluster
+        if heard.message.stream_sequence == self._core.world.cluster(ClusterId(cluster)).synced_sequence:
+            parts = sync_part_subject(cluster, 0)[:-1]
+            self._counted += [each for subject, each in self._last.items() if subject.startswith(parts)]
+            self._counted.append(heard)
 
 
 def position_expired(machine: Machine, messages: Iterable[StoredMessage], position: int) -> None:
@@ -107,6 +112,14 @@ def resume(machine: Machine) -> None:
     core.classes_changed = bool(world.federation.hub)
 
 
+class _Heard(NamedTuple):
+    """A message that counts; said: what it says, or why that cannot be read."""
+
+    message: StoredMessage
+    subject: StateSubject
+    said: intake.Said | WireError
+
+
 class _Belief:
     """Which messages were believed when they came: those before which no newer run of their cluster's agent came.
 
@@ -117,24 +130,24 @@ class _Belief:
         self._core = core
         self._newest: dict[str, int] = {}  # epoch by cluster
 
-    def of(self, message: StoredMessage) -> Literal["believed", "unreadable", "late"]:
+    def of(self, message: StoredMessage) -> "_Heard | Literal['late', 'unexpected']":
         """What became of a message when it came; of messages in stream order."""
         subject = parse_state_subject(message.subject)
         if subject is None or not _is_expected(self._core, subject):
-            return "unreadable"
+            return "unexpected"
         record = self._core.world.cluster(ClusterId(subject.cluster))
         is_silenced = record.is_silenced(message.stream_sequence)  # it was evicted then, or since
         try:
             said = intake.read(message, subject)
-        except WireError:
-            return "late" if is_silenced else "unreadable"
+        except WireError as error:
+            return "late" if is_silenced else _Heard(message, subject, error)
         epoch = message.stream_sequence if isinstance(said, AgentStarted) else said.agent_epoch
         final = record.epoch
         is_late = epoch < self._newest.get(subject.cluster, 0) or epoch < final <= message.stream_sequence
         if is_late or epoch > message.stream_sequence:
             return "late"
         self._newest[subject.cluster] = epoch
-        return "late" if is_silenced else "believed"
+        return "late" if is_silenced else _Heard(message, subject, said)
 
 
 def _is_of_an_agent(message: StoredMessage) -> bool:

@@ -135,6 +135,7 @@ class Claim:
     first_sequence: int = 0
     spec: ResourceClaim | None = None  # None: unreadable, see error
     error: str = ""
+    is_checked: bool = False  # whether `invalid` can be relied on: one that holds a grant need not be looked at
     invalid: tuple[str, str] | None = None  # reason and message why it can never be allocated as it is
     resource_version: str = ""
     consumers: tuple[Consumer, ...] = ()

@@ -1,5 +1,7 @@
 """What kube-apiserver 1.37 refuses when a ResourceSlice is created; see `validate`."""
 
+from msgspec import structs
+
 from schemas.errors import FieldError
 from schemas.quantity import Quantity, QuantityError
 from schemas.resource import (
@@ -19,6 +21,8 @@ from schemas.resource import (
 from schemas.resource.checks import Errors, entries, optional, required
 from schemas.resource.validate_capacity import capacity_errors
 from schemas.semver import SEMVER_PATTERN
+
+_VALUES = tuple(field.encode_name for field in structs.fields(DeviceAttribute))
 
 
 def validate_slice(resource_slice: ResourceSlice) -> list[FieldError]:
@@ -151,28 +155,21 @@ def _device(device: Device, path: str, has_placement: bool) -> Errors:
 
 
 def _value_count(attribute: DeviceAttribute) -> int:
-    lists = (attribute.ints, attribute.bools, attribute.strings, attribute.versions)
-    return sum(len(values) for values in lists if values) or 1
+    lists = [attribute.ints, attribute.bools, attribute.strings, attribute.versions]
+    return sum(map(len, filter(None, lists))) if any(lists) else 1
 
 
 def _attribute(attribute: DeviceAttribute, path: str) -> Errors:
-    values = {
-        "int": attribute.int_,
-        "bool": attribute.bool_,
-        "string": attribute.string,
-        "version": attribute.version,
-        "ints": attribute.ints,
-        "bools": attribute.bools,
-        "strings": attribute.strings,
-        "versions": attribute.versions,
-    }
-    found = [name for name, value in values.items() if value is not None]
-    if len(found) != 1:
-        yield FieldError(path, f"must have exactly one of {', '.join(values)}, found {' and '.join(found) or 'none'}")
-    yield from optional(attribute.string, f"{path}.string", _text_value)
-    yield from optional(attribute.version, f"{path}.version", _version_value)
-    for name in found:
-        if values[name] == []:
+    values = structs.astuple(attribute)
+    if values.count(None) != len(values) - 1:
+        found = " and ".join(name for name, value in zip(_VALUES, values, strict=True) if value is not None)
+        yield FieldError(path, f"must have exactly one of {', '.join(_VALUES)}, found {found or 'none'}")
+    if attribute.string is not None:
+        yield from optional(attribute.string, f"{path}.string", _text_value)
+    if attribute.version is not None:
+        yield from optional(attribute.version, f"{path}.version", _version_value)
+    if [] in values:
+        for name in (name for name, value in zip(_VALUES, values, strict=True) if value == []):
             yield FieldError(f"{path}.{name}", "must not be an empty list")
     for index, text in enumerate(attribute.strings or ()):
         yield from optional(text, f"{path}.strings[{index}]", _text_value)

@@ -17,6 +17,7 @@ KINDS = ("slice", "class", "claim", "node", "taintrule")  # of objects in DRA_ST
 RUN_KEY = "run"
 KEY_LENGTH_MAX = 1024  # of an encoded key; a Kubernetes name has at most 253 characters
 
+_PLAIN = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")  # a key that is the name itself
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 _BARE_DOT = re.compile(r"^\.|\.$|\.(?=\.)")
 
@@ -64,6 +65,8 @@ def parse_state_subject(subject: str) -> StateSubject | None:
     parts = subject.split(".", 5)
     if len(parts) != 6 or parts[:3] != ["dra", "v1", "state"] or not all(parts) or len(parts[5]) > KEY_LENGTH_MAX:
         return None
+    if _PLAIN.fullmatch(parts[5]):
+        return StateSubject(*parts[3:])
     key = decode_key(parts[5])
     return StateSubject(parts[3], parts[4], key) if encode_key(key) == parts[5] else None
 

@@ -66,6 +66,7 @@ WITH_HUB = Federation(
     clusters=[HUB, EAST, WEST],
 )
 
+_NOT_CLAIM_FACTS = ("first_sequence", "is_checked", "invalid")  # the last two follow from the spec, when one looks
 _NOT_FACTS = ("sync", "sync_parts", "asked_at")  # of a cluster: what is under way
 E = TypeVar("E", bound=AnyEntry)
 Shareable = ResourceSlice | DeviceClass | Node | DeviceTaintRule
@@ -405,7 +406,7 @@ def facts(world: World) -> dict[str, Any]:
     A waiting claim's words are left out: they are news for people, and the ledger has only those of the first time.
     """
     claims = {
-        key: {each.name: getattr(claim, each.name) for each in fields(claim) if each.name != "first_sequence"}
+        key: {each.name: getattr(claim, each.name) for each in fields(claim) if each.name not in _NOT_CLAIM_FACTS}
         | {"waiting": claim.waiting and (claim.waiting.reason, claim.waiting.order, claim.waiting.since_ms)}
         for key, claim in world.claims.items()
     }
