@@ -76,10 +76,10 @@ class LedgerStore:
         """Of the last entry, as the stream's leader has it. Raises: BusUnavailableError, BusRefusedError."""
         return (await self._reader.state(deadline_s)).last_sequence
 
-    async def read_all(self) -> AsyncGenerator[list[StoredMessage], None]:
-        """The segment from its first entry to its last; otherwise as `read`."""
+    async def read_all(self, after: int = 0) -> AsyncGenerator[list[StoredMessage], None]:
+        """The segment from its first entry after `after` to its last; otherwise as `read`."""
         state = await self._reader.state()
-        async with aclosing(self.read(max(0, state.first_sequence - 1))) as batches:
+        async with aclosing(self.read(max(after, state.first_sequence - 1))) as batches:
             async for batch in batches:
                 yield batch
 

@@ -9,15 +9,15 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
 import anyio
 import msgspec
 from anyio import to_thread
-from anyio.abc import TaskStatus
+from anyio.abc import TaskGroup, TaskStatus
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from broker.adapters.agent_consumers import AgentConsumers
@@ -33,10 +33,11 @@ from broker.allocation.cel.engine import SelectorEngine
 from broker.allocation.index import DeviceIndex
 from broker.app import api
 from broker.app.envelopes import Envelopes
+from broker.app.warm_world import WarmWorld, collector_paused
 from broker.errors import DeposedError, LedgerLostError
 from broker.machine import Effects, Identity, Machine, Notice, recovery
 from broker.machine.liveness import Silence
-from broker.machine.segments import REMEDY, LedgerStart
+from broker.machine.segments import REMEDY
 from broker.machine.syncs import on_beat
 from broker.world import checkpoint
 from broker.world.federation import Federation
@@ -45,7 +46,6 @@ from broker.world.world import World
 from schemas.client.connection import Connection
 from schemas.client.errors import BusError, BusRefusedError, BusUnavailableError
 from schemas.client.follow import stream_state
-from schemas.client.reader import StreamReader
 from schemas.wire.bus import OutgoingMessage, StoredMessage
 from schemas.wire.calls import Ask, Beat, LeaderBeacon, LedgerGoesOn
 from schemas.wire.codec import WireError, decode_call, encode
@@ -136,10 +136,12 @@ class Broker:
         await self._until_available(self._make_streams)
         task_status.started()
         while True:
+            gc.unfreeze()  # the world of a term before is garbage
+            world = WarmWorld(self._connection, SHARD, self._new_machine)
             if not self._settings.is_alone:
-                await self._stand_by()
+                await self._stand_by(world)
             try:
-                await self._lead()
+                await self._lead(world)
             except* DeposedError as deposed:
                 _log.warning("stopped leading: %s", "; ".join(map(str, deposed.exceptions)))
 
@@ -176,7 +178,9 @@ class Broker:
         if segments and STATE_STREAM not in await stream_names(self._connection, f"{PREFIX}.state.>"):
             # Above all that the ledger knows of the one that was lost: no epoch and no position is met twice. One is
             # left out, so that a start sees that messages are missing, and asks every cluster for everything.
-            state_first = checkpoint.last_state_sequence((await self._fold_ledger()).machine.world) + 2
+            world = WarmWorld(self._connection, SHARD, self._new_machine)
+            await world.read_ledger()
+            state_first = checkpoint.last_state_sequence(world.machine.world) + 2
             _log.error(
                 "%s is gone: made anew, beginning at %d; every cluster is asked for everything",
                 STATE_STREAM,
@@ -220,71 +224,67 @@ class Broker:
 
     # --- who leads
 
-    async def _stand_by(self) -> None:
-        """Return when no leader was heard of for a while."""
-        async with self._asks.follow_leader(SHARD) as beacons:
+    async def _stand_by(self, world: WarmWorld) -> None:
+        """Keep `world` warm until no leader was heard of for a while."""
+        async with self._asks.follow_leader(SHARD) as beacons, anyio.create_task_group() as tg:
+            tg.start_soon(world.keep)
             while True:
                 with anyio.move_on_after(SILENT_AFTER_S) as silence:
                     await beacons.receive()
                 if silence.cancelled_caught:
+                    tg.cancel_scope.cancel()
                     return
 
-    async def _lead(self) -> None:
+    async def _lead(self, world: WarmWorld) -> None:
         """Lead until deposed. Raises: DeposedError, perhaps in a group."""
-        started = time.monotonic()
-        gc.unfreeze()  # the world of a term before is garbage
-        with _collector_paused():
-            start = await self._until_available(self._fold_ledger)
-        machine = start.machine
-        self._use_segment(machine.world.segment)
         async with anyio.create_task_group() as tg:
-            # A start may take longer than others would wait before they try to lead.
-            tg.start_soon(self._show_the_beacon, machine)
-            if machine.world.is_closed:
-                await self._open_segment(machine, start.last_sequence)
-            tail = machine.world.ledger_last - machine.world.checkpoint_last
-            await self._elect(machine)
-            self._agent_consumers.ledger = self._ledger.stream
-            tg.start_soon(self._watch_for_another, machine.world.leader_epoch)
-            position = await self._until_available(lambda: self._believe_again(machine))
-            await to_thread.run_sync(recovery.resume, machine)
-            ahead = [name for name, cluster in machine.world.clusters.items() if cluster.is_ahead]
-            if ahead:
-                _log.error(
-                    "the ledger was lost or cut: %s know of later decisions than it has", ", ".join(sorted(ahead))
-                )
-            _log.info(
-                "leads %s with epoch %d, started in %.1f s: checkpoint at %d, %d entries after it, %d claims, state up"
-                " to %d",
-                SHARD,
-                machine.world.leader_epoch,
-                time.monotonic() - started,
-                machine.world.checkpoint_last,
-                tail,
-                len(machine.world.claims),
-                position,
-            )
-            await self._serve(machine, position)
+            with collector_paused():
+                position = await self._take_over(world, tg)
+            await self._serve(world.machine, position)
 
-    async def _fold_ledger(self) -> LedgerStart:
-        """The world as the ledger's last segments have it. Raises: LedgerLostError."""
+    async def _take_over(self, world: WarmWorld, tg: TaskGroup) -> int:
+        """Bring the world up to date and be elected; returns the position of DRA_STATE up to which all is known."""
+        times = [time.monotonic()]
+        await self._until_available(world.read_ledger)
+        times.append(time.monotonic())
+        machine = world.machine
+        self._use_segment(machine.world.segment)
+        # What follows may take longer than others would wait before they try to lead.
+        tg.start_soon(self._show_the_beacon, world)
+        if machine.world.is_closed:
+            await self._open_segment(machine, world.last_sequence)
+        tail = machine.world.ledger_last - machine.world.checkpoint_last
+        await self._elect(machine)
+        self._agent_consumers.ledger = self._ledger.stream
+        tg.start_soon(self._watch_for_another, machine.world.leader_epoch)
+        times.append(time.monotonic())
+        position = await self._until_available(world.believe_or_begin_again)
+        machine = world.machine
+        times.append(time.monotonic())
+        await to_thread.run_sync(recovery.resume, machine)
+        ahead = [name for name, cluster in machine.world.clusters.items() if cluster.is_ahead]
+        if ahead:
+            _log.error("the ledger was lost or cut: %s know of later decisions than it has", ", ".join(sorted(ahead)))
+        _log.info(
+            "leads %s with epoch %d, started in %.1f s (ledger %.1f, clusters %.1f): checkpoint at %d, %d entries after"
+            " it, %d claims, state up to %d",
+            SHARD,
+            machine.world.leader_epoch,
+            time.monotonic() - times[0],
+            times[1] - times[0],
+            times[3] - times[2],
+            machine.world.checkpoint_last,
+            tail,
+            len(machine.world.claims),
+            position,
+        )
+        return position
+
+    def _new_machine(self) -> Machine:
+        # An index for each term: when a claim's selectors are all asked depends on what it knows already, and a replay
+        # of the term begins knowing nothing.
         identity = Identity(self._settings.instance, self._settings.build, self._settings.settings_digest)
-
-        def new_machine() -> Machine:
-            # An index for each term: when a claim's selectors are all asked depends on what it knows already, and a
-            # replay of the term begins knowing nothing.
-            return Machine(World(self._settings.federation), DeviceIndex(self._engine), identity)
-
-        start = LedgerStart(await ledger_segments(self._connection, SHARD), new_machine)
-        while start.wanted is not None:
-            ledger = LedgerStore(self._connection, ledger_stream(SHARD, start.wanted))
-            async with aclosing(ledger.read_all()) as batches:
-                async for batch in batches:
-                    await to_thread.run_sync(start.add, batch)
-            await to_thread.run_sync(start.end)
-        for error in start.damaged:
-            _log.error("%s; it is not believed, the segment before it is read instead", error)
-        return start
+        return Machine(World(self._settings.federation), DeviceIndex(self._engine), identity)
 
     async def _elect(self, machine: Machine) -> None:
         """The proof of leadership: our entry follows all that we have read. Raises: DeposedError."""
@@ -332,33 +332,6 @@ class Broker:
             len(entries),
             time.monotonic() - started,
         )
-
-    async def _believe_again(self, machine: Machine) -> int:
-        """Take in what clusters said up to the recorded position; returns where the log goes on."""
-        position = machine.world.position
-        state = await stream_state(self._connection, STATE_STREAM)
-        reader = StreamReader(self._connection, STATE_STREAM)
-        if state.last_sequence < position:
-            raise LedgerLostError(
-                f"{STATE_STREAM} ends at {state.last_sequence}, and the ledger has read it up to {position}: it was"
-                f" lost, or is an older copy. {REMEDY}"
-            )
-        if state.first_sequence > position + 1:
-            _log.warning(
-                "state up to %d is needed, but begins at %d: starting from the last messages",
-                position + 1,
-                state.first_sequence,
-            )
-            messages = await reader.last_messages((), state.last_sequence)
-            recovery.position_expired(machine, messages, state.last_sequence)
-            return state.last_sequence
-        believed = recovery.LastBelieved(machine)
-        if position:
-            async with aclosing(reader.read(0, position)) as batches:
-                async for batch in batches:
-                    await to_thread.run_sync(believed.add, batch)
-        await to_thread.run_sync(believed.take_in)
-        return position
 
     # --- leading
 
@@ -487,10 +460,10 @@ class Broker:
                 if isinstance(beat, Beat):
                     await send.send(HeardBeat(ClusterId(cluster), beat))
 
-    async def _show_the_beacon(self, machine: Machine) -> None:
+    async def _show_the_beacon(self, world: WarmWorld) -> None:
         """Others stand by meanwhile. Before we are elected it has the epoch of the leader before us."""
         while True:
-            payload = encode(LeaderBeacon(machine.world.leader_epoch, self._settings.instance))
+            payload = encode(LeaderBeacon(world.machine.world.leader_epoch, self._settings.instance))
             try:
                 await self._asks.lead(SHARD, payload)
             except BusError as error:
@@ -566,21 +539,8 @@ def _answer_question(machine: Machine, question: Question) -> None:
 
 
 def _step(machine: Machine, now_ms: int) -> Effects:
-    with _collector_paused():
+    with collector_paused():
         return machine.step(now_ms)
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Most of what is made meanwhile stays, and nothing of it needs the collector to go (there is a test): looking
-    through it again and again takes most of a start and a fifth of each step, and a look at all seconds.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def _now_ms() -> int:

@@ -12,11 +12,12 @@ from broker.machine.core import Core
 from broker.machine.machine import Machine
 from broker.world import fold
 from broker.world.keys import ClusterId
+from broker.world.records import Eviction
 from schemas.wire.bus import StoredMessage
 from schemas.wire.calls import Ask
 from schemas.wire.codec import WireError
 from schemas.wire.ledger import AnyEntry
-from schemas.wire.state import AgentStarted
+from schemas.wire.state import AgentStarted, SyncFinished
 from schemas.wire.subjects import KINDS, StateSubject, parse_state_subject, sync_part_subject
 
 
@@ -27,17 +28,28 @@ def fold_entries(machine: Machine, entries: Iterable[AnyEntry], first_sequence: 
 
 
 class LastBelieved:
-    """What was believed: messages of DRA_STATE up to the recorded position, added in stream order.
+    """What was believed: messages of DRA_STATE up to the recorded position, added in stream order, then taken in.
 
+    A standby does so again whenever the ledger has gone on.
     Of each subject only the last one that counts is kept, and a later one that cannot be read: it takes nothing back.
     """
 
     def __init__(self, machine: Machine) -> None:
+        self._machine = machine
         self._core = machine.core
         self._belief = _Belief(machine.core)
         self._last: dict[str, _Heard] = {}
         self._unreadable: dict[str, _Heard] = {}  # after the last that could be read
         self._counted: list[_Heard] = []  # syncs that counted: what they lacked was forgotten
+        self._may_count: dict[
+            str, _Heard
+        ] = {}  # by cluster: a sync of which the ledger does not say yet that it counts
+        self._evictions = _evictions(machine)
+
+    @property
+    def is_outdated(self) -> bool:
+        """A cluster was evicted or readmitted since: what it said before is believed no more. Begin again."""
+        return self._evictions != _evictions(self._machine)
 
     def add(self, messages: Iterable[StoredMessage]) -> None:
         """More of the log."""
@@ -55,23 +67,36 @@ class LastBelieved:
     def take_in(self) -> None:
         """Take in what was added, without its consequences."""
         self._core.is_replaying = True
+        counts_now = [heard for heard in self._may_count.values() if self._counts(heard)]
         kept = {
             heard.message.stream_sequence: heard
-            for heard in (*self._last.values(), *self._unreadable.values(), *self._counted)
+            for heard in (*self._last.values(), *self._unreadable.values(), *self._counted, *counts_now)
         }
         for _, heard in sorted(kept.items()):
             if isinstance(heard.said, WireError):
                 intake.unreadable(self._core, heard.message, heard.subject, heard.said)
             else:
                 intake.take_in(self._core, heard.message, heard.subject, heard.said)
+        self._last, self._unreadable, self._counted = {}, {}, []
+        for heard in counts_now:
+            del self._may_count[heard.subject.cluster]
         self._core.is_replaying = False
 
     def _keep_if_it_counted(self, heard: "_Heard") -> None:
+        if not isinstance(heard.said, SyncFinished):
+            return
         cluster = heard.subject.cluster
-        if heard.message.stream_sequence == self._core.world.cluster(ClusterId(cluster)).synced_sequence:
+        if self._counts(heard):
             parts = sync_part_subject(cluster, 0)[:-1]
             self._counted += [each for subject, each in self._last.items() if subject.startswith(parts)]
             self._counted.append(heard)
+            self._may_count.pop(cluster, None)
+        else:
+            self._may_count[cluster] = heard
+
+    def _counts(self, heard: "_Heard") -> bool:
+        cluster = self._core.world.cluster(ClusterId(heard.subject.cluster))
+        return heard.message.stream_sequence == cluster.synced_sequence
 
 
 def position_expired(machine: Machine, messages: Iterable[StoredMessage], position: int) -> None:
@@ -110,6 +135,10 @@ def resume(machine: Machine) -> None:
         world.inventory.open_labels()
         world.resolve_again()
     core.classes_changed = bool(world.federation.hub)
+
+
+def _evictions(machine: Machine) -> dict[ClusterId, Eviction]:
+    return {name: each.eviction for name, each in machine.world.clusters.items() if each.eviction is not None}
 
 
 class _Heard(NamedTuple):

@@ -105,7 +105,9 @@ class LedgerStart:
         self._error: CheckpointError | None = None
         self.damaged: list[CheckpointError] = []  # to be told
         self.last_sequence = 0  # of all that was read
+        self.after = 0  # where to read the wanted segment on
         self.wanted: int | None = None
+        self._last: int | None = None  # that was wanted
         self.machine = new_machine()
         self._fold = SegmentFold(self.machine.world, 0)
         if segments:
@@ -114,7 +116,8 @@ class LedgerStart:
     def add(self, messages: Sequence[StoredMessage]) -> None:
         """Entries of the wanted segment. Raises: UnreadableEntryError, InvariantError."""
         if messages:
-            self.last_sequence = max(self.last_sequence, messages[-1].stream_sequence)
+            self.after = messages[-1].stream_sequence
+            self.last_sequence = max(self.last_sequence, self.after)
         if self._error is None:
             try:
                 self._fold.add(messages)
@@ -138,6 +141,12 @@ class LedgerStart:
         else:
             self._go_down()
 
+    def go_on(self, segments: Sequence[int]) -> None:
+        """After all was read: read on, for there may be more of it by now, and segments above."""
+        self._segments = list(segments)
+        self._goes_up = True
+        self.wanted = self._last
+
     def _is_new(self) -> bool:
         """Segment 0 alone has none before it: without an entry it is a ledger that nobody has begun."""
         return self.wanted == 0 and self._segments == [0] and self.last_sequence == 0
@@ -146,13 +155,13 @@ class LedgerStart:
         self._goes_up = True
         above = [segment for segment in self._segments if self.wanted is not None and segment > self.wanted]
         if not above:
-            self.wanted = None
+            self._last, self.wanted = self.wanted, None
         elif not self.machine.world.is_closed:
             raise LedgerLostError(
                 f"ledger segment {above[0]} is there, but segment {self.wanted} before it was never closed. {REMEDY}"
             )
         else:
-            self.wanted = above[0]
+            self.wanted, self.after = above[0], 0
             self._error, self._fold = None, SegmentFold(self.machine.world, above[0])
 
     def _go_down(self) -> None:
@@ -164,7 +173,7 @@ class LedgerStart:
         self._want(before)
 
     def _want(self, segment: int) -> None:
-        self.wanted = segment
+        self.wanted, self.after = segment, 0
         self.machine = self._new_machine()
         self._error, self._fold = None, SegmentFold(self.machine.world, segment)
 

@@ -10,6 +10,8 @@ import logging
 import ssl
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import lru_cache
+from string import whitespace
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -233,7 +235,7 @@ class Connection:
 
 
 class _Client(Client):
-    """nats-py, but for what ends its reading of a living connection."""
+    """nats-py, but for what ends its reading of a living connection, and what takes half of the time of reading."""
 
     async def _process_pong(self) -> None:
         # It keeps waiting for the answer to a flush that was given up (its own, when a subscription is drained, too),
@@ -241,6 +243,23 @@ class _Client(Client):
         if self._pongs and self._pongs[0].done():
             self._pongs[0] = asyncio.Future()
         await super()._process_pong()
+
+    @staticmethod
+    def _parse_header_lines(raw: bytes) -> dict[str, str]:
+        # It looks at each character of each header's name.
+        headers = {}
+        for line in raw.decode("utf-8", "replace").split("\r\n"):
+            before, colon, value = line.partition(":")
+            if colon and (name := _header_name(before)) is not None:
+                headers[name] = value.strip(whitespace)
+        return headers
+
+
+@lru_cache(maxsize=256)  # whoever writes to a stream chooses them
+def _header_name(text: str) -> str | None:
+    """None: no name of a header, the line is passed over."""
+    name = text.strip(whitespace)
+    return name if name.isascii() and not any(map(str.isspace, name)) else None
 
 
 @asynccontextmanager

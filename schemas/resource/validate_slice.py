@@ -155,8 +155,8 @@ def _device(device: Device, path: str, has_placement: bool) -> Errors:
 
 
 def _value_count(attribute: DeviceAttribute) -> int:
-    lists = [attribute.ints, attribute.bools, attribute.strings, attribute.versions]
-    return sum(map(len, filter(None, lists))) if any(lists) else 1
+    lists = (attribute.ints, attribute.bools, attribute.strings, attribute.versions)
+    return sum(len(values) for values in lists if values) if any(lists) else 1
 
 
 def _attribute(attribute: DeviceAttribute, path: str) -> Errors:

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.bench import allocation, cel, decode, end_to_end, failover, machine, start, throughput, upstream
+from tests.bench import allocation, cel, cold_start, decode, end_to_end, failover, machine, start, throughput, upstream
 from tests.bench.measure import Table, progress
 
 BENCHMARKS: dict[str, Callable[[], list[Table]]] = {
@@ -13,6 +13,7 @@ BENCHMARKS: dict[str, Callable[[], list[Table]]] = {
     "allocation": allocation.measure,
     "machine": machine.measure,
     "start": lambda: start.measure() + start.measure_checkpoints(),
+    "cold_start": cold_start.measure,
     "decode": decode.measure,
     "cel": cel.measure,
     "end_to_end": end_to_end.measure,

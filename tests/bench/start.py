@@ -49,7 +49,7 @@ def measure(sizes: Sequence[int] = SIZES) -> list[Table]:
     before = None
     for size in sizes:
         progress(f"start: {count(size)} ledger entries, {count(size)} state messages")
-        history = _History(size)
+        history = History(size)
         repeats = 3 if size < 10_000 else 2
         fold, believe, first, to_dicts, to_structs = least(
             repeats, history.fold, history.believe, history.first_steps, history.to_dicts, history.to_structs
@@ -82,7 +82,7 @@ def measure_checkpoints(grants: Sequence[int] = GRANTS, tail: int = TAIL) -> lis
     rows = []
     for size in grants:
         progress(f"start: a checkpoint of {count(size)} grants, {count(tail)} entries after it")
-        history = _History(3 * size, holding=size, waiting=0, devices=2 * size)
+        history = History(3 * size, holding=size, waiting=0, devices=2 * size)
         made = history.make_checkpoint()
         checkpoint_s = history.fold_checkpoint()
         tail_s = history.fold_tail(tail)
@@ -123,7 +123,7 @@ def measure_checkpoints(grants: Sequence[int] = GRANTS, tail: int = TAIL) -> lis
     return [Table("start: from a checkpoint", header, rows, notes)]
 
 
-class _History:
+class History:
     """A ledger and a log as a broker left them, and the machine of the one that starts from them."""
 
     def __init__(self, size: int, holding: int = 0, waiting: int | None = None, devices: int = 0) -> None:
@@ -149,11 +149,12 @@ class _History:
         for index, claim in enumerate(waiting_claims):
             cluster = CLUSTERS[index % 2]
             sequence = log.publish_claim(cluster, claim)
-            entries.append(_reason(cluster, claim, sequence))
+            entries.append(reason(cluster, claim, sequence))
         log.finish_syncs()
         end = len(log.messages)
         entries.append(Inputs(leader_epoch=2, steps=[Step(end, 0)], synced=dict.fromkeys(CLUSTERS, end)))
-        self._state = log.messages
+        self.entries = entries
+        self.state = log.messages
         self._ledger = [
             StoredMessage("ledger", encode(entry), {}, sequence, 0) for sequence, entry in enumerate(entries, start=1)
         ]
@@ -196,9 +197,9 @@ class _History:
     def fold_tail(self, entries: int) -> float:
         """Reasons of claims that wait, three to each batch."""
         first = self._checkpoint[-1].stream_sequence + 1
-        end = len(self._state)
+        end = len(self.state)
         inputs = encode(Inputs(leader_epoch=2, steps=[Step(end, 0)]))
-        wait = [encode(_reason(CLUSTERS[0], a_claim_for("true", number), end)) for number in range(100)]
+        wait = [encode(reason(CLUSTERS[0], a_claim_for("true", number), end)) for number in range(100)]
         tail = [
             StoredMessage("ledger", wait[number % 100] if number % 4 else inputs, {}, first + number, 0)
             for number in range(entries)
@@ -213,7 +214,7 @@ class _History:
         return timed(lambda: fold_ledger(self._machine, self._ledger))
 
     def believe(self) -> float:
-        return timed(lambda: believe_again(self._machine, self._state))
+        return timed(lambda: believe_again(self._machine, self.state))
 
     def first_steps(self) -> float:
         def decide() -> None:
@@ -224,7 +225,7 @@ class _History:
 
     def to_dicts(self) -> float:
         def decode() -> None:
-            for message in (*self._ledger, *self._state):
+            for message in (*self._ledger, *self.state):
                 msgspec.json.decode(message.payload)
 
         return timed(decode)
@@ -235,7 +236,7 @@ class _History:
         def decode() -> None:
             for message in self._ledger:
                 decode_entry(message.payload)
-            for message in self._state:
+            for message in self.state:
                 claims.decode(message.payload)
 
         return timed(decode)
@@ -273,7 +274,8 @@ def _held(
     return [allocate, outcome]
 
 
-def _reason(cluster: str, claim: ResourceClaim, stream_sequence: int) -> ReasonChanged:
+def reason(cluster: str, claim: ResourceClaim, stream_sequence: int) -> ReasonChanged:
+    """A claim waits for a model that does not exist."""
     return ReasonChanged(
         cluster=cluster,
         uid=claim.metadata.uid,

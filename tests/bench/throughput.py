@@ -282,7 +282,7 @@ async def _a_federation(devices: int) -> AsyncIterator[_Load]:
     with tempfile.TemporaryDirectory(prefix="dragoman-bench-") as directory:
         async with embedded_nats() as server, connect(BusOptions((server.url,))) as connection:
             await ensure_streams(connection, StreamSettings(), "main", 0)
-            with _a_broker(Path(directory), server.url) as broker:
+            with a_broker(Path(directory), server.url) as broker:
                 processes = {"broker": broker, "nats-server": server.pid, "load": os.getpid()}
                 async with connection.inbox(check_ack) as inbox, follow(connection, LEDGER, 0, whole=True) as ledger:
                     load = _Load(connection, ledger, inbox, processes)
@@ -293,11 +293,12 @@ async def _a_federation(devices: int) -> AsyncIterator[_Load]:
 
 
 @contextmanager
-def _a_broker(directory: Path, url: str) -> Iterator[int]:
+def a_broker(directory: Path, url: str) -> Iterator[int]:
+    """A broker process, which logs to broker.log there; gives its process ID."""
     config, log = directory / "config.yaml", directory / "broker.log"
     fabric = {"name": "f", "source": CLUSTERS[0], "clusters": list(CLUSTERS), "pools": [{"driver": DRIVER}]}
     config.write_text(yaml.safe_dump({"clusters": list(CLUSTERS), "fabrics": [fabric]}))
-    command = [sys.executable, "-m", "broker.cli.main", "broker", "--config", str(config), "--nats", url]
+    command = [sys.executable, "-m", "broker.cli.main", "-v", "broker", "--config", str(config), "--nats", url]
     with log.open("wb") as out:
         broker = subprocess.Popen(command, stdout=out, stderr=out)
     try:

@@ -56,10 +56,10 @@ def must_hold(driven: Driven) -> None:
     inputs = driven.recorded(Inputs).values()
     if len(driven.recorded(LeaderElected)) == 1 and not any(each.position_expired for each in inputs):
         assert driven.replay() == [message.payload for message in driven.ledger], "a replay gives other bytes"
-    again = driven.restart()
-    while again.has_work(driven.now_ms):
-        entries = again.step(driven.now_ms).entries
-        assert all(isinstance(entry, Inputs) for entry in entries), f"a start alone led to {entries}"
-        check(again.world)
-    assert facts(again.world) == facts(driven.world), "a start gives another world"
+    for again, who in (driven.restart(), "a start"), (driven.takeover(), "a standby"):
+        while again.has_work(driven.now_ms):
+            entries = again.step(driven.now_ms).entries
+            assert all(isinstance(entry, Inputs) for entry in entries), f"{who} alone led to {entries}"
+            check(again.world)
+        assert facts(again.world) == facts(driven.world), f"{who} gives another world"
     assert facts(driven.restart_from_checkpoint().world) == facts(driven.world), "a checkpoint gives another world"

@@ -14,6 +14,7 @@ from broker.allocation.cel.engine import SelectorEngine
 from broker.allocation.index import DeviceIndex
 from broker.machine import Effects, Identity, Machine, Notice, recovery
 from broker.machine.core import MAX_BATCH
+from broker.machine.recovery import LastBelieved
 from broker.machine.segments import LedgerStart, SegmentFold
 from broker.world.check import check
 from broker.world.checkpoint import checkpoint, opened
@@ -207,6 +208,36 @@ class Driven:
         believe_again(machine, self.log[: machine.world.position])
         recovery.resume(machine)
         return machine
+
+    def takeover(self) -> Machine:
+        """A standby's machine when it takes over: it has followed the ledger batch by batch."""
+        start, believed, up_to = self._start(), None, 0
+        batches = [at for at, entry in enumerate(self.ledger) if isinstance(decode_entry(entry.payload), Inputs)]
+        for end in sorted({*batches, *self.segments[1:], len(self.ledger)}):
+            self._read(start, end)
+            if believed is not None and believed.is_outdated:
+                start, believed, up_to = self._start(), None, 0
+                self._read(start, end)
+            believed = believed or LastBelieved(start.machine)
+            position = start.machine.world.position
+            believed.add(self.log[up_to:position])
+            believed.take_in()
+            up_to = position
+        recovery.resume(start.machine)
+        start.machine.feed(self.log[up_to:])
+        return start.machine
+
+    def _start(self) -> LedgerStart:
+        return LedgerStart([0], lambda: Machine(World(self.federation), self.index, IDENTITY))
+
+    def _read(self, start: LedgerStart, end: int) -> None:
+        """Read the ledger as it was when it had `end` entries."""
+        if start.wanted is None:
+            start.go_on([segment for segment, at in enumerate(self.segments) if at < end])
+        while start.wanted is not None:
+            ends = [*self.segments[1:], end]
+            start.add(self.ledger[max(start.after, self.segments[start.wanted]) : min(end, ends[start.wanted])])
+            start.end()
 
     def only_the_ledger(self) -> Machine:
         """Another leader's machine before it has read the log."""
