@@ -157,7 +157,7 @@ def _lines_of(path: Path) -> Iterator[bytes]:
 
 
 def _line(message: StoredMessage) -> _Line:
-    line = _Line(message.stream_sequence, message.subject, message.time_ms, message.headers)
+    line = _Line(message.stream_sequence, message.subject, message.time_ms, dict(message.headers))
     try:
         line.payload = message.payload.decode()
     except UnicodeDecodeError:

@@ -12,10 +12,11 @@ import anyio
 import msgspec
 
 from broker.adapters.errors import BatchTooLargeError, LedgerGoneError, LedgerTornError
+from schemas.client.client import as_published
 from schemas.client.connection import REQUEST_DEADLINE_S, Connection, raise_api_error
 from schemas.client.errors import BusRefusedError, BusUnavailableError, StreamGapError
 from schemas.client.reader import StreamReader
-from schemas.wire.bus import OutgoingMessage, StoredMessage
+from schemas.wire.bus import OutgoingMessage, StoredMessage, header_block
 
 _log = logging.getLogger(__name__)
 
@@ -109,7 +110,6 @@ class LedgerStore:
         Returns: Uncertain when the batch may still land: append the very same again (`append_until_known`).
         Raises: BatchTooLargeError, MessageTooLargeError (nothing was sent); LedgerTornError.
         """
-        self._check(messages)
         reason = f"no ack within {deadline_s:g} s"
         with anyio.move_on_after(deadline_s):
             try:
@@ -186,32 +186,36 @@ class LedgerStore:
         except BusUnavailableError as error:
             return Uncertain(f"{reason}; then the tail could not be read: {error}")
 
-    def _check(self, messages: Sequence[OutgoingMessage]) -> None:
-        assert messages, "a batch holds at least its inputs entry"
-        if len(messages) > BATCH_MESSAGES_MAX:
-            raise BatchTooLargeError(len(messages), BATCH_MESSAGES_MAX)
-        ids = [message.message_id for message in messages if message.message_id]
-        assert len(ids) == len(set(ids)), "a batch that repeats a message id is refused for ever"
-        for message in messages:
-            headers = _batch_headers(message, "x" * 22, BATCH_MESSAGES_MAX, 2**63)
-            self._connection.check_size(message.subject, message.payload, headers)
-
     async def _send(self, messages: Sequence[OutgoingMessage], expected_last: int, deadline_s: float) -> _PubAck:
         """Send the batch and wait for its ack.
 
         A new batch id for every try: with the id of a try whose remains the server still holds, it would take the
         first message for a gap.
+        Raises: BatchTooLargeError, MessageTooLargeError before anything is sent.
         """
+        assert messages, "a batch holds at least its inputs entry"
+        if len(messages) > BATCH_MESSAGES_MAX:
+            raise BatchTooLargeError(len(messages), BATCH_MESSAGES_MAX)
+        ids = [message.message_id for message in messages if message.message_id]
+        assert len(ids) == len(set(ids)), "a batch that repeats a message id is refused for ever"
         batch_id = self._connection.unique_name()
         losses = self._connection.losses
-        for number, message in enumerate(messages[:-1], start=1):
-            headers = _batch_headers(message, batch_id, number, expected_last if number == 1 else None)
-            await self._connection.publish(message.subject, message.payload, headers)
+        ready = []
+        for number, message in enumerate(messages, start=1):
+            headers = {**message.headers, "Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(number)}
+            if number == 1:
+                headers["Nats-Expected-Last-Sequence"] = str(expected_last)
+            if number == len(messages):
+                headers["Nats-Batch-Commit"] = "1"
+            block = header_block(headers)
+            self._connection.check_bytes(message.subject, len(block) + len(message.payload))
+            if number < len(messages):
+                ready.append(as_published(message.subject, block, message.payload))
+        if ready:
+            await self._connection.publish_all(b"".join(ready), messages[0].subject)
         if losses != self._connection.losses:
             raise BusUnavailableError("the connection was lost in the middle of the batch")
         last = messages[-1]
-        headers = _batch_headers(last, batch_id, len(messages), expected_last if len(messages) == 1 else None)
-        headers["Nats-Batch-Commit"] = "1"
         reply = await self._connection.request(last.subject, last.payload, headers, deadline_s=deadline_s)
         raise_api_error(f"the batch for {self.stream}", reply.payload)
         return msgspec.json.decode(reply.payload, type=_PubAck)
@@ -229,13 +233,6 @@ def as_batches(messages: Sequence[OutgoingMessage]) -> Iterator[list[OutgoingMes
         size += len(message.payload)
     if batch:
         yield batch
-
-
-def _batch_headers(message: OutgoingMessage, batch_id: str, number: int, expected_last: int | None) -> dict[str, str]:
-    headers = {**message.headers, "Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(number)}
-    if expected_last is not None:
-        headers["Nats-Expected-Last-Sequence"] = str(expected_last)
-    return headers
 
 
 def _is_same(stored: StoredMessage, message: OutgoingMessage) -> bool:

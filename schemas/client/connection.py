@@ -5,13 +5,10 @@ one, perhaps minutes later, when nobody remembers why. And a request whose conne
 deadline. Streams are read in `reader` and `follow`.
 """
 
-import asyncio
 import logging
 import ssl
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from functools import lru_cache
-from string import whitespace
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -20,9 +17,10 @@ import msgspec
 import nats.errors
 from anyio.lowlevel import checkpoint_if_cancelled
 from anyio.streams.memory import MemoryObjectReceiveStream
-from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
+from schemas.client.client import BusClient, Sink
 from schemas.client.errors import BusRefusedError, BusUnavailableError, MessageTooLargeError
 from schemas.wire.bus import ReceivedMessage
 
@@ -62,7 +60,7 @@ class BusOptions(msgspec.Struct, frozen=True):
 class Connection:
     """A connection that comes back by itself. Made by `connect`; used by any number of tasks at once."""
 
-    def __init__(self, client: Client, places: str) -> None:
+    def __init__(self, client: BusClient, places: str) -> None:
         self.client = client
         self.places = places
         self.losses = 0  # how often the connection was lost: who keeps state at the server compares it
@@ -160,6 +158,19 @@ class Connection:
             await checkpoint_if_cancelled()
             raise BusUnavailableError(f"cannot publish to {subject} at NATS ({self.places}): {error}") from error
 
+    async def publish_all(self, messages: bytes, first_subject: str) -> None:
+        """Send messages that are ready (`as_published`, one after the other) without waiting for anybody.
+
+        Raises: BusUnavailableError without a connection.
+        """
+        if not self.is_up:
+            raise BusUnavailableError(f"cannot publish to {first_subject}: not connected to NATS ({self.places})")
+        try:
+            await self.client.send(messages)
+        except (nats.errors.Error, OSError) as error:
+            await checkpoint_if_cancelled()
+            raise BusUnavailableError(f"cannot publish to {first_subject} at NATS ({self.places}): {error}") from error
+
     def unique_name(self) -> str:
         """A name that nobody else has, of letters and digits."""
         return self.client.new_inbox().rpartition(".")[2]
@@ -191,22 +202,27 @@ class Connection:
             except (anyio.BrokenResourceError, anyio.ClosedResourceError):
                 pass  # the listener has gone
 
-        async with self.inbox(keep, subject):
+        async with self._subscribed(subject, self.client.subscribe(subject, cb=keep)):
             with send, receive:
                 yield receive
 
     @asynccontextmanager
-    async def inbox(self, callback: Any, subject: str = "") -> AsyncIterator[str]:
-        """Call the coroutine function `callback` for every message on `subject`, or on a new inbox; yields its name."""
-        subject = subject or self.client.new_inbox()
+    async def inbox(self, sink: Sink) -> AsyncIterator[str]:
+        """A new inbox, whose name is yielded: `sink` is called at once for every message that is read there."""
+        subject = self.client.new_inbox()
+        async with self._subscribed(subject, self.client.subscribe_sink(subject, sink)):
+            yield subject
+
+    @asynccontextmanager
+    async def _subscribed(self, subject: str, subscribe: Awaitable[Subscription]) -> AsyncIterator[None]:
         try:
-            subscription = await self.client.subscribe(subject, cb=callback)
+            subscription = await subscribe
         except (nats.errors.Error, OSError) as error:
             await checkpoint_if_cancelled()
             raise BusUnavailableError(f"cannot listen on {subject} at NATS ({self.places}): {error}") from error
         try:
             await self.flush()
-            yield subject
+            yield
         finally:
             with anyio.move_on_after(CLOSE_GRACE_S, shield=True):
                 try:
@@ -220,6 +236,10 @@ class Connection:
         if headers:
             size += len("NATS/1.0\r\n\r\n")
             size += sum(len(name.encode()) + len(value.encode()) + len(": \r\n") for name, value in headers.items())
+        self.check_bytes(subject, size)
+
+    def check_bytes(self, subject: str, size: int) -> None:
+        """size: of payload and header block together. Raises: MessageTooLargeError."""
         if size > self.payload_bytes_max > 0:
             raise MessageTooLargeError(subject, size, self.payload_bytes_max)
 
@@ -234,34 +254,6 @@ class Connection:
         self._up.set()
 
 
-class _Client(Client):
-    """nats-py, but for what ends its reading of a living connection, and what takes half of the time of reading."""
-
-    async def _process_pong(self) -> None:
-        # It keeps waiting for the answer to a flush that was given up (its own, when a subscription is drained, too),
-        # and when that comes its read loop ends with an InvalidStateError: nothing is heard until the pings fail.
-        if self._pongs and self._pongs[0].done():
-            self._pongs[0] = asyncio.Future()
-        await super()._process_pong()
-
-    @staticmethod
-    def _parse_header_lines(raw: bytes) -> dict[str, str]:
-        # It looks at each character of each header's name.
-        headers = {}
-        for line in raw.decode("utf-8", "replace").split("\r\n"):
-            before, colon, value = line.partition(":")
-            if colon and (name := _header_name(before)) is not None:
-                headers[name] = value.strip(whitespace)
-        return headers
-
-
-@lru_cache(maxsize=256)  # whoever writes to a stream chooses them
-def _header_name(text: str) -> str | None:
-    """None: no name of a header, the line is passed over."""
-    name = text.strip(whitespace)
-    return name if name.isascii() and not any(map(str.isspace, name)) else None
-
-
 @asynccontextmanager
 async def connect(options: BusOptions, deadline_s: float = CONNECT_DEADLINE_S) -> AsyncIterator[Connection]:
     """Connect to NATS; afterwards the connection comes back by itself, for ever.
@@ -269,7 +261,7 @@ async def connect(options: BusOptions, deadline_s: float = CONNECT_DEADLINE_S) -
     deadline_s: for the first connection only.
     Raises: BusUnavailableError, saying what was tried and what to do.
     """
-    client = _Client()
+    client = BusClient()
     connection = Connection(client, options.places())
     last_error = "no server answered"
     is_refused = False

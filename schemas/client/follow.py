@@ -14,11 +14,10 @@ from typing import Any
 
 import anyio
 import msgspec
-from nats.aio.msg import Msg
 
 from schemas.client.connection import REQUEST_DEADLINE_S, Connection
 from schemas.client.errors import BusError, BusRefusedError, BusUnavailableError, StreamLostError
-from schemas.wire.bus import Delivery, StoredMessage, parse_delivery
+from schemas.wire.bus import Delivery, HeaderBlock, StoredMessage, parse_delivery, status_of
 
 _log = logging.getLogger(__name__)
 
@@ -83,7 +82,7 @@ class Pull:
         self._born = connection.losses
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
         self._inbox = ""
-        self._arrived: deque[Msg] = deque()
+        self._arrived: deque[tuple[bytes, bytes, bytes, bytes]] = deque()  # as `keep` gets them
         self._news = anyio.Event()
         self._open = 0
         self._is_lost = False
@@ -102,7 +101,7 @@ class Pull:
         if len(self._arrived) <= messages_max:
             await self._ask_for_more()  # so that the next window travels while the caller works on this one
         # Nothing is awaited from here on: a cancelled caller loses no message.
-        return [_delivered(self._arrived.popleft()) for _ in range(min(messages_max, len(self._arrived)))]
+        return [_delivered(*self._arrived.popleft()) for _ in range(min(messages_max, len(self._arrived)))]
 
     async def _ask_for_more(self) -> None:
         if self._open:
@@ -119,17 +118,16 @@ class Pull:
         except BusUnavailableError:
             self._is_lost = True
 
-    async def keep(self, message: Msg) -> None:
-        """The inbox's callback."""
+    def keep(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes) -> None:
+        """The inbox's sink."""
         # A stored message may carry any header, and no payload; what the server itself says has no ack subject.
-        is_stored = message.reply.startswith("$JS.ACK.")
-        status = None if is_stored or message.data else (message.headers or {}).get("Status")
-        if status is None:
+        is_stored = reply.startswith(b"$JS.ACK.")
+        status, text = ("", "") if is_stored or payload else status_of(headers)
+        if not status:
             self._open = max(0, self._open - 1)
-            self._arrived.append(message)
+            self._arrived.append((subject, reply, payload, headers))
         elif status != "100":
             self._open = 0
-            text = (message.headers or {}).get("Description", "")
             # 408: the request's time is over. 409 with these words: its bytes are used up. Anything else: the consumer
             # is gone, its leader has moved, the server shuts down.
             if status != "408" and not (
@@ -286,12 +284,11 @@ async def create_consumer(
     await connection.api(request, {"stream_name": stream, "config": config}, deadline_s=ATTEMPT_DEADLINE_S)
 
 
-def _delivered(message: Msg) -> Delivered:
-    delivery = parse_delivery(message.reply)
-    stored = StoredMessage(
-        message.subject, message.data, message.headers or {}, delivery.stream_sequence, delivery.time_ms
-    )
-    return Delivered(stored, delivery, message.reply)
+def _delivered(subject: bytes, reply: bytes, payload: bytes, headers: bytes) -> Delivered:
+    ack_subject = reply.decode()
+    delivery = parse_delivery(ack_subject)
+    stored = StoredMessage(subject.decode(), payload, HeaderBlock(headers), delivery.stream_sequence, delivery.time_ms)
+    return Delivered(stored, delivery, ack_subject)
 
 
 def _ns(seconds: float) -> int:

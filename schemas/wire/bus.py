@@ -5,6 +5,7 @@ Pure: the connection to NATS is in `schemas.client`. A large state payload trave
 
 import base64
 import binascii
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 
 import msgspec
@@ -55,7 +56,7 @@ class StoredMessage(msgspec.Struct, frozen=True):
 
     subject: str
     payload: bytes
-    headers: dict[str, str]
+    headers: Mapping[str, str]
     stream_sequence: int
     time_ms: int
 
@@ -131,6 +132,53 @@ def _unix_ms(rfc3339: str) -> int:
     """Milliseconds, cut off as `parse_delivery` cuts them: one message has one time however it was read."""
     seconds, _, fraction = rfc3339.removesuffix("Z").partition(".")
     return int(datetime.fromisoformat(seconds).replace(tzinfo=UTC).timestamp()) * 1000 + int(fraction[:3].ljust(3, "0"))
+
+
+class HeaderBlock(Mapping[str, str]):
+    """The headers of a message as they came, read when somebody asks for one that may be there: few do."""
+
+    __slots__ = ("_block", "_headers")
+
+    def __init__(self, block: bytes) -> None:
+        self._block = block
+        self._headers: dict[str, str] | None = None
+
+    def __getitem__(self, name: str) -> str:
+        if self._headers is None and name.encode() not in self._block:
+            raise KeyError(name)
+        return self._all()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def __repr__(self) -> str:
+        return repr(self._all())
+
+    def _all(self) -> dict[str, str]:
+        if self._headers is None:
+            self._headers = parse_headers(self._block)
+        return self._headers
+
+
+def status_of(block: bytes) -> tuple[str, str]:
+    """What the server says in the first line of a header block: a code and its description; "" without one."""
+    _, _, status = block.partition(b"\r\n")[0].decode("utf-8", "replace").partition(" ")
+    code, _, text = status.partition(" ")
+    return (code, text) if code.isdigit() else ("", "")
+
+
+def header_block(headers: Mapping[str, str]) -> bytes:
+    """The headers as a NATS header block.
+
+    Raises: ValueError where a line would not be one line, and so another header than was meant.
+    """
+    text = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    if text.count("\r") != len(headers) or text.count("\n") != len(headers):
+        raise ValueError(f"a header of a message may not have more than one line: {headers}")
+    return f"NATS/1.0\r\n{text}\r\n".encode()
 
 
 def parse_headers(block: bytes) -> dict[str, str]:

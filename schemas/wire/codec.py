@@ -5,6 +5,7 @@ A payload that cannot be read is a value for the caller to keep aside (`WireErro
 
 import hashlib
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import msgspec
@@ -117,6 +118,11 @@ def trace_parent(cluster: str, uid: str, span: str) -> str:
     return f"00-{trace}-{hashlib.sha256(span.encode()).hexdigest()[:16]}-01"
 
 
+@lru_cache(maxsize=8)  # a batch has one
+def _time_text(unix_ms: int) -> str:
+    return datetime.fromtimestamp(unix_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def cloud_event_headers(
     message: msgspec.Struct, *, event_id: str, source: str, subject: str, now_ms: int, trace: str
 ) -> dict[str, str]:
@@ -126,7 +132,7 @@ def cloud_event_headers(
         "ce-type": message_type(message),
         "ce-source": source,
         "ce-id": event_id,
-        "ce-time": datetime.fromtimestamp(now_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "ce-time": _time_text(now_ms),
         "ce-subject": subject,
         "ce-datacontenttype": "application/json",
         "traceparent": trace,

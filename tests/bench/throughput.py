@@ -13,7 +13,6 @@ from pathlib import Path
 import anyio
 import yaml
 from msgspec.structs import replace
-from nats.aio.msg import Msg
 
 from broker.adapters.embedded_nats import embedded_nats
 from broker.adapters.ledger_store import Committed, LedgerStore
@@ -273,11 +272,11 @@ async def _a_federation(devices: int) -> AsyncIterator[_Load]:
     """A server, a broker process that leads, and the load, whose first claim is decided."""
     refused: list[bytes] = []
 
-    async def check_ack(message: Msg) -> None:
+    def check_ack(_subject: bytes, _reply: bytes, payload: bytes, _headers: bytes) -> None:
         try:
-            raise_api_error(message.subject, message.data)
+            raise_api_error("state", payload)
         except BusError:
-            refused.append(message.data)
+            refused.append(payload)
 
     with tempfile.TemporaryDirectory(prefix="dragoman-bench-") as directory:
         async with embedded_nats() as server, connect(BusOptions((server.url,))) as connection:

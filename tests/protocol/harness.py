@@ -383,6 +383,7 @@ class Stage:
         self.log.publish(subject, payload, last.stream_sequence if last else 0)
         stored = self.log.last(subject)
         assert stored is not None
+        assert isinstance(stored.headers, dict)
         stored.headers.update(headers or {})
         return stored
 
