@@ -87,9 +87,10 @@ def with_hope(problem: Problem) -> Problem | None:
 
 
 def _results_fit(problem: Problem) -> bool:
-    least: Counter[int] = Counter()
+    least: dict[int, int] = {}
     for request in problem.requests:
-        least[request.claim_index] += min(problem.candidates[each].count for each in request.alternatives)
+        fewest = min([problem.candidates[each].count for each in request.alternatives])
+        least[request.claim_index] = least.get(request.claim_index, 0) + fewest
     return all(count <= ALLOCATION_RESULTS_MAX for count in least.values())
 
 

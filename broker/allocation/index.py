@@ -88,7 +88,10 @@ class Fleet:
         else:
             # Another fleet may have had another state of a pool in the meantime.
             touched = self._index.changes.since(self._checked)
-            suspects = [each.key for each in self.pools] if touched is None else [each.pool.key for each in touched]
+            if touched is None:
+                suspects = [each.key for each in self.pools]
+            else:  # who has a device is a matter of stocks
+                suspects = [each.pool.key for each in touched if each.devices is None]
             gone_or_new = False
             for key in dict.fromkeys([*changed, *suspects]):
                 pool, known = pools.get(key), self._by_key.get(key)

@@ -11,7 +11,7 @@ from broker.allocation.supplies import Supplies
 from schemas.resource import ResourceClaim
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Problem:
     """What the search is to solve: one choice of alternative, and then of devices, for each request in turn.
 

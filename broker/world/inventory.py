@@ -19,6 +19,7 @@ from schemas.resource import DeviceTaintRule, ResourceSlice
 
 SliceRef = tuple[ClusterId, str]  # cluster and name of a ResourceSlice (or DeviceTaintRule)
 _SCOPES_KEPT = 1024  # sets of scopes; each cluster has one
+_SCOPES_BY_CONFIG_KEPT = 10_000
 PlaceReason = Literal["", "NotTheSource", "FabricLabelNotBelieved", "SetAside", "PoolInUse"]
 
 
@@ -52,6 +53,7 @@ class Inventory:
     _label_sources: dict[PoolKey, ClusterId] = field(default_factory=dict)  # keys are fabric pools with members
     _label_keys: dict[tuple[str, str], PoolKey] = field(default_factory=dict)  # the same pools, by driver and name
     _of_scopes: dict[tuple[str, ...], "PoolsOfScopes"] = field(default_factory=dict)
+    _scopes_by_config: dict[tuple[ClusterId, str, str], str] = field(default_factory=dict)
 
     def put(self, ref: SliceRef, resource_slice: ResourceSlice) -> Placed:
         """Take in a slice, new or changed, and say where it belongs."""
@@ -142,7 +144,12 @@ class Inventory:
 
     def scope_of(self, cluster: ClusterId, driver: str, pool: str) -> str:
         """The scope of a pool that an allocation in `cluster` names."""
-        scope = self.federation.scope_by_config(cluster, driver, pool)
+        scope = self._scopes_by_config.get((cluster, driver, pool))
+        if scope is None:
+            if len(self._scopes_by_config) >= _SCOPES_BY_CONFIG_KEPT:  # whatever names clusters come up with
+                self._scopes_by_config.clear()
+            scope = self.federation.scope_by_config(cluster, driver, pool)
+            self._scopes_by_config[cluster, driver, pool] = scope
         if scope != cluster_scope(cluster) or not self.federation.believe_labels:
             return scope
         known = self._label_keys.get((driver, pool))

@@ -5,7 +5,6 @@ decided (`fold.apply_entry`, from the ledger) changes only by ledger entries, so
 """
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -130,6 +129,8 @@ class World:
 
     def show(self, claim: Claim, holds: tuple[DeviceHold, ...] | None) -> None:
         """The claim's status shows this allocation now; None: it has none."""
+        if holds is None and claim.shown is None:
+            return
         for device in dict.fromkeys(claim.shown_devices):
             claims = self.shown[device]
             claims.discard(claim.key)
@@ -171,18 +172,20 @@ class World:
         claim = self.claims.get(key)
         return f"{key.cluster}/{claim.namespace}/{claim.name}" if claim and claim.name else str(key)
 
-    def holds_on(self, device: DeviceKey) -> Iterator[tuple[ClaimKey, DeviceHold]]:
+    def holds_on(self, device: DeviceKey) -> list[tuple[ClaimKey, DeviceHold]]:
         """All that takes something of the device from others: of grants, then what claims show."""
-        for grant in self.granted.get(device, ()):
-            for key, hold in _taken(grant):
-                if key == device:
-                    yield grant.claim, hold
-        for claim_key in sorted(self.shown.get(device, ())):
-            for hold in self._shown_holds[device, claim_key]:
-                yield claim_key, hold
+        found = [
+            (grant.claim, hold)
+            for grant in self.granted.get(device, ())
+            for key, hold in _taken(grant)
+            if key == device
+        ]
+        if shown := self.shown.get(device):
+            found += [(claim, hold) for claim in sorted(shown) for hold in self._shown_holds[device, claim]]
+        return found
 
     def _refresh(self, device: DeviceKey) -> None:
-        use = use_of((self.holder_name(claim), hold) for claim, hold in self.holds_on(device))
+        use = use_of([(self.holder_name(claim), hold) for claim, hold in self.holds_on(device)])
         if use == self.in_use.get(device):
             return  # as when an allocation of ours is reported as applied: nothing changed for anybody
         if use is not None:
@@ -191,11 +194,11 @@ class World:
             del self.in_use[device]
 
 
-def _taken(grant: Grant) -> Iterator[tuple[DeviceKey, DeviceHold]]:
+def _taken(grant: Grant) -> list[tuple[DeviceKey, DeviceHold]]:
     """What the grant takes from others; admin access takes nothing (KEP-5018)."""
-    return ((key, hold) for key, hold in zip(grant.devices, grant.holds, strict=True) if not hold.admin_access)
+    return [(key, hold) for key, hold in zip(grant.devices, grant.holds, strict=True) if not hold.admin_access]
 
 
 def _held(grant: Grant) -> list[DeviceKey]:
     """The devices that the grant takes something of. Each once."""
-    return list(dict.fromkeys(key for key, _ in _taken(grant)))
+    return list(dict.fromkeys([key for key, _ in _taken(grant)]))

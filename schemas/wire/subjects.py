@@ -32,6 +32,8 @@ class StateSubject(msgspec.Struct, frozen=True):
 
 def encode_key(name: str) -> str:
     """An object's name (or UID) as subject tokens; reversible by `decode_key`."""
+    if _PLAIN.fullmatch(name):
+        return name
     escaped = _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), name)
     return _BARE_DOT.sub("%2E", escaped) or "%"
 
