@@ -77,11 +77,16 @@ class Log:
         self, cluster: str, claim: ResourceClaim, resource_version: int = 1, decision: Settled | None = None
     ) -> int:
         """A claim, and what became of the last decision for it."""
-        uid = claim.metadata.uid
+        return self.publish_raw_claim(cluster, claim.metadata.uid, _raw(claim), resource_version, decision)
+
+    def publish_raw_claim(
+        self, cluster: str, uid: str, claim: msgspec.Raw, resource_version: int, decision: Settled | None
+    ) -> int:
+        """The same of a claim that is JSON already."""
         self._living.setdefault(cluster, set()).add(ObjectName("claim", uid))
         message = ClaimState(
             agent_epoch=self._epochs[cluster],
-            claim=_raw(claim),
+            claim=claim,
             resource_version=str(resource_version),
             decision=decision,
         )
@@ -131,10 +136,9 @@ def answer(log: Log, entries: Iterable[tuple[int, AnyEntry]], claims_by_uid: dic
     applied = 0
     for sequence, entry in entries:
         if isinstance(entry, Allocate):
-            raw = msgspec.to_builtins(claims_by_uid[entry.uid])
-            raw["status"] = {"allocation": entry.allocation}
-            held = msgspec.convert(raw, ResourceClaim)
-            log.publish_claim(entry.cluster, held, 3, Settled(sequence, "Applied"))
+            held = {**msgspec.to_builtins(claims_by_uid[entry.uid]), "status": {"allocation": entry.allocation}}
+            raw = msgspec.Raw(msgspec.json.encode(held))
+            log.publish_raw_claim(entry.cluster, entry.uid, raw, 3, Settled(sequence, "Applied"))
             applied += 1
     return applied
 

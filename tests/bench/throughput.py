@@ -17,11 +17,12 @@ from msgspec.structs import replace
 from broker.adapters.embedded_nats import embedded_nats
 from broker.adapters.ledger_store import Committed, LedgerStore
 from broker.adapters.streams import StreamSettings, ensure_streams
+from schemas.client.client import as_published
 from schemas.client.connection import BusOptions, Connection, connect, raise_api_error
 from schemas.client.errors import BusError
 from schemas.client.follow import Follower, follow
 from schemas.resource import ResourceClaim
-from schemas.wire.bus import MESSAGE_ID, OutgoingMessage, StoredMessage
+from schemas.wire.bus import MESSAGE_ID, OutgoingMessage, StoredMessage, header_block
 from schemas.wire.codec import cloud_event_headers, decode_entry, trace_parent
 from schemas.wire.ledger import Allocate
 from schemas.wire.state import ClaimState
@@ -199,14 +200,16 @@ class _Load:
 
     async def _publish_batch(self, messages: Sequence[StoredMessage]) -> None:
         batch_id = self._connection.unique_name()
+        ready = []
         for number, each in enumerate(messages, start=1):
             headers = {**self._headers(each), "Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(number)}
             if number < len(messages):
-                await self._connection.publish(each.subject, each.payload, headers)
-            else:
-                headers["Nats-Batch-Commit"] = "1"
-                reply = await self._connection.request(each.subject, each.payload, headers, deadline_s=READY_DEADLINE_S)
-                raise_api_error(each.subject, reply.payload)
+                ready.append(as_published(each.subject, header_block(headers), each.payload))
+        await self._connection.publish_all(b"".join(ready), messages[0].subject)
+        last = messages[-1]
+        headers["Nats-Batch-Commit"] = "1"
+        reply = await self._connection.request(last.subject, last.payload, headers, deadline_s=READY_DEADLINE_S)
+        raise_api_error(last.subject, reply.payload)
 
     def _headers(self, message: StoredMessage) -> dict[str, str]:
         sequence = self._last_sequences.get(message.subject, 0)
@@ -239,7 +242,7 @@ class _Load:
                 self._to_delete = []
                 for message in batch:
                     entries.append(message)
-                    entry = decode_entry(message.payload)
+                    entry = decode_entry(message.payload) if message.subject.split(".")[6] == "claim" else None
                     if isinstance(entry, Allocate):
                         decided += 1
                         if tell is not None:
