@@ -72,15 +72,18 @@ def allocate(
         _ask_ahead(fleet, requests, allowance)
     groups = fleet.groups(snapshot.nodes, snapshot.node)
     view = View(snapshot, fleet, groups[0])
-    attempt = Attempt(claims, requests, snapshot, fleet, groups, Budget(step_budget))
+
+    def attempt() -> Attempt:
+        return Attempt(claims, requests, snapshot, fleet, groups, Budget(step_budget))
+
     try:
         found = search_nodes(requests, claims, view, groups, budget)
     except SelectorFailedError as error:
-        return explain_failed_selector(attempt, error.alternative, error.device, error.failure)
+        return explain_failed_selector(attempt(), error.alternative, error.device, error.failure)
     except BudgetExceededError:
-        return explain_exceeded_budget(attempt, step_budget)
+        return explain_exceeded_budget(attempt(), step_budget)
     if found is None:
-        return explain(attempt)
+        return explain(attempt())
     chosen, group = found
     return [
         allocation_of(claim, [each for each in chosen if each.alternative.claim_index == index], group.node)

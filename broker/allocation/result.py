@@ -46,6 +46,8 @@ def _request_name(alternative: Alternative) -> str:
 
 def with_share_ids(allocation: AllocationResult, claim_uid: str, ledger_sequence: int) -> AllocationResult:
     """The allocation with a shareID for each share that has none yet."""
+    if not any(each.share_id == UNNAMED for each in allocation.devices.results):
+        return allocation
     results = [
         replace(each, share_id=share_id(claim_uid, ledger_sequence, index)) if each.share_id == UNNAMED else each
         for index, each in enumerate(allocation.devices.results)
@@ -83,6 +85,8 @@ def _config_of(claim: ResourceClaim, alternatives: Mapping[str, Alternative]) ->
     Of the claim's, entries that name only requests and alternatives that were not chosen are left out. As since
     Kubernetes 1.37, an entry that applies to all requests names none.
     """
+    if not claim.spec.devices.config and not any(each.device_class.spec.config for each in alternatives.values()):
+        return []
     names_by_class: dict[str, list[str]] = {}
     for each in alternatives.values():
         names_by_class.setdefault(each.device_class.metadata.name, []).append(each.name)

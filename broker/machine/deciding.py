@@ -163,8 +163,8 @@ class Round:
 
 def decide(core: Core) -> None:
     """Try every claim that is due, as far as the batch has room."""
-    due = [core.world.claims[key] for key in core.queue.due(core.now_ms) if key in core.world.claims]
-    due.sort(key=_place_in_queue)
+    found = map(core.world.claims.get, core.queue.due(core.now_ms))
+    due = sorted((claim for claim in found if claim is not None), key=_place_in_queue)
     turn = Round(core)
     hard_claims = 0
     for claim in due:
@@ -198,8 +198,10 @@ def _asking_topic(likeness: Likeness) -> str:
 
 
 def _place_in_queue(claim: Claim) -> tuple[bool, int, str, str]:
-    order = claim.waiting.order if claim.waiting else claim.state_sequence
-    return _is_hard(claim), order, claim.key.cluster, claim.key.uid
+    key, waiting = claim.key, claim.waiting
+    if waiting is None:  # thousands of them, sorted in each round until their turn comes
+        return False, claim.state_sequence, key.cluster, key.uid
+    return _is_hard(claim), waiting.order, key.cluster, key.uid
 
 
 def _is_hard(claim: Claim) -> bool:
