@@ -12,7 +12,8 @@ from nats.aio.client import Client
 
 from broker.adapters.api_service import serve_api
 from broker.adapters.embedded_nats import EmbeddedNats
-from schemas.client.connection import Connection, _Client
+from schemas.client.client import BusClient
+from schemas.client.connection import Connection
 from tests.nats_fixture import connect_to
 
 NAMES = [b"ce-id", b" ce-type", b"Nats-Msg-Id\t", b"a b", "\u00e9".encode(), b""]
@@ -63,4 +64,4 @@ async def echo(payload: bytes) -> bytes:
     ).map(b"\r\n".join)
 )
 def test_headers_are_read_as_nats_py_reads_them(raw: bytes) -> None:
-    assert _Client._parse_header_lines(raw) == Client._parse_header_lines(raw)
+    assert BusClient._parse_header_lines(raw) == Client._parse_header_lines(raw)
