@@ -44,12 +44,12 @@ from broker.world.federation import Federation
 from broker.world.keys import ClusterId
 from broker.world.world import World
 from schemas.client.connection import Connection
-from schemas.client.errors import BusError, BusRefusedError, BusUnavailableError
+from schemas.client.errors import BusError, BusRefusedError, BusUnavailableError, StreamLostError
 from schemas.client.follow import stream_state
 from schemas.wire.bus import OutgoingMessage, StoredMessage
 from schemas.wire.calls import Ask, Beat, LeaderBeacon, LedgerGoesOn
 from schemas.wire.codec import WireError, decode_call, encode
-from schemas.wire.ledger import AnyEntry, LeaderElected, OperatorCommand, SegmentOpened
+from schemas.wire.ledger import AnyEntry, ClusterAhead, LeaderElected, OperatorCommand, SegmentClosed, SegmentOpened
 from schemas.wire.subjects import PREFIX, STATE_STREAM, ledger_stream
 
 _log = logging.getLogger(__name__)
@@ -60,6 +60,8 @@ BEACON_S = 0.5
 SILENT_AFTER_S = 2.0  # then a standby tries; a takeover takes this and a start
 ITEMS_WAITING = 16  # batches of state messages, mostly; each may have 32 MiB
 RETRY_S = 0.5
+UNREAD_MS = 5_000  # then a message of which a heartbeat tells may not be there at all
+UNREAD_DEADLINE_S = 2.0
 
 
 class BrokerSettings(msgspec.Struct, frozen=True):
@@ -122,12 +124,15 @@ class Broker:
         self._asks = Asks(connection)
         self._dead_letters = DeadLetters(connection)
         self._agent_consumers = AgentConsumers(connection, ledger_stream(SHARD, 0), settings.federation.clusters)
+        self._ends_at = 0  # the ledger, as far as we have appended
         self._use_segment(0)
         # To the task that owns the machine; None while standing by.
         self._items: MemoryObjectSendStream[Item] | None = None
         self._open: list[Question | Commanded] = []
         self._commands: deque[Commanded] = deque()  # that the machine has, and has not answered
         self._silence = Silence(0)  # of this term
+        self._beats: dict[ClusterId, Beat] = {}  # of agents that were heard while we stood by
+        self._unread_since_ms: dict[ClusterId, int] = {}  # beats name messages that we have not met
         self.changed = anyio.Event()  # set when a step was done, and then replaced
         self.counts: dict[str, int] = {}  # notices by code
 
@@ -225,15 +230,43 @@ class Broker:
     # --- who leads
 
     async def _stand_by(self, world: WarmWorld) -> None:
-        """Keep `world` warm until no leader was heard of for a while."""
+        """Keep `world` warm until no leader was heard of for a while, in which each agent that runs was heard."""
         async with self._asks.follow_leader(SHARD) as beacons, anyio.create_task_group() as tg:
             tg.start_soon(world.keep)
+            tg.start_soon(self._note_beats)
             while True:
                 with anyio.move_on_after(SILENT_AFTER_S) as silence:
                     await beacons.receive()
                 if silence.cancelled_caught:
                     tg.cancel_scope.cancel()
                     return
+
+    async def _note_beats(self) -> None:
+        self._beats.clear()
+        async with self._asks.follow_beats() as beats:
+            async for message in beats:
+                with suppress(WireError):  # told when we lead
+                    beat = decode_call(message.payload)
+                    if isinstance(beat, Beat):
+                        self._beats[ClusterId(message.subject.rpartition(".")[2])] = beat
+
+    def _ahead_of(self, machine: Machine, state_last: int) -> list[AnyEntry]:
+        """Clusters whose agents have stored more in DRA_STATE than it has: it, perhaps the ledger too, is an older one.
+
+        Known before anything is decided: an older ledger takes for free what was given away since. Of one that was not
+        heard in this ledger's life nothing is granted anyway.
+        """
+        found: list[AnyEntry] = []
+        for name, beat in sorted(self._beats.items()):
+            record = machine.world.clusters.get(name)
+            if record is None or not record.is_heard or record.eviction is not None:
+                continue
+            if beat.agent_epoch < record.epoch or beat.last_sequence <= state_last:
+                continue
+            text = f"its agent has stored message {beat.last_sequence} in {STATE_STREAM}, which ends at {state_last}"
+            _log.error("LedgerLost: %s: %s; nothing that it reaches is granted. %s", name, text, REMEDY)
+            found.append(ClusterAhead(cluster=name, message=text))
+        return found
 
     async def _lead(self, world: WarmWorld) -> None:
         """Lead until deposed. Raises: DeposedError, perhaps in a group."""
@@ -294,7 +327,7 @@ class Broker:
         elected = LeaderElected(
             instance=self._settings.instance, build=self._settings.build, state_sequence=state.last_sequence
         )
-        entries.append(elected)
+        entries += [elected, *self._ahead_of(machine, state.last_sequence)]
         await self._append(entries, last)
         recovery.fold_entries(machine, entries, last + 1)
 
@@ -399,8 +432,37 @@ class Broker:
         elif isinstance(item, HeardBeat):
             self._silence.hear(machine.world, item.cluster, item.beat.agent_epoch, _now_ms())
             ask = on_beat(machine.core, item.cluster, item.beat)
+            if ask is None and await self._lacks_messages(machine, item):
+                ask = Ask()
             if ask is not None:
                 await self._ask(item.cluster, ask)
+
+    async def _lacks_messages(self, machine: Machine, heard: HeardBeat) -> bool:
+        """Whether DRA_STATE ends before a message that the agent has stored there: it was lost, or is an older copy.
+
+        What the agent says again then shows whether the ledger is an older one too.
+        """
+        cluster, last = heard.cluster, heard.beat.last_sequence
+        if last <= machine.world.position or heard.beat.agent_epoch < machine.world.cluster(cluster).epoch:
+            self._unread_since_ms.pop(cluster, None)
+            return False
+        if _now_ms() - self._unread_since_ms.setdefault(cluster, _now_ms()) < UNREAD_MS:
+            return False  # we may be slow
+        del self._unread_since_ms[cluster]
+        try:
+            ends_at = (await stream_state(self._connection, STATE_STREAM, UNREAD_DEADLINE_S)).last_sequence
+        except BusError as error:
+            _log.debug("cannot see where %s ends: %s", STATE_STREAM, error)
+            return False
+        if ends_at < last:
+            _log.error(
+                "%s has stored message %d in %s, which ends at %d: it was lost, or is an older copy; asking for all",
+                cluster,
+                last,
+                STATE_STREAM,
+                ends_at,
+            )
+        return ends_at < last
 
     async def _carry_out(self, effects: Effects) -> None:
         # Before the append, which moves our position on: after a crash in between nobody would look at them again.
@@ -430,7 +492,23 @@ class Broker:
         except LedgerGoneError as error:
             raise LedgerLostError(f"{error}. {REMEDY}") from error
         if isinstance(result, Refused):
+            if result.last_sequence < expected_last:
+                await self._abandon(result.last_sequence, expected_last)
             raise DeposedError(f"the ledger goes on to {result.last_sequence} without us, after {expected_last}")
+        self._ends_at = result.last_sequence
+
+    async def _abandon(self, ends_at: int, ended_at: int) -> None:
+        """Entries that we have appended are lost. Whoever starts next cannot know that: say it in what is left.
+
+        Raises: LedgerLostError.
+        """
+        world_segment = int(self._ledger.stream.rpartition("_")[2])
+        closed = SegmentClosed(next_segment=world_segment + 1, is_abandoned=True)
+        await self._ledger.append_until_known(self._envelopes.batch([closed], ends_at + 1, _now_ms()), ends_at)
+        raise LedgerLostError(
+            f"{self._ledger.stream} ends at {ends_at}, and did at {ended_at} before: it was cut, or"
+            f" an older copy was put in its place. {REMEDY}"
+        )
 
     async def _ask(self, cluster: str, ask: Ask | LedgerGoesOn) -> None:
         try:
@@ -443,7 +521,13 @@ class Broker:
     async def _follow_state(self, position: int, send: MemoryObjectSendStream[Item]) -> None:
         async with read_state(self._connection, position) as reader:
             while True:
-                batch = await reader.next_batch()
+                try:
+                    batch = await reader.next_batch()
+                except StreamLostError:  # and perhaps not that stream alone
+                    ends_at = await self._until_available(self._ledger.last_sequence)
+                    if ends_at < self._ends_at:
+                        await self._abandon(ends_at, self._ends_at)
+                    raise
                 if isinstance(batch, PositionExpired):
                     raise DeposedError("state expired faster than it was read: starting again from the last messages")
                 await send.send(batch)

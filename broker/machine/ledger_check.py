@@ -230,9 +230,9 @@ class LedgerCheck:
             self._batch_ends()
             if self._found.bad is not None:
                 return
-            self._has_inputs = self._has_inputs or isinstance(entry, Inputs)
+            self._has_inputs = True
         elif not self._has_inputs:
-            self._is_bad(message, f"{type(entry).__name__} stands before any Inputs")
+            self._is_bad(message, f"{type(entry).__name__} stands before anybody was elected")
             return
         if isinstance(entry, Inputs) and entry.leader_epoch != self._world.leader_epoch:
             text = f"leader {entry.leader_epoch} wrote it, and {self._world.leader_epoch} was elected last"

@@ -1,6 +1,9 @@
 """The logs in NATS are lost under running processes, and a federation goes on from what its clusters have."""
 
 import json
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import anyio
@@ -8,6 +11,8 @@ import pytest
 from anyio import to_thread
 
 from broker.cli.main import main
+from schemas.client.reader import StreamReader
+from schemas.wire.subjects import STATE_STREAM
 from tests.manifests import claim_manifest, class_manifest, slice_manifest
 from tests.processes.harness import DEADLINE_S, Federation, a_federation
 
@@ -131,3 +136,93 @@ async def test_a_ledger_that_was_lost_is_rebuilt_under_running_agents(
         await federation.start("broker")
         await goes_on(federation, before)
         assert "was rebuilt by ada: lost" in await verified(federation, capsys)
+
+
+@pytest.mark.parametrize("leads_on", [True, False], ids=["under a leader", "while no broker runs"])
+async def test_backup_and_restore(tmp_path: Path, capsys: pytest.CaptureFixture[str], leads_on: bool) -> None:
+    """The drill: a backup of all of NATS, taken while everything runs, is put in place of what was lost later."""
+    async with a_federation(tmp_path, follows_ledger=False) as federation:
+        await start(federation)
+        copy_of_nats(federation, tmp_path / "backup")
+        # What comes after the backup: ten claims go, and ten that waited get their devices.
+        went = sorted(await allocations(federation))[:10]
+        for name in went:
+            federation.remove(*name.split("/"))
+        before = await allocations(federation)
+        with anyio.fail_after(DEADLINE_S):
+            while before.keys() & set(went) or len(before) < DEVICES:
+                await anyio.sleep(0.2)
+                before = await allocations(federation)
+        broker = federation.processes["broker"]
+        if not leads_on:
+            await broker.kill()
+        await federation.nats.kill()
+        put_back(federation, tmp_path / "backup")
+        await federation.nats.start()
+        if leads_on:
+            # The leader knows that entries are gone, ends, and has seen to it that no other goes on from there.
+            assert await broker.ends() == 1
+            assert "an older copy was put in its place" in broker.tail()
+            await federation.start("broker")
+            assert await broker.ends() == 1
+            assert "dragoman ledger rebuild" in broker.tail()
+        else:
+            # Who starts now reads what there is, and hears of more than that from the agents.
+            await federation.start("broker")
+            await is_told(federation, "broker", "LedgerLost")
+            await broker.kill()
+        federation.write("west", "late", claim_manifest("late"))
+        done = await rebuild(federation, capsys)
+        assert (done["segment"], done["left"]) == (1, [0])
+        await federation.start("broker")
+        await goes_on(federation, before)
+        await verified(federation, capsys)
+
+
+async def test_all_of_nats_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async with a_federation(tmp_path, follows_ledger=False) as federation:
+        before = await start(federation)
+        await federation.processes["broker"].kill()
+        await federation.nats.kill()
+        shutil.rmtree(store_of(federation))
+        await federation.nats.start()
+        await federation.start("broker")
+        # Only the claims themselves tell that something was decided before.
+        await is_told(federation, "broker", "LedgerLost")
+        await until_states(federation, {"Ahead"})
+        await federation.processes["broker"].kill()
+        await rebuild(federation, capsys)
+        await federation.start("broker")
+        await goes_on(federation, before)
+        await verified(federation, capsys)
+
+
+async def test_what_clusters_have_said_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The ledger alone is left: every cluster says it all again, and no operator is needed but to start the broker."""
+    async with a_federation(tmp_path, follows_ledger=False) as federation:
+        before = await start(federation)
+        last = (await StreamReader(federation.connection, STATE_STREAM).state()).last_sequence
+        await federation.connection.api(f"STREAM.DELETE.{STATE_STREAM}")
+        await federation.restart("broker")
+        await is_told(federation, "broker", "DRA_STATE is gone: made anew, beginning at")
+        await goes_on(federation, before)
+        assert (await StreamReader(federation.connection, STATE_STREAM).state()).first_sequence > last
+        await verified(federation, capsys)
+
+
+def store_of(federation: Federation) -> Path:
+    return federation.nats.data_dir / "jetstream"
+
+
+def copy_of_nats(federation: Federation, to: Path) -> None:
+    """As a snapshot of the file system would: nothing is written meanwhile."""
+    os.kill(federation.nats.pid, signal.SIGSTOP)
+    try:
+        shutil.copytree(store_of(federation), to)
+    finally:
+        os.kill(federation.nats.pid, signal.SIGCONT)
+
+
+def put_back(federation: Federation, copy: Path) -> None:
+    shutil.rmtree(store_of(federation))
+    shutil.copytree(copy, store_of(federation))
