@@ -234,6 +234,18 @@ def test_a_claim_whose_message_was_garbage_is_well_again_when_its_agent_speaks()
     assert stage.allocated()["east/u"] == ["d0"]
 
 
+def test_a_flood_of_new_subjects_from_one_agent_is_kept_aside_and_others_go_on() -> None:
+    """A credential cannot keep an agent from making up names; its account's limits bound how many."""
+    stage = a_full_stage()
+    epoch = stage.agent_of("east").mirror.epoch
+    for number in range(400):
+        subject = f"{STATE}.claim.made-up-{number}"
+        stage.publish(subject, encode(ClaimState(agent_epoch=epoch, claim=msgspec.Raw(b"{}"), resource_version="7")))
+    stage.decide()
+    assert [letter.reason for letter in stage.dead_letters] == ["Unreadable"] * 400
+    goes_on(stage)
+
+
 def test_the_largest_allocation_that_can_be_fits_into_the_ledger() -> None:
     stage = Stage(devices=[f"d{index}" for index in range(32)])
     stage.entry_bytes_max = 900 * 1024  # the server takes 1 MiB
