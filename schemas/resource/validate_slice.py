@@ -131,9 +131,10 @@ def _device(device: Device, path: str, has_placement: bool) -> Errors:
             path, f"must have at most {limits.ATTRIBUTE_VALUES_MAX} attribute values, found {values}", values
         )
     for name, attribute in device.attributes.items():
-        place = f"{path}.attributes[{name}]"
-        yield from optional(name, place, names.qualified_name)
-        yield from _attribute(attribute, place)
+        if names.qualified_name(name) or not _is_short_text(attribute):
+            place = f"{path}.attributes[{name}]"
+            yield from optional(name, place, names.qualified_name)
+            yield from _attribute(attribute, place)
     for name, capacity in device.capacity.items():
         place = f"{path}.capacity[{name}]"
         yield from optional(name, place, names.qualified_name)
@@ -152,6 +153,14 @@ def _device(device: Device, path: str, has_placement: bool) -> Errors:
         yield from checks.binding_conditions(device.binding_conditions, device.binding_failure_conditions, path)
     for name, resource in device.node_allocatable_resources.items():
         yield from _node_allocatable(name, resource, f"{path}.nodeAllocatableResources[{name}]", device)
+
+
+def _is_short_text(attribute: DeviceAttribute) -> bool:
+    """Nearly all are, and nothing is wrong with them; there can be millions."""
+    text = attribute.string
+    if text is None or len(text) > limits.ATTRIBUTE_VALUE_MAX_BYTES or not text.isascii():
+        return False
+    return structs.astuple(attribute).count(None) == len(_VALUES) - 1
 
 
 def _value_count(attribute: DeviceAttribute) -> int:
