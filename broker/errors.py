@@ -27,3 +27,11 @@ class LedgerLostError(Exception):
 
 class UnreadableEntryError(Exception):
     """The ledger has an entry that this build cannot read, so a newer one wrote it: pass nothing over, stop."""
+
+
+def flat(group: BaseExceptionGroup[Exception]) -> list[BaseException]:
+    """The single errors of a group of groups."""
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found += flat(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found

@@ -34,7 +34,7 @@ from broker.allocation.index import DeviceIndex
 from broker.app import api
 from broker.app.envelopes import Envelopes
 from broker.app.warm_world import WarmWorld, collector_paused
-from broker.errors import DeposedError, LedgerLostError
+from broker.errors import DeposedError, LedgerLostError, flat
 from broker.machine import Effects, Identity, Machine, Notice, recovery
 from broker.machine.liveness import Silence
 from broker.machine.segments import REMEDY
@@ -148,7 +148,7 @@ class Broker:
             try:
                 await self._lead(world)
             except* DeposedError as deposed:
-                _log.warning("stopped leading: %s", "; ".join(map(str, deposed.exceptions)))
+                _log.warning("stopped leading: %s", "; ".join(map(str, flat(deposed))))
 
     async def ask_world(self, read: Callable[[Machine], T]) -> T:
         """What `read` says of the machine, between two batches; waits until this broker leads.

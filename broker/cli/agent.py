@@ -11,7 +11,7 @@ from broker.cli.bus import add_nats_arguments, bus_options
 from broker.cli.errors import CommandError
 from broker.cli.local import log_problem, make_agent
 from broker.cli.signals import until_told_to_stop
-from broker.cli.up import flat
+from broker.errors import flat
 from broker.world.federation import Federation
 from broker.world.keys import ClusterId
 from cluster_agent.adapters.journal import JournalError

@@ -14,8 +14,8 @@ from broker.cli.bus import add_durability_arguments, add_nats_arguments, bus_opt
 from broker.cli.errors import CommandError
 from broker.cli.local import broker_settings
 from broker.cli.signals import until_told_to_stop
-from broker.cli.up import flat, log_notice
-from broker.errors import ConfigError, InvariantError, LedgerLostError, UnreadableEntryError
+from broker.cli.up import log_notice
+from broker.errors import ConfigError, InvariantError, LedgerLostError, UnreadableEntryError, flat
 from schemas.client.connection import connect
 from schemas.client.errors import BusError
 

@@ -13,7 +13,7 @@ from broker.app.api import ClusterCall
 from broker.cli.bus import add_nats_arguments, bus_options
 from broker.cli.errors import CommandError
 from broker.cli.output import cluster_table, console, print_json
-from broker.cli.up import flat
+from broker.errors import flat
 from broker.machine.cluster_report import ClusterRow
 from schemas.client.connection import connect
 from schemas.client.errors import BusError, BusUnavailableError

@@ -13,7 +13,8 @@ from broker.cli.errors import CommandError
 from broker.cli.explain import print_explanation
 from broker.cli.local import LocalFederation, local_federation
 from broker.cli.output import claim_table, console, pool_table
-from broker.cli.up import flat, make_federation
+from broker.cli.up import make_federation
+from broker.errors import flat
 from broker.machine import report
 from schemas.client.errors import BusError
 

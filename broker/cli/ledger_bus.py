@@ -10,7 +10,7 @@ import anyio
 from broker.adapters.errors import ArchiveError, StreamSettingsError
 from broker.cli.bus import bus_options
 from broker.cli.errors import CommandError
-from broker.cli.up import flat
+from broker.errors import flat
 from schemas.client.connection import Connection, connect
 from schemas.client.errors import BusError
 from schemas.client.reader import StreamReader

@@ -12,7 +12,7 @@ from broker.adapters.streams import HOUR_S, StreamDone, StreamSettings, set_up_s
 from broker.cli.bus import add_monitor_argument, add_nats_arguments, bus_options
 from broker.cli.errors import CommandError
 from broker.cli.output import console, print_json
-from broker.cli.up import flat
+from broker.errors import flat
 from schemas.client.connection import connect
 from schemas.client.errors import BusError
 

@@ -16,7 +16,7 @@ from broker.cli.errors import CommandError
 from broker.cli.local import LocalFederation, local_federation
 from broker.cli.output import claim_table, console, print_json
 from broker.cli.signals import until_told_to_stop
-from broker.errors import ConfigError, InvariantError, LedgerLostError, UnreadableEntryError
+from broker.errors import ConfigError, InvariantError, LedgerLostError, UnreadableEntryError, flat
 from broker.machine import Notice
 from broker.machine.report import ClaimRow
 from broker.world.federation import Federation
@@ -105,14 +105,6 @@ def make_federation(names: list[str], config: Path | None) -> Federation:
     if problems:
         raise CommandError("\n".join(f"{config or '--cluster'}: {problem}" for problem in problems))
     return federation
-
-
-def flat(group: BaseExceptionGroup[Exception]) -> list[BaseException]:
-    """The single errors of a group of groups."""
-    found: list[BaseException] = []
-    for error in group.exceptions:
-        found += flat(error) if isinstance(error, BaseExceptionGroup) else [error]
-    return found
 
 
 async def _up(directories: dict[str, Path], federation: Federation, options: argparse.Namespace) -> int:

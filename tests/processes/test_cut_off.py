@@ -47,6 +47,7 @@ async def test_a_leader_that_was_stopped_appends_nothing_and_stands_by(tmp_path:
 
         # That an entry is by nobody but the last elected leader is checked of each as it is read.
         await stopped.until_it_says("stopped leading")
+        assert "sub-exception" not in stopped.said(), "it does not say why"
         rows = await let_holders_go(federation, await check_end(federation, 2 * CLAIMS))
         assert len(federation.view.leaders) == elected + 1, "the stopped one was elected again while another led"
 
