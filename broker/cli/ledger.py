@@ -23,14 +23,14 @@ from schemas.wire.subjects import ledger_stream
 
 EPILOG = """\
 examples:
-  dragoman ledger verify --nkey nats/keys/broker.nk
+  dragoman ledger verify --nkey nats/keys/operator.nk
   dragoman ledger verify archive/*.jsonl.zst -o json
   dragoman ledger archive --all-closed archive/
 
 docs/reliability.md says what to do when something is wrong.
 """
 EPILOG_VERIFY = """\
-Reads only. Without files it reads what is in NATS, with any key that may read the ledger (broker, setup).
+Reads only. Without files it reads what is in NATS, with the operator's key.
 
 checked: numbers without holes, in segments and from one to the next; SegmentClosed and SegmentOpened in pairs; each
 checkpoint's checksum, and that it is what the segments before it give; every entry can be read and follows from those
@@ -68,7 +68,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def run_verify(options: argparse.Namespace) -> int:
     """Check, and say what was found."""
-    check = check_files(options.files) if options.files else with_nats(options, "broker", check_live)
+    check = check_files(options.files) if options.files else with_nats(options, "operator", check_live)
     if options.output == "json":
         print_json({"shard": check.shard, "ok": check.bad is None, "segments": check.segments, "notes": check.notes})
     else:

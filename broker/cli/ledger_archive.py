@@ -26,9 +26,9 @@ EPILOG = """\
 A segment is closed when the ledger goes on in the next one. Its file has every byte of every entry, and a checksum;
 `dragoman ledger verify FILE` reads it.
 
---seal and --delete need the setup key. A stream is deleted only after its file was read back and checked together with
-the checkpoint of the segment after it. The closed segment just before the open one is never deleted: a start falls
-back on it, should the open one's checkpoint be damaged.
+It takes the operator's key; --seal and --delete need the setup key. A stream is deleted only after its file was read
+back and checked together with the checkpoint of the segment after it. The closed segment just before the open one is
+never deleted: a start falls back on it, should the open one's checkpoint be damaged.
 
 examples:
   dragoman ledger archive --segment 3 archive/
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     async def archive(connection: Connection) -> list[Archived]:
         return await _archive(connection, options)
 
-    done = with_nats(options, "setup" if options.seal else "broker", archive)
+    done = with_nats(options, "setup" if options.seal else "operator", archive)
     if options.output == "json":
         print_json(done)
     else:

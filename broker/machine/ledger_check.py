@@ -177,7 +177,8 @@ class LedgerCheck:
         if isinstance(entry, SegmentOpened):
             return True
         first = self._opening[0][1] if self._opening else None
-        return isinstance(first, SegmentOpened) and len(self._opening) <= first.entries
+        is_open = not isinstance(first, SegmentOpened) or len(self._opening) > first.entries
+        return not is_open and isinstance(entry, checkpoint.KINDS)
 
     def _opened_so_far(self) -> str:
         first = self._opening[0][1] if self._opening else None

@@ -133,9 +133,8 @@ class LedgerStart:
         if self._error is not None:
             self.damaged.append(self._error)
         if self.machine.world.is_abandoned:
-            raise LedgerLostError(
-                f"a rebuild of the ledger was begun after segment {self.wanted} and not finished. {REMEDY}"
-            )
+            text = f"the ledger was abandoned after segment {self.wanted}: entries were lost, or a rebuild not finished"
+            raise LedgerLostError(f"{text}. {REMEDY}")
         if is_open or self._goes_up or self._is_new():
             self._go_up()
         else:

@@ -5,7 +5,10 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
+from broker.errors import LedgerLostError
 from broker.machine.ledger_check import LedgerCheck
+from broker.machine.rebuild import world_to_begin_with
+from broker.world.checkpoint import checkpoint
 from schemas.wire.bus import StoredMessage
 from schemas.wire.codec import decode_entry, encode
 from schemas.wire.ledger import (
@@ -13,13 +16,15 @@ from schemas.wire.ledger import (
     AnyEntry,
     GrantEnded,
     Inputs,
+    LedgerRebuilt,
+    SegmentClosed,
     SegmentOpened,
     checkpoint_checksum,
     entry_place,
 )
 from schemas.wire.subjects import ledger_subject
-from tests.machine.driven import Driven
-from tests.machine.test_segments import Segment, a_ledger, entry_of, tail_of, without_a_grant
+from tests.machine.driven import ONE_FABRIC, Driven, as_stored
+from tests.machine.test_segments import Segment, a_ledger, entry_of, starts, tail_of, without_a_grant
 
 Ledger = dict[int, Segment]
 
@@ -181,3 +186,40 @@ def test_goes_on_with_the_next_segment_after_a_bad_one(machine: Driven) -> None:
     assert [each.bad is None for each in check.segments] == [False, True, True]
     assert not check.segments[1].compared
     assert check.segments[2].compared
+
+
+def test_a_rebuilt_segment_stands_for_itself(machine: Driven) -> None:
+    segments = a_ledger(machine)
+    last = segments[0][-1].stream_sequence
+    begun = segments[1][:2]  # of what was lost nobody knows the end
+    at_end = begun[-1].stream_sequence + 1
+    said = LedgerRebuilt(operator="ada", reason="disk", at_ms=7, highest_seen=last, state_sequence=9)
+    world = world_to_begin_with(ONE_FABRIC, machine.world, [], 1_000_000, 9)
+    found = {
+        0: segments[0],
+        1: begun + as_stored([SegmentClosed(next_segment=2, is_abandoned=True)], at_end),
+        2: tail_of(as_stored(checkpoint(world, "main", 2, said), 1_000_000)),
+    }
+    check = checked(found)
+    assert check.bad is None
+    assert check.notes == [
+        "segment 1 was abandoned by a rebuild: the next one stands for itself",
+        "segment 2 was rebuilt by ada: disk",
+    ]
+    assert [each.closed for each in check.segments] == [True, True, False]
+    with pytest.raises(LedgerLostError, match="abandoned after segment 0"):
+        starts({0: [*segments[0][:-1], *as_stored([SegmentClosed(next_segment=1, is_abandoned=True)], last)], 1: []})
+
+
+def test_a_damaged_checkpoint_of_a_rebuilt_segment_gives_no_older_world(machine: Driven) -> None:
+    """What was before it has forgotten who holds what: that is why it was rebuilt."""
+    a_busy = a_ledger(machine)[0]
+    last = a_busy[-1].stream_sequence
+    abandoned = [*a_busy[:-1], *as_stored([SegmentClosed(next_segment=1, is_abandoned=True)], last)]
+    said = LedgerRebuilt(operator="ada", reason="disk", at_ms=7, highest_seen=last, state_sequence=9)
+    world = world_to_begin_with(ONE_FABRIC, machine.world, [], 1_000_000, 9)
+    rebuilt = tail_of(as_stored(checkpoint(world, "main", 1, said), 1_000_000))
+    assert starts({0: abandoned, 1: rebuilt}).machine.world.claims == {}
+    rebuilt[1] = msgspec.structs.replace(rebuilt[1], payload=rebuilt[1].payload.replace(b"disk", b"disc"))
+    with pytest.raises(LedgerLostError, match="dragoman ledger rebuild"):
+        starts({0: abandoned, 1: rebuilt})

@@ -148,6 +148,26 @@ async def test_claims_are_granted_with_tls_and_keys_of_their_own(tmp_path: Path)
     assert sorted(devices) == [f"gpu-{index}" for index in range(4)]
 
 
+async def test_the_ledger_is_looked_after_with_the_keys_that_the_docs_name(tmp_path: Path) -> None:
+    write_clusters(tmp_path)
+
+    async def ledger(nats: Nats, role: str, *arguments: str) -> int:
+        return await anyio.to_thread.run_sync(main, ["ledger", *arguments, *nats.arguments(role)])
+
+    async with a_nats(tmp_path) as nats:
+        async with running(tmp_path, nats, {}) as processes:
+            await granted(nats, 4, processes)
+        assert await ledger(nats, "operator", "verify") == 0
+        config = str(tmp_path / "config.yaml")
+        rebuild = ("rebuild", "--config", config, "--reason", "a drill", "--operator", "ada", "--yes")
+        assert await ledger(nats, "operator", *rebuild) == 1
+        assert await ledger(nats, "broker", *rebuild) == 0
+        assert await ledger(nats, "operator", "archive", "--all-closed", str(tmp_path)) == 0
+        assert await ledger(nats, "operator", "archive", "--all-closed", str(tmp_path), "--seal") == 1
+        assert await ledger(nats, "setup", "archive", "--all-closed", str(tmp_path), "--seal") == 0
+        assert await ledger(nats, "operator", "verify") == 0
+
+
 async def test_three_servers_go_on_when_one_is_killed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_clusters(tmp_path)
     async with a_nats(tmp_path, *["--host=127.0.0.1"] * 3, "--port-step=1", names=("n1", "n2", "n3")) as nats:
