@@ -165,9 +165,9 @@ class _Pair:
         self.flow = flow
 
     async def ready(self) -> tuple[str, str]:
-        """The leader and the standby, when both run and have done so for a while."""
+        """The leader and the standby, when both have a warm world, and some decisions later."""
         for process in self.processes.values():
-            await process.until_it_says("unverified")  # it has looked at the servers and stands by next
+            await process.until_it_says("stands by with a warm world")
         await self.flow.until_decided(DECISIONS_BETWEEN)
         leader = await self.leader()
         return leader, next(name for name in self.processes if name != leader)
