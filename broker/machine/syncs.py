@@ -167,7 +167,8 @@ def on_beat(core: Core, cluster: ClusterId, beat: Beat) -> Ask | None:
         return None
     if record.eviction is not None and not record.eviction.readmitted:
         return None  # it would not be believed
-    if record.asked_at or not record.synced_sequence or record.liveness == "Returning":
+    is_waited_for = not record.synced_sequence or record.eviction is not None or record.liveness == "Returning"
+    if record.asked_at or is_waited_for:
         return Ask()  # not answered yet; an ask is not kept, so it is repeated, by the next leader too
     if record.last_sequence > beat.last_sequence:
         return None  # the beat is older than what we have read since

@@ -339,6 +339,18 @@ def test_an_evicted_cluster_is_believed_after_readmission_and_with_a_later_epoch
     assert machine.command("readmit", WEST).startswith("cluster west is being readmitted already")
 
 
+@pytest.mark.parametrize("fenced", [False, True])
+def test_the_next_leader_goes_on_asking_a_cluster_that_is_being_readmitted(machine: Driven, fenced: bool) -> None:
+    _, west = everyone_heard(machine)
+    machine.command("evict", WEST, fenced=fenced)
+    machine.command("readmit", WEST)
+    west.starts()  # and what it says after that is lost on the way, or by the log
+    machine.run()
+    again = machine.restart()
+    record = again.world.cluster(WEST)
+    assert on_beat(again.core, WEST, Beat(west.epoch, format(record.digest, "x"), record.last_sequence)) == Ask()
+
+
 def test_the_fence_is_lifted_by_the_sync_that_names_the_readmission(machine: Driven) -> None:
     _, west = everyone_heard(machine)
     lost, claim = an_immediate_claim("lost"), an_immediate_claim()

@@ -183,9 +183,12 @@ class Stage:
             f"broker-{self._runs}", self.log, self.ledger, self.federation, self._committed
         )
         attempt = self.broker.begin()
-        self.broker.arrive(attempt)
-        self.broker.deliver(attempt)
-        return self.broker
+        while True:
+            self.broker.arrive(attempt)
+            self.broker.deliver(attempt)
+            if self.broker.phase != "opens":
+                return self.broker
+            attempt = self.broker.go_on()
 
     @property
     def world(self) -> World:

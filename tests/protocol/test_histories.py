@@ -1,4 +1,4 @@
-"""The histories C1 to C12, and C14, that the protocol's model found: what goes wrong when one rule is left out.
+"""The histories C1 to C14 that the protocol's model found: what goes wrong when one rule is left out.
 
 Each is told twice: with the real code, where its bad end must not happen and everything comes to rest; and with a test
 double that leaves the rule out, where it must, so that the telling is known to be able to fail.
@@ -35,7 +35,7 @@ from cluster_agent.mirror.tracked import metadata_of
 from schemas.wire.bus import StoredMessage
 from schemas.wire.calls import Ask, Beat
 from schemas.wire.codec import decode_claim_state, decode_entry
-from schemas.wire.ledger import Adopted, Allocate, FenceLifted, GrantEnded, OutcomeRecorded
+from schemas.wire.ledger import Adopted, Allocate, FenceLifted, GrantEnded, OutcomeRecorded, SegmentOpened
 from schemas.wire.state import ObjectName, SyncFinished
 from schemas.wire.subjects import state_subject
 from tests.believing import believe_again
@@ -44,7 +44,7 @@ from tests.simulation.agent import AgentRun, Call
 from tests.simulation.broker import BrokerRun
 from tests.simulation.cluster import version_of
 from tests.simulation.oracle import Violation, same_by_ledger
-from tests.simulation.rules import Recomputes
+from tests.simulation.rules import BelievesEmptySegments, Recomputes
 
 
 def at_rest(**doubles: Any) -> Stage:
@@ -642,6 +642,44 @@ def test_c12_what_was_held_in_quarantine_is_held_after_it() -> None:
     stage.delete("west", "w")
     stage.rest()
     assert stage.allocated() == {"east/u": ["d"]}
+
+
+# --- C13: a segment that was made, and not opened
+
+
+def tell_c13(stage: Stage) -> None:
+    stage.order("cordon", "west")
+    stage.claim("west", "w")
+    stage.tell("west")
+    u = stage.claim("east", "u")
+    stage.tell("east")  # L1, of which east has not heard yet; in an empty world d is for w, which came first
+    b0, stage.broker = stage.broker, None
+    assert b0 is not None
+    closing = b0.close_segment(stage.now_ms)  # 1 SegmentClosed
+    b0.arrive(closing)
+    b0.deliver(closing)
+    assert b0.phase == "opens"
+    assert stage.ledger.segments == [0, 1]  # and segment 1, without its checkpoint
+    assert not stage.ledger.segment(1)
+    b1 = stage.start_broker()  # 2
+    assert b1.phase == "leads"
+    late = b0.go_on()
+    b0.arrive(late)
+    assert not late.was_stored
+    stage.rest()
+    assert stage.believed("east", u).grants
+
+
+def test_c13_a_segment_without_its_checkpoint_is_opened_with_the_world_of_the_closed_one() -> None:
+    stage = at_rest()
+    tell_c13(stage)
+    assert stage.allocated() == {"east/u": ["d"]}
+    assert isinstance(decode_entry(stage.ledger.segment(1)[0].payload), SegmentOpened)
+
+
+def test_c13_if_it_were_taken_for_a_new_ledger() -> None:
+    with pytest.raises(AllocatedTwiceError):
+        tell_c13(at_rest(broker=BelievesEmptySegments))
 
 
 # --- C14: an append that nobody answered

@@ -4,9 +4,13 @@ import argparse
 import subprocess
 import sys
 import time
+from contextlib import closing
 
+from tests.simulation.pool import Total, run_seeds
 from tests.simulation.rules import RULES, doubles_without
-from tests.simulation.run import STEPS, Failure, run_seed
+from tests.simulation.run import STEPS, run_seed
+
+TELL_EVERY_S = 10.0
 
 
 def main() -> int:
@@ -14,34 +18,49 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seeds", type=int, default=200, help="how many histories (default 200)")
     parser.add_argument("--first-seed", type=int, default=0, help="the first one; each further seed is one higher")
-    parser.add_argument("--steps", type=int, help=f"events in each, before it drains (default {STEPS})")
-    parser.add_argument("--verbose", action="store_true", help="print the history of each seed")
+    parser.add_argument(
+        "--steps", type=int, default=STEPS, help=f"events in each, before it drains (default and least: {STEPS})"
+    )
+    parser.add_argument("--minutes", type=float, help="begin no further history after so long")
+    parser.add_argument(
+        "--verbose", action="store_true", help="print the whole history of the first seed, and no other"
+    )
     parser.add_argument("--without", choices=sorted(RULES), metavar="RULE", help="switch a rule of the protocol off")
     parser.add_argument("--list-rules", action="store_true", help="print the rules that can be switched off")
     options = parser.parse_args()
     if options.list_rules:
         for name, rule in sorted(RULES.items()):
-            print(f"{name:28} {rule.what}")
+            print(f"{name:36} {rule.what}")
         return 0
-    steps = options.steps or STEPS
-    began = time.monotonic()
-    told = began
-    events = 0
-    with doubles_without(options.without) as doubles:
-        for seed in range(options.first_seed, options.first_seed + options.seeds):
-            found = run_seed(seed, steps, doubles)
-            events += found.events
-            if options.verbose:
-                print("\n".join(found.history))
-            if isinstance(found, Failure):
-                print(found.text(_commit(), steps, options.without))
-                return 1
-            if time.monotonic() - told > 2:
-                told = time.monotonic()
-                print(f"seed {seed}: all is well so far, {told - began:.0f} s", file=sys.stderr)
+    if options.verbose:
+        with doubles_without(options.without) as doubles:
+            one = run_seed(options.first_seed, options.steps, doubles, whole=True)
+        print("\n".join(one.last_events))
+        print(one.violation or "all is as it must be")
+        return bool(one.violation)
+    return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    total = Total()
+    began = told = time.monotonic()
+    with closing(run_seeds(options.first_seed, options.seeds, options.steps, options.without)) as seeds:
+        for ran in seeds:
+            total.add(ran)
+            if total.failures:
+                print(ran.text(_commit(), options.steps, options.without))
+                break
+            now = time.monotonic()
+            if now - told > TELL_EVERY_S:
+                told = now
+                left_s = (options.seeds - total.seeds) * (now - began) / total.seeds
+                print(f"{total.seeds:,} of {options.seeds:,} seeds, {left_s / 60:.0f} min to go", file=sys.stderr)
+            if options.minutes is not None and now - began > 60 * options.minutes:
+                break
     took = time.monotonic() - began
-    print(f"{options.seeds} seeds from {options.first_seed}, {events} events: all is well ({took:.1f} s)")
-    return 0
+    print(f"{took:.0f} s, {took / total.seeds:.3f} s a seed")
+    print(total)
+    return bool(total.failures)
 
 
 def _commit() -> str:

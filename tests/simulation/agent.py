@@ -101,6 +101,8 @@ class AgentRun:
         self._admission = 0  # ledger sequence of the last entry about the cluster's eviction
         self._readmission = 0
         self._cleaning: Cleaning | None = None
+        self._run = run_subject(cluster.name)
+        self._last_run: tuple[StoredMessage | None, int] = (None, 0)  # with its epoch
         self._seen: dict[str, int] = {}  # how many of the cluster's events of each kind the watch has delivered
 
     # --- the start
@@ -231,8 +233,10 @@ class AgentRun:
 
     def other_run(self) -> int:
         """Sequence of the last message on agent.run if it is not ours, else 0."""
-        last = self._log.last(run_subject(self.cluster.name))
-        return last.stream_sequence if last is not None and _epoch_of(last) != self._epoch else 0
+        last = self._log.last(self._run)
+        if last is not self._last_run[0]:
+            self._last_run = last, _epoch_of(last)
+        return last.stream_sequence if last is not None and self._last_run[1] != self._epoch else 0
 
     def is_evicted(self) -> bool:
         """The ledger has more about its cluster's eviction than it knows."""

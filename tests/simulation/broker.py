@@ -157,6 +157,7 @@ class BrokerRun:
 
     def read(self, count: int) -> None:
         """Take the next messages of the log."""
+        assert self.read_up_to <= self._log.last_sequence, "what it has read is not there any more"
         if self._log.has_expired(self.read_up_to):
             self.stop("state expired faster than it was read")
             return

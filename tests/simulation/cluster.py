@@ -24,6 +24,7 @@ Kind = Literal["slice", "class", "pod", "claim"]
 KINDS: tuple[Kind, ...] = ("slice", "class", "pod", "claim")  # in the order in which an agent lists them
 DRIVER = "gpu.example.com"
 CLASS = "gpu"
+MEMORY = "memory"
 NAMESPACE = "default"
 
 # Who set an allocation: the ledger sequence of its Allocate; "initial": it was there before anything; "stranger".
@@ -224,10 +225,17 @@ def an_allocation(devices: Iterable[tuple[str, str]]) -> dict[str, Any]:
 
 
 def a_claim(
-    name: str, *, count: int = 1, immediate: bool = True, allocation: dict[str, Any] | None = None
+    name: str,
+    *,
+    count: int = 1,
+    immediate: bool = True,
+    share: bool = False,
+    allocation: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """A claim for `count` devices of the one class."""
-    exactly = {"deviceClassName": CLASS, "allocationMode": "ExactCount", "count": count}
+    """A claim for `count` devices of the one class. share: only for a share of each."""
+    exactly: dict[str, Any] = {"deviceClassName": CLASS, "allocationMode": "ExactCount", "count": count}
+    if share:
+        exactly["capacity"] = {"requests": {MEMORY: "1"}}
     metadata: dict[str, Any] = {"name": name, "namespace": NAMESPACE}
     if immediate:
         metadata["annotations"] = {"dragoman.dev/allocate": "Immediate"}
@@ -253,8 +261,11 @@ def a_class(*, brokered: bool = True) -> dict[str, Any]:
     }
 
 
-def a_slice(name: str, pool: str, devices: Iterable[str], *, generation: int = 1, count: int = 1) -> dict[str, Any]:
-    """A ResourceSlice; with count 1 a whole pool."""
+def a_slice(
+    name: str, pool: str, devices: Iterable[str], *, generation: int = 1, count: int = 1, shares: int = 0
+) -> dict[str, Any]:
+    """A ResourceSlice; with count 1 a whole pool. shares: into how many each device can be divided; 0: it cannot."""
+    sharing = {"allowMultipleAllocations": True, "capacity": {MEMORY: {"value": str(shares)}}} if shares else {}
     return {
         "apiVersion": "resource.k8s.io/v1",
         "kind": "ResourceSlice",
@@ -263,7 +274,7 @@ def a_slice(name: str, pool: str, devices: Iterable[str], *, generation: int = 1
             "driver": DRIVER,
             "pool": {"name": pool, "generation": generation, "resourceSliceCount": count},
             "allNodes": True,
-            "devices": [{"name": device} for device in devices],
+            "devices": [{"name": device, **sharing} for device in devices],
         },
     }
 

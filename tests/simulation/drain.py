@@ -8,16 +8,16 @@ from broker.world.federation import BROKERED_LABEL
 from broker.world.keys import ClaimKey, ClaimUid, ClusterId
 from broker.world.records import Claim
 from broker.world.world import World
-from cluster_agent.mirror.actions import ReadClaim
 from cluster_agent.mirror.tracked import holds_of, metadata_of
 from cluster_agent.ports import ApiObject
 from schemas.wire.ledger import OperatorCommand
 from tests.believing import believe_again
-from tests.simulation.agent import AgentRun
+from tests.simulation import faults
+from tests.simulation.agent import AgentRun, describe
 from tests.simulation.broker import BrokerRun
 from tests.simulation.cluster import CLASS
 from tests.simulation.oracle import Violation, require, same_by_ledger
-from tests.simulation.schedule import Simulation
+from tests.simulation.simulation import Simulation
 
 ROUNDS = 400  # many more than any history needs
 
@@ -25,6 +25,7 @@ ROUNDS = 400  # many more than any history needs
 def drain(sim: Simulation) -> None:
     """Let all come to rest. Raises: Violation, if it does not or if what is then true is wrong."""
     sim.say("faults stop")
+    faults.heal(sim)
     calm(sim)
     _check(sim, sim.brokers[0])
 
@@ -43,12 +44,8 @@ def calm(sim: Simulation) -> None:
 
 
 def _pass(sim: Simulation) -> bool:
-    """Everything that is under way arrives, once; returns whether there was anything."""
+    """Everything that anybody waits for arrives, once; returns whether there was anything."""
     before = _marks(sim)
-    while sim.late:
-        agent, request = sim.late.pop(0)
-        if not isinstance(request, ReadClaim):
-            agent.arrive(request)
     for cluster in sim.clusters:
         if not sim.live_agents(cluster):
             sim.start_agent(cluster)
@@ -74,9 +71,19 @@ def _pass(sim: Simulation) -> bool:
         for uid in sorted(each.keys):
             while uid in each.keys and each.clean_up(uid):
                 pass
-    if _marks(sim) != before or any(agent.calls for agent in sim.agents) or sim.late or sim.appends:
+    if _marks(sim) != before or any(agent.calls for agent in sim.agents) or sim.appends:
         return True
-    return _beats(sim)
+    return _beats(sim) or _late_arrives(sim)
+
+
+def _late_arrives(sim: Simulation) -> bool:
+    """As late as can be: when nobody does anything any more."""
+    if not sim.late:
+        return False
+    agent, request = sim.late.pop(0)
+    sim.say(f"{describe(request)} of {agent.instance} arrives last")
+    agent.arrive(request)
+    return True
 
 
 def _marks(sim: Simulation) -> object:
@@ -165,21 +172,15 @@ def _check(sim: Simulation, broker: BrokerRun) -> None:
         shown = sim.clusters[grant.claim[0]].allocations.get(grant.claim[1])
         require(shown and shown.holds == grant.holds, f"{grant} is left, its claim shows {shown}")
         held.add(grant.claim)
-    in_use = {device for grant in oracle.grants.values() for device in grant.devices}
     for cluster in sim.clusters.values():
         for uid, allocation in cluster.allocations.items():
             if (cluster.name, uid) in held:
                 continue
             claim = world.claims.get(ClaimKey(ClusterId(cluster.name), ClaimUid(uid)))
-            collides = (
-                claim is not None
-                and claim.collision is not None
-                and any(
-                    (oracle.federation_scope(cluster.name, hold), hold.driver, hold.pool, hold.device) in in_use
-                    for hold in allocation.holds
-                )
-            )
-            require(collides, f"{allocation} is no grant and collides with none")
+            there = list(oracle.devices(allocation).items())
+            collides = oracle.too_much([there, *(grant.devices for grant in oracle.grants.values())])
+            is_told = claim is not None and claim.collision is not None
+            require(is_told and collides, f"{allocation} is no grant, and beside the grants there is room for it")
     for cluster in sim.clusters.values():
         for claim_object in cluster.claims():
             _check_claim(sim, broker, cluster.name, claim_object)
@@ -206,9 +207,9 @@ def _check_claim(sim: Simulation, broker: BrokerRun, cluster: str, claim_object:
     require(row.reason not in ("Allocating", "Releasing", "BackingOff", "InternalError"), f"{uid} hangs: {row}")
     if not is_brokered or not _may_be_allocated(sim, claim, claim_object):
         return
-    wanted = claim_object["spec"]["devices"]["requests"][0]["exactly"]["count"]
-    free = _free(sim, claim)
-    require(free < wanted, f"{uid} of {cluster} wants {wanted} devices, {free} are free, and it waits: {row}")
+    request = claim_object["spec"]["devices"]["requests"][0]["exactly"]
+    free = _free(sim, claim, is_share="capacity" in request)
+    require(free < request["count"], f"{uid} of {cluster} wants {request}, {free} are free, and it waits: {row}")
 
 
 def _may_be_allocated(sim: Simulation, claim: Claim, claim_object: ApiObject) -> bool:
@@ -226,20 +227,30 @@ def _may_be_allocated(sim: Simulation, claim: Claim, claim_object: ApiObject) ->
     return live not in sim.oracle.spent.get((claim.key.cluster, claim.key.uid), set())
 
 
-def _free(sim: Simulation, claim: Claim) -> int:
-    """Devices that nobody holds and that were not rejected for this claim."""
-    scope = "fabric/fab"
-    taken = {device for grant in sim.oracle.grants.values() for device in grant.devices}
+def _free(sim: Simulation, claim: Claim, *, is_share: bool) -> int:
+    """Devices that have room for the claim, that its cluster reaches, and that were not rejected for it."""
+    oracle = sim.oracle
+    taken = [grant.devices for grant in oracle.grants.values()]
     for cluster in sim.clusters.values():
-        for allocation in cluster.allocations.values():
-            taken |= {(scope, hold.driver, hold.pool, hold.device) for hold in allocation.holds}
+        for uid, allocation in cluster.allocations.items():
+            if not any(grant.claim == (cluster.name, uid) for grant in oracle.grants.values()):
+                taken.append(list(oracle.devices(allocation).items()))
     avoided = {(key.pool.scope, key.pool.driver, key.pool.pool, key.device) for key in claim.avoid}
     free = 0
-    for each in sim.clusters[sim.plan.source].store.list_objects("slice"):
-        spec = each.object["spec"]
-        if spec["pool"]["resourceSliceCount"] == 1:
-            names = [(scope, spec["driver"], spec["pool"]["name"], device["name"]) for device in spec["devices"]]
-            free += sum(name not in taken and name not in avoided for name in names)
+    for pool in sim.plan.devices:
+        fabric = sim.plan.pools[pool]
+        there = sim.clusters[sim.plan.source_of(pool)].store.get("slice", "", f"slice-{pool}")
+        if (
+            there is None
+            or claim.key.cluster not in sim.plan.reaches[fabric]
+            or (is_share and pool not in oracle.shares)
+        ):
+            continue
+        spec = there["spec"]
+        for device in spec["devices"] if spec["pool"]["resourceSliceCount"] == 1 else ():
+            ref = (f"fabric/fab-{fabric}", spec["driver"], pool, device["name"])
+            has_room = ref not in oracle.too_much([*taken, [(ref, 1 if is_share else 0)]])
+            free += has_room and ref not in avoided
     return free
 
 

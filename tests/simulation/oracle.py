@@ -3,6 +3,7 @@
 The ledger is folded here a second time, by code that shares nothing with the broker's.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -15,7 +16,7 @@ from broker.world.keys import ClusterId
 from broker.world.world import World
 from cluster_agent.mirror.actions import WriteAllocation
 from schemas.wire.bus import StoredMessage
-from schemas.wire.codec import decode_claim_state, decode_entry, decode_object_state, peek_epoch
+from schemas.wire.codec import decode_agent_message, decode_claim_state, decode_entry, decode_object_state, peek_epoch
 from schemas.wire.ledger import (
     Adopted,
     Allocate,
@@ -35,9 +36,9 @@ from schemas.wire.ledger import (
     Release,
     SegmentOpened,
 )
-from schemas.wire.state import ObjectName
+from schemas.wire.state import ObjectName, SyncFinished
 from schemas.wire.subjects import parse_state_subject, run_subject
-from tests.simulation.cluster import Allocation, SimCluster
+from tests.simulation.cluster import MEMORY, Allocation, SimCluster
 from tests.simulation.streams import Batch, StateLog
 
 ClaimRef = tuple[str, str]  # cluster and UID
@@ -61,7 +62,7 @@ class HeldGrant:
     claim: ClaimRef
     sequence: int
     holds: tuple[DeviceHold, ...]
-    devices: list[DeviceRef]
+    devices: list[tuple[DeviceRef, int]]  # with the shares of each; 0: all of it
     is_adopted: bool
     allocation: Allocation | None = None
     unscheduled: frozenset[str] = frozenset()
@@ -73,13 +74,14 @@ class HeldGrant:
 class Oracle:
     """Told of everything that becomes true; says at once when that must not be.
 
-    writes_under_way: all writes of allocations that may still arrive.
+    writes_under_way: all writes of allocations that may still arrive. shares: of each device, by pool; else it has one.
     """
 
     federation: Federation
     clusters: dict[str, SimCluster]
     log: StateLog
     writes_under_way: Callable[[], Iterable[tuple[SimCluster, WriteAllocation]]]
+    shares: dict[str, int] = field(default_factory=dict)
     grants: dict[int, HeldGrant] = field(default_factory=dict)
     unsettled: dict[ClaimRef, int] = field(default_factory=dict)
     spent: dict[ClaimRef, set[frozenset[str]]] = field(default_factory=dict)
@@ -93,6 +95,10 @@ class Oracle:
     _cordoned: set[str] = field(default_factory=set)
     _excluded: set[str] = field(default_factory=set)
     _synced: set[str] = field(default_factory=set)
+    _just_synced: dict[str, int] = field(
+        default_factory=dict
+    )  # by the batch that is looked at; sequence of the message
+    _readmitted: dict[str, int] = field(default_factory=dict)  # ledger sequence of the last readmission
     _decided: set[ClaimRef] = field(default_factory=set)  # claims that had a decision
     _last_sequence: int = 0
     _segment: int = 0
@@ -120,11 +126,29 @@ class Oracle:
     def _check_alone(self, allocation: Allocation) -> None:
         if not allocation.counts:
             return
-        mine = self._devices(allocation)
-        for cluster in self.clusters.values():
-            for other in cluster.allocations.values() if cluster.name not in self.cut_off else ():
-                if other is not allocation and other.counts and not mine.isdisjoint(self._devices(other)):
-                    raise Violation(f"one device, two live allocations: {_name(allocation)} and {_name(other)}")
+        mine = self.devices(allocation)
+        there = [
+            other
+            for cluster in self.clusters.values()
+            for other in (cluster.allocations.values() if cluster.name not in self.cut_off else ())
+            if other is not allocation and other.counts and not mine.keys().isdisjoint(self.devices(other))
+        ]
+        held = [list(mine.items()), *(list(self.devices(other).items()) for other in there)]
+        if there and (too_much := self.too_much(held)):
+            names = ", ".join(_name(each) for each in [allocation, *there])
+            raise Violation(f"more of {too_much} is allocated than there is: {names}")
+
+    def too_much(self, held: Iterable[Iterable[tuple[DeviceRef, int]]]) -> list[DeviceRef]:
+        """Devices of which these hold more shares than there are."""
+        sums: Counter[DeviceRef] = Counter()
+        for holds in held:
+            for device, shares in holds:
+                sums[device] += shares or self.capacity(device)
+        return sorted(device for device, shares in sums.items() if shares > self.capacity(device))
+
+    def capacity(self, device: DeviceRef) -> int:
+        """Into how many shares it can be divided."""
+        return self.shares.get(device[2], 1)
 
     # --- the ledger
 
@@ -184,7 +208,7 @@ class Oracle:
             case GrantEnded():
                 self._grant_ended(entry)
             case ClusterEntry():
-                self._cluster(entry)
+                self._cluster(entry, sequence)
             case _:
                 pass
 
@@ -196,10 +220,15 @@ class Oracle:
             for uid, allocation in self.clusters[cluster].allocations.items()
         )
 
-    def _cluster(self, entry: ClusterEntry) -> None:
+    def _cluster(self, entry: ClusterEntry, sequence: int) -> None:
         name = entry.cluster
         match entry:
             case LivenessChanged():
+                was_lost = self.liveness.get(name) in ("Lost", "Returning")
+                require(
+                    not (was_lost and entry.state in ("Live", "Stale")) or name in self._just_synced,
+                    f"{name} was lost, and is {entry.state} before it finished a full sync",
+                )
                 self.liveness[name] = entry.state
             case ClusterCordoned():
                 (self._cordoned.add if entry.is_cordoned else self._cordoned.discard)(name)
@@ -212,10 +241,16 @@ class Oracle:
                     self.cut_off.add(name)
                     self._synced.discard(name)
             case ClusterReadmitted():
+                self._readmitted[name] = sequence
                 if entry.is_fenced:
                     self._decided = {claim for claim in self._decided if claim[0] != name}
                     self.spent = {claim: spent for claim, spent in self.spent.items() if claim[0] != name}
             case FenceLifted():
+                said = decode_agent_message(self.log.archive[self._just_synced[name] - 1].payload)
+                require(
+                    isinstance(said, SyncFinished) and said.readmission == self._readmitted[name],
+                    f"the fence of {name} is lifted by {said}, not by a run that knows of {self._readmitted[name]}",
+                )
                 self._evicted.discard(name)
                 self.cut_off.discard(name)
                 for allocation in self.clusters[name].allocations.values():
@@ -232,6 +267,7 @@ class Oracle:
         require(self.position <= self.log.last_sequence, "inputs cover messages that do not exist")
         if entry.position_expired:
             self._synced.clear()
+        self._just_synced = entry.synced
         self._synced |= entry.synced.keys()
 
     def _allocate(self, entry: Allocate, sequence: int) -> None:
@@ -282,12 +318,14 @@ class Oracle:
         )
 
     def _begin(self, grant: HeldGrant) -> None:
-        for other in self.grants.values():
-            shared = set(grant.devices) & set(other.devices)
-            require(
-                not shared or other.claim == grant.claim,
-                f"two grants of {sorted(shared)}: {other.sequence} of {other.claim}, {grant.sequence} of {grant.claim}",
-            )
+        mine = {device for device, _ in grant.devices}
+        others = [
+            other
+            for other in self.grants.values()
+            if other.claim != grant.claim and any(device in mine for device, _ in other.devices)
+        ]
+        if others and (too_much := self.too_much([grant.devices, *(other.devices for other in others)])):
+            raise Violation(f"more of {too_much} is granted than there is: {[grant, *others]}")
         self.grants[grant.sequence] = grant
 
     def _outcome(self, entry: OutcomeRecorded) -> None:
@@ -351,6 +389,8 @@ class Oracle:
             decode = decode_claim_state if subject.kind == "claim" else decode_object_state
             is_gone = decode(message.payload).is_tombstone
             applied = known is None if is_gone else known == message.stream_sequence
+            # Gone, and the tombstone was lost by the log: the sync after it says so.
+            applied |= known is None and cluster.synced_sequence > message.stream_sequence
             require(
                 applied, f"message {message.stream_sequence} on {message.subject} was passed over: known is {known}"
             )
@@ -365,16 +405,18 @@ class Oracle:
         )
         return (peek_epoch(message.payload) or 0) < max(starts, default=0)
 
-    def _devices(self, allocation: Allocation) -> set[DeviceRef]:
-        return {
-            (self.federation_scope(allocation.cluster, hold), hold.driver, hold.pool, hold.device)
-            for hold in allocation.holds
-        }
+    def devices(self, allocation: Allocation) -> dict[DeviceRef, int]:
+        """With the shares of each; 0: all of it."""
+        found: dict[DeviceRef, int] = {}
+        for hold in allocation.holds:
+            device = (self.federation_scope(allocation.cluster, hold), hold.driver, hold.pool, hold.device)
+            found[device] = found.get(device, 0) + shares_of(hold)
+        return found
 
     def federation_scope(self, cluster: str, hold: DeviceHold) -> str:
         """The scope of a pool, by the config."""
         fabric = self.federation.fabric_of(hold.driver, hold.pool)
-        return f"fabric/{fabric.name}" if fabric else f"cluster/{cluster}"
+        return f"fabric/{fabric.name}" if fabric and fabric.concerns(ClusterId(cluster)) else f"cluster/{cluster}"
 
 
 def same_by_ledger(replayed: World, live: World) -> None:
@@ -419,8 +461,16 @@ def same_by_ledger(replayed: World, live: World) -> None:
     require(live.told_classes == replayed.told_classes, "what members were told differs")
 
 
-def _devices(holds: Iterable[DeviceHold], scopes: Iterable[str]) -> list[DeviceRef]:
-    return [(scope, hold.driver, hold.pool, hold.device) for hold, scope in zip(holds, scopes, strict=True)]
+def shares_of(hold: DeviceHold) -> int:
+    """How much of its device it holds; 0: all of it."""
+    return int(hold.consumed_capacity.get(MEMORY, "0")) if hold.share_id else 0
+
+
+def _devices(holds: Iterable[DeviceHold], scopes: Iterable[str]) -> list[tuple[DeviceRef, int]]:
+    return [
+        ((scope, hold.driver, hold.pool, hold.device), shares_of(hold))
+        for hold, scope in zip(holds, scopes, strict=True)
+    ]
 
 
 def _name(allocation: Allocation) -> str:

@@ -12,10 +12,11 @@ from unittest.mock import patch
 
 import msgspec
 
-from broker.machine import claims, intake, recovery, syncs
+from broker.machine import claims, clusters, intake, liveness, recovery, syncs
 from broker.machine.segments import LedgerStart
-from broker.world import checkpoint
+from broker.world import checkpoint, fold
 from broker.world.federation import Federation
+from broker.world.records import Cluster
 from cluster_agent.mirror import Mirror, settling
 from cluster_agent.mirror.actions import (
     Action,
@@ -28,11 +29,12 @@ from cluster_agent.mirror.actions import (
     WriteFinalizers,
 )
 from cluster_agent.mirror.tracked import Job, Tracked, holds_of, with_allocation, with_finalizers
-from schemas.wire.ledger import Allocate
+from schemas.wire.ledger import Allocate, ClusterEntry
 from schemas.wire.state import ObjectName, SyncFinished
 from tests.simulation.agent import AgentRun
 from tests.simulation.broker import Attempt, BrokerRun
-from tests.simulation.schedule import Doubles
+from tests.simulation.simulation import Doubles
+from tests.simulation.streams import Batch
 
 Patch = tuple[object, str, Any]  # where, name, what is put there
 
@@ -200,6 +202,33 @@ class BelievesErrors(BrokerRun):
             self.machine.core.queue.make_due(claim.key)
 
 
+class AppendsUnfenced(BrokerRun):
+    """Its batches come after whatever is there, not after what it has read."""
+
+    def arrive(self, attempt: Attempt) -> None:
+        """Without expected-last-sequence."""
+        batch = attempt.batch
+        attempt.batch = Batch.of(
+            batch.entries,
+            self._ledger.last_sequence,
+            self.instance,
+            batch.segment,
+            is_of_checkpoint=batch.is_of_checkpoint,
+        )
+        super().arrive(attempt)
+
+
+class TrustsItsLease(AppendsUnfenced):
+    """As long as it leads, and has heard of no other leader, nobody else appends: so why be fenced?"""
+
+    def arrive(self, attempt: Attempt) -> None:
+        """Fenced only while it tries to lead."""
+        if self.phase in ("leads", "stopped"):
+            super().arrive(attempt)
+        else:
+            BrokerRun.arrive(self, attempt)
+
+
 class BelievesNothingAgain(BrokerRun):
     """A start goes on from the recorded position, with nothing of what was believed there."""
 
@@ -240,6 +269,27 @@ def _says_nothing(core: Any, cluster: Any, beat: Any) -> None:
     """Heartbeats are not compared with what is believed."""
 
 
+def _any_sync_lifts_the_fence(core: Any, record: Cluster, readmission: int) -> None:
+    """A sync of a run that does not know of the readmission lifts the fence, too."""
+    _come_back(core, record, record.eviction.readmitted if record.eviction is not None else readmission)
+
+
+def _clears_without_voiding(tracked: Tracked, job: Job, claim: dict[str, Any]) -> list[Action]:
+    """What has no allocation is taken for clean."""
+    return _clean(tracked, job, claim) if holds_of(claim) is not None else settling._finish(tracked, job, "Applied")
+
+
+def _goes_on_with_its_epoch(world: Any, entry: ClusterEntry, ledger_sequence: int) -> None:
+    """An eviction says nothing about the runs of before."""
+    record = world.cluster(entry.cluster)
+    epoch = record.epoch
+    _fold_cluster(world, entry, ledger_sequence)
+    record.epoch = epoch
+
+
+_come_back = syncs._come_back
+_clean = settling._clean
+_fold_cluster = fold._cluster
 _read: Callable[[Tracked, Job, ClaimRead], list[Action]] = settling._read
 _sync_finished = syncs.sync_finished
 
@@ -300,6 +350,35 @@ RULES: dict[str, Rule] = {
     "clean-up-before-the-fence-is-lifted": Rule(
         "a cluster is readmitted without clearing and voiding",
         patches=[(Mirror, "_clean", lambda self, cleaning, decided: None)],
+    ),
+    "void-before-the-fence-is-lifted": Rule(
+        "a readmitted cluster clears what it has, and voids nothing",
+        patches=[(settling, "_clean", _clears_without_voiding)],
+    ),
+    "its-own-sync-lifts-the-fence": Rule(
+        "any sync lifts the fence of an evicted cluster", patches=[(syncs, "_come_back", _any_sync_lifts_the_fence)]
+    ),
+    # The epoch alone is not missed: what a run of before the eviction says after the readmission changes nothing that
+    # counts before a sync of a run that knows of it, whose epoch is higher, has lifted the fence.
+    "evicted-epochs-are-over": Rule(
+        "what the runs of before an eviction say is believed",
+        patches=[
+            (fold, "_cluster", _goes_on_with_its_epoch),
+            (Cluster, "is_silenced", lambda self, sequence: False),
+        ],
+    ),
+    "lost-must-sync": Rule(
+        "a cluster that was lost is as any other when it is heard",
+        patches=[
+            (where, "next_liveness", lambda record, mark: mark.state if record.synced_sequence else record.liveness)
+            for where in (liveness, clusters)
+        ],
+    ),
+    "appends-are-fenced": Rule(
+        "a batch is appended without the expected last sequence", doubles=Doubles(broker=AppendsUnfenced)
+    ),
+    "a-lease-proves-nothing": Rule(
+        "whoever has the lease appends without being fenced", doubles=Doubles(broker=TrustsItsLease)
     ),
     "new-syncs-after-expiry": Rule(
         "a start from the last messages counts old syncs",

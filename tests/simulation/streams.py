@@ -13,6 +13,7 @@ from schemas.wire.ledger import (
     ClusterReadmitted,
     ClusterRebuilt,
     FenceLifted,
+    Inputs,
     Release,
     SegmentOpened,
     entry_place,
@@ -87,6 +88,12 @@ class StateLog:
         """Subjects with a message, in order of their first one."""
         return [subject for subject, each in self._by_subject.items() if each]
 
+    def lose_after(self, sequence: int) -> None:
+        """Whatever was stored after `sequence` never was; its numbers are given again."""
+        del self.archive[sequence:]
+        for lost in [each for each in self._kept if each > sequence]:
+            self._by_subject[self._kept.pop(lost).subject].remove(lost)
+
     def expire_subject(self, subject: str) -> None:
         """All messages of one subject reach their age."""
         for sequence in self._by_subject.get(subject, []):
@@ -110,6 +117,16 @@ class Batch(msgspec.Struct, frozen=True):
     entries: list[AnyEntry]
     segment: int = 0
     is_of_checkpoint: bool = False
+
+    @property
+    def position(self) -> int:
+        """Up to where it speaks of the log."""
+        return max((entry.steps[-1].position for entry in self.entries if isinstance(entry, Inputs)), default=0)
+
+    @property
+    def decisions(self) -> int:
+        """How many it has."""
+        return 0 if self.is_of_checkpoint else sum(isinstance(each, Allocate | Release) for each in self.entries)
 
     @classmethod
     def of(

@@ -1,0 +1,213 @@
+"""What people do: users with claims and pods, platform teams with slices and classes, strangers, and operators."""
+
+from broker.world.keys import ClusterId
+from cluster_agent.mirror.tracked import holds_of, metadata_of
+from schemas.wire.ledger import OperatorCommand, Verb
+from tests.simulation.broker import BrokerRun
+from tests.simulation.cluster import CLASS, SimCluster, a_class, a_pod
+from tests.simulation.moves import Moves
+from tests.simulation.simulation import Simulation
+
+
+def offer(sim: Simulation, moves: Moves) -> None:
+    """All that they may do now."""
+    often = sim.plan.faults
+    moves.add(often["delete a claim"], somebody_deletes)
+    moves.add(often["touch a claim"], somebody_touches)
+    moves.add(often["clear an allocation"], somebody_clears)
+    moves.add(often["allocated by strangers"], stranger_allocates)
+    moves.add(often["reject"], rejected)
+    moves.add(often["change slices"], slices_change)
+    moves.add(often["change the class"], class_changes)
+    moves.add(often["time leaps"], time_leaps)
+    if sim.plan.pods:
+        moves.add(1.5, pods_change)
+    moves.add(1.0, controller_manager)
+    _offer_operators(sim, moves)
+
+
+def _offer_operators(sim: Simulation, moves: Moves) -> None:
+    often = sim.plan.faults
+    leader = sim.leader()
+    if leader is None:
+        return
+    for name in sim.clusters:
+        record = leader.world.cluster(ClusterId(name))
+        if record.cordon:
+            moves.add(1, order, leader, "uncordon", name)
+        else:
+            moves.add(often["cordon"], order, leader, "cordon", name)
+        if record.eviction is None or record.eviction.readmitted:
+            moves.add(often["evictions"], order, leader, "evict", name)
+        else:
+            moves.add(1, order, leader, "readmit", name)
+        if often["exclude"] and record.is_waited_for and sim.oracle.holds_nothing_unknown(name):
+            moves.add(often["exclude"], order, leader, "exclude", name)
+
+
+def order(sim: Simulation, leader: BrokerRun, verb: Verb, cluster: str) -> None:
+    """An operator orders something."""
+    fenced = verb == "evict" and sim.rng.random() < 0.7
+    last = sim.log.last_sequence if verb == "evict" else 0
+    if verb == "evict":
+        sim.faults["evictions"] += 1
+        sim.told_last = last
+        if sim.rng.random() < 0.4:
+            _agent_begins_anew(sim, cluster)
+    sim.say(f"an operator orders {leader.instance}: {verb} {cluster}{' --fenced' if fenced else ''}")
+    leader.machine.order(OperatorCommand(verb, cluster, "ada", "why not", fenced, last))
+
+
+def _agent_begins_anew(sim: Simulation, cluster: str) -> None:
+    """Perhaps that is why it is evicted. How the cluster stands it has read just before that changes."""
+    for agent in sim.live_agents(cluster):
+        agent.stop("killed")
+        sim.faults["agents killed"] += 1
+    sim.bury()
+    sim.start_agent(cluster).start_step()
+
+
+def time_leaps(sim: Simulation) -> None:
+    """Nothing happens for a while."""
+    sim.pass_time(sim.rng.choice((2_000, 30_000)))
+    sim.say(f"it is {sim.now_ms}")
+
+
+# --- claims
+
+
+def _any_claim(sim: Simulation, is_allocated: bool | None = None) -> tuple[SimCluster, str] | None:
+    if is_allocated is None:
+        found = [(cluster, uid) for cluster in sim.clusters.values() for uid in sorted(cluster.keys)]
+    else:
+        found = [
+            (cluster, uid)
+            for cluster in sim.clusters.values()
+            for uid in sorted(cluster.keys)
+            if is_allocated == (holds_of(cluster.claim(uid)) is not None)
+        ]
+    return sim.rng.choice(found) if found else None
+
+
+def delete(sim: Simulation, cluster: SimCluster, uid: str) -> None:
+    """A claim is not needed any more."""
+    sim.say(f"claim {uid} is deleted")
+    cluster.delete("claim", cluster.keys[uid].name)
+
+
+def somebody_deletes(sim: Simulation) -> None:
+    """And perhaps creates another of the same name."""
+    found = _any_claim(sim)
+    if found is None:
+        return
+    cluster, uid = found
+    name = cluster.keys[uid].name
+    delete(sim, cluster, uid)
+    if uid not in cluster.keys and sim.rng.random() < 0.3:
+        sim.create_claim(cluster, name)
+
+
+def somebody_touches(sim: Simulation) -> None:
+    """A write that has nothing to do with us."""
+    found = _any_claim(sim)
+    if found is not None:
+        sim.say(f"claim {found[1]} is touched")
+        found[0].touch(found[1])
+
+
+def somebody_clears(sim: Simulation) -> None:
+    """The scheduler, for example."""
+    found = _any_claim(sim, is_allocated=True)
+    if found is not None:
+        sim.say(f"the allocation of {found[1]} is cleared")
+        found[0].clear(found[1])
+
+
+def stranger_allocates(sim: Simulation) -> None:
+    """Whom nobody stops."""
+    found = _any_claim(sim, is_allocated=False)
+    if found is not None:
+        pool = sim.rng.choice(sorted(sim.device_names))
+        device = sim.rng.choice(sim.device_names[pool] or ["gpu-9"])
+        sim.fault("allocated by strangers", f"a stranger allocates {pool}/{device} to {found[1]}")
+        found[0].allocate(found[1], [(pool, device)])
+
+
+def rejected(sim: Simulation) -> None:
+    """No node takes a pod of the claim."""
+    found = _any_claim(sim, is_allocated=True)
+    if found is None:
+        return
+    for agent in sim.live_agents(found[0].name):
+        if agent.runs and agent not in sim.paused:
+            sim.say(f"{agent.instance}: {found[1]} is rejected")
+            agent.reject(found[1])
+
+
+# --- slices, classes, pods
+
+
+def slices_change(sim: Simulation) -> None:
+    """A pool gets another generation, or goes."""
+    pool = sim.rng.choice(sorted(sim.device_names))
+    source = sim.clusters[sim.plan.source_of(pool)]
+    generation = sim.new_generation()
+    names = [f"gpu-{index}" for index in range(sim.rng.randint(0, 4))]
+    made = sim.a_slice(pool, names, generation=generation, count=sim.rng.choice((1, 1, 1, 2)))
+    there = source.store.get("slice", "", f"slice-{pool}")
+    if there is not None and sim.rng.random() < 0.2:
+        sim.say(f"the slice of {pool} is deleted")
+        source.delete("slice", f"slice-{pool}")
+        sim.device_names[pool] = []
+        return
+    sim.say(f"the slice of {pool} has {names} now, generation {generation}")
+    source.change("slice", made) if there is not None else source.create("slice", made)
+    sim.device_names[pool] = names
+
+
+def class_changes(sim: Simulation) -> None:
+    """It comes, goes, and is brokered or not."""
+    cluster = sim.clusters[sim.plan.hub or sim.rng.choice(sim.plan.members)]
+    there = cluster.store.get("class", "", CLASS)
+    if there is None:
+        sim.say(f"the class of {cluster.name} is created")
+        cluster.create("class", a_class())
+    elif sim.rng.random() < 0.5:
+        sim.say(f"the class of {cluster.name} is deleted")
+        cluster.delete("class", CLASS)
+    else:
+        brokered = not metadata_of(there).get("labels")
+        sim.say(f"the class of {cluster.name} is {'brokered' if brokered else 'not brokered'} now")
+        cluster.change("class", a_class(brokered=brokered))
+
+
+def pods_change(sim: Simulation) -> None:
+    """One comes, is scheduled, ends or goes."""
+    cluster = sim.clusters[sim.rng.choice(sim.plan.members)]
+    pods = [each.object for each in cluster.store.list_objects("pod")]
+    names = sorted(each.name for each in cluster.keys.values())
+    what = sim.rng.choice(("create", "schedule", "finish", "delete"))
+    if what == "create":
+        if len(pods) < 4 and names:
+            pod, claim = sim.name("pod"), sim.rng.choice(names)
+            sim.say(f"pod {pod} of {cluster.name} uses {claim}")
+            cluster.create("pod", a_pod(pod, [claim]))
+        return
+    if not pods:
+        return
+    pod_object = sim.rng.choice(pods)
+    name = metadata_of(pod_object)["name"]
+    sim.say(f"pod {name} of {cluster.name}: {what}")
+    if what == "schedule":
+        cluster.change("pod", {**pod_object, "spec": {**pod_object["spec"], "nodeName": "node-1"}})
+    elif what == "finish":
+        cluster.change("pod", {**pod_object, "status": {"phase": "Succeeded"}})
+    else:
+        cluster.delete("pod", name)
+
+
+def controller_manager(sim: Simulation) -> None:
+    """kube-controller-manager looks at a claim."""
+    found = _any_claim(sim)
+    if found is not None and found[0].clean_up(found[1]):
+        sim.say(f"kube-controller-manager cleans up {found[1]}")
