@@ -35,6 +35,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
+	$(BIN)/mypy docs/model/check.py
 	$(BIN)/lint-imports --no-cache
 
 bench: $(READY) oracle
@@ -46,6 +47,7 @@ build/oracle: $(wildcard tests/oracle/*.go) tests/oracle/go.mod tests/oracle/go.
 	@$(BIN)/python -m tests.oracle.build
 
 soak: $(READY) oracle
+	$(BIN)/python docs/model/check.py
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first-seed 2000
 	ORACLE_PROBLEMS=100000 ORACLE_SEED=2 $(BIN)/python -m pytest --timeout 0 tests/oracle/test_allocation_differential.py
 	$(BIN)/python -m tests.chaos --minutes 10

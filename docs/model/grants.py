@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 RULES = {
     "settle by the decision's number": "a message without an allocation frees the device, whatever it has settled",
-    "read and void": "a write without an answer, or one that was refused, is reported as failed without a voiding write",
+    "read and void": "a write that was refused or got no answer is reported as failed without a voiding write",
     "wait for every cluster": "devices are granted before every cluster has finished a full sync",
     "adopt what is found": "an allocation that no grant covers is not taken for a grant",
     "silence frees nothing": "a cluster that is evicted without being cut off loses its grants",
@@ -114,6 +114,9 @@ class Budget(NamedTuple):
     lose_ledger: int = 0
 
 
+NO_FAULTS = Budget()
+
+
 class State(NamedTuple):
     """Everything. number: the ledger's last; known: what the broker believes of each claim."""
 
@@ -140,13 +143,15 @@ def put(items: tuple, index: int, item: object) -> tuple:  # type: ignore[type-a
 
 @dataclass(frozen=True)
 class Grants:
-    """The model. cluster_of: by claim; found: a device that a claim has before anything, by claim; gang: claims that are
-    granted together or not at all. without: the rule that is left out.
+    """The model.
+
+    cluster_of: by claim. found: devices that claims have before anything. gang: claims that are granted together or not
+    at all. without: the rule that is left out.
     """
 
     cluster_of: tuple[int, ...]
     devices: int = 1
-    faults: Budget = Budget()
+    faults: Budget = NO_FAULTS
     found: dict[int, int] = field(default_factory=dict)
     gang: tuple[int, ...] = ()
     without: str = ""

@@ -14,15 +14,20 @@ SEEDS = 2_000
 FOUND_WITHIN = 1_000  # seeds
 
 # Where to begin, so that a find takes few seeds; `python -m tests.simulation --without RULE` tells of others.
-FIRST_SEEDS: dict[str, int] = {
+FIRST_SEEDS = {
+    "adopted-grants-end": 34,
+    "believe-again": 26,
     "checkpoints-have-a-checksum": 10,
-    "clean-up-before-the-fence-is-lifted": 32,
-    "free-only-when-settled": 20,
+    "clean-up-before-the-fence-is-lifted": 44,
     "guard-from-the-decision": 71,
-    "its-own-sync-lifts-the-fence": 63,
-    "read-the-ledger-again": 99,
-    "void-after-reading": 30,
+    "its-own-sync-lifts-the-fence": 72,
+    "leave-when-replaced": 19,
+    "void-before-the-fence-is-lifted": 37,
 }
+
+# Two agents of one cluster must meet in the one order in which these matter, which fewer than one seed in a thousand
+# has: `tests.protocol` (C4) and `tests.mirror` tell it step by step.
+TOLD_ELSEWHERE = {"no-sync-before-publishes-land", "view-not-older-than-subject"}
 
 
 @pytest.mark.timeout(1_800)
@@ -37,7 +42,7 @@ def test_2000_histories_are_as_they_must_be() -> None:
 
 
 @pytest.mark.timeout(1_800)
-@pytest.mark.parametrize("rule", sorted(RULES))
+@pytest.mark.parametrize("rule", sorted(RULES.keys() - TOLD_ELSEWHERE))
 def test_finds_that_a_rule_is_left_out(rule: str) -> None:
     first = FIRST_SEEDS.get(rule, 0)
     with doubles_without(rule) as doubles:
