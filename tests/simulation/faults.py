@@ -169,6 +169,7 @@ def tail_is_lost(sim: Simulation) -> None:
     end = sim.log.last_sequence - lost
     sim.fault("state's tail lost", f"the log ends at {end} again")
     sim.log.lose_after(end)
+    _forget_publishes(sim)  # the server was started again, and with it all connections
     for broker in sim.brokers:
         if broker.read_up_to > end:
             broker.stop("the log ends before what it has read")
@@ -237,5 +238,5 @@ def log_expires(sim: Simulation) -> None:
 
 
 def _forget_publishes(sim: Simulation) -> None:
-    """No publish travels as long as messages are kept. (A write to an API server may: nobody promised else.)"""
+    """No publish travels so long, or outlives its server. (A write to an API server may: nobody promised else.)"""
     sim.late = [each for each in sim.late if not isinstance(each[1], Publish)]
