@@ -166,6 +166,7 @@ def tail_is_lost(sim: Simulation) -> None:
     lost = min(sim.log.last_sequence - covered, sim.rng.randint(1, 10))
     if lost <= 0:
         return
+    sim.lost_until = max(sim.lost_until, sim.log.last_sequence)
     end = sim.log.last_sequence - lost
     sim.fault("state's tail lost", f"the log ends at {end} again")
     sim.log.lose_after(end)

@@ -21,6 +21,7 @@ from cluster_agent.mirror import Mirror, settling
 from cluster_agent.mirror.actions import (
     Action,
     ClaimRead,
+    Cleaning,
     Event,
     Publish,
     Started,
@@ -274,9 +275,11 @@ def _any_sync_lifts_the_fence(core: Any, record: Cluster, readmission: int) -> N
     _come_back(core, record, record.eviction.readmitted if record.eviction is not None else readmission)
 
 
-def _clears_without_voiding(tracked: Tracked, job: Job, claim: dict[str, Any]) -> list[Action]:
+def _clears_without_voiding(tracked: Tracked, job: Job, cleaning: Cleaning, claim: dict[str, Any]) -> list[Action]:
     """What has no allocation is taken for clean."""
-    return _clean(tracked, job, claim) if holds_of(claim) is not None else settling._finish(tracked, job, "Applied")
+    if holds_of(claim) is None:
+        return settling._finish(tracked, job, "Applied")
+    return _clean(tracked, job, cleaning, claim)
 
 
 def _goes_on_with_its_epoch(world: Any, entry: ClusterEntry, ledger_sequence: int) -> None:

@@ -69,6 +69,7 @@ class Simulation:
         self.cut: dict[Process, tuple[int, Side]] = {}
         self.clock_ms: dict[Process, int] = {}
         self.decisions = 0
+        self.lost_until = 0  # the highest sequence that the log has acknowledged and lost
         self.told_last = 0  # DRA_STATE's last sequence when an operator last ordered an eviction
         self._runs = 0
         self._names = 0
