@@ -22,6 +22,9 @@ FIRST_SEEDS = {
     "guard-from-the-decision": 71,
     "its-own-sync-lifts-the-fence": 72,
     "leave-when-replaced": 19,
+    "read-the-ledger-again": 212,
+    "void-after-reading": 18,
+    "void-before-reporting": 29,
     "void-before-the-fence-is-lifted": 37,
 }
 
