@@ -35,6 +35,7 @@ from cluster_agent.mirror.consumers import ClaimName, Consumers
 from cluster_agent.mirror.tracked import Job, Tracked, fingerprint, holds_of, is_held, metadata_of, raw
 from schemas.resource.untyped import as_dict, as_text, dicts_in
 from schemas.wire.calls import Beat
+from schemas.wire.ledger import Allocate
 from schemas.wire.state import (
     NO_OBJECT,
     ClaimState,
@@ -78,6 +79,7 @@ class Mirror:
         self._synced_ms = 0
         self._uids: dict[ClaimName, set[str]] = {}  # of claims, by the name that pods use
         self._watched: dict[str, int] = {}  # resourceVersion up to which the view of a kind is complete
+        self._unmet: dict[str, DecisionSeen] = {}  # by UID, for claims that the watch has still to bring
         self._unseen: set[ObjectName] = set()  # only the bus knows of them: gone, or the watch will bring them
         self._brokered: set[str] = set()  # names of the classes that the cluster itself marks as brokered
         self._agent_sequences: dict[str, int] = {}  # last sequence of agent.<key>
@@ -148,7 +150,9 @@ class Mirror:
     def has_published_outcome(self, uid: str, ledger_sequence: int) -> bool:
         """Whether a decision needs nothing more of us: its outcome is stored in the log, or its claim is gone."""
         tracked = self.tracked.get(ObjectName("claim", uid))
-        return tracked is None or tracked.published_decision >= ledger_sequence
+        if tracked is not None:
+            return tracked.published_decision >= ledger_sequence
+        return uid not in self._unmet
 
     # --- the start
 
@@ -245,6 +249,9 @@ class Mirror:
             tracked.removal = ""
         if event.kind == "claim":
             self._uids.setdefault((tracked.ref.namespace, tracked.ref.name), set()).add(key)
+            unmet = self._unmet.pop(key, None)
+            if unmet is not None:
+                self._take_decision(unmet)
         if event.kind == "class":
             return [tracked, *self._class_changed(tracked)]
         return [tracked]
@@ -252,6 +259,8 @@ class Mirror:
     def _passed(self, kind: str, resource_version: int) -> list[Tracked]:
         """The watch has come so far; returns objects that it did not bring: that may say that they are gone."""
         self._watched[kind] = max(self._watched.get(kind, 0), resource_version)
+        if kind == "claim" and self._unmet:
+            self._unmet = {uid: event for uid, event in self._unmet.items() if self._is_still_to_come(event)}
         return [self.tracked[name] for name in sorted(self._unseen) if name.kind == kind and name in self.tracked]
 
     def _concerned(self, names: set[ClaimName] | str) -> list[Tracked]:
@@ -329,12 +338,21 @@ class Mirror:
 
     def _take_decision(self, event: DecisionSeen) -> None:
         tracked = self.tracked.get(ObjectName("claim", event.decision.uid))
-        if tracked is None or event.ledger_sequence <= max(tracked.decision_sequence, self._oldest_decision):
-            return  # gone, which our messages say; or settled; or over
+        if tracked is None:
+            if self._is_still_to_come(event):
+                self._unmet[event.decision.uid] = event
+            return  # else it is gone, which our messages say
+        if event.ledger_sequence <= max(tracked.decision_sequence, self._oldest_decision):
+            return  # settled; or over
         if tracked.job is not None and tracked.job.ledger_sequence >= event.ledger_sequence:
             return
         tracked.job = Job(event.ledger_sequence, event.decision)
         self._advance(tracked)
+
+    def _is_still_to_come(self, event: DecisionSeen) -> bool:
+        """It was decided on a state of its claim that our watch has not brought yet, and another agent's has."""
+        decision = event.decision
+        return isinstance(decision, Allocate) and _version(decision.resource_version) > self._watched.get("claim", 0)
 
     def _reject(self, event: ClaimRejected) -> None:
         tracked = self.tracked.get(ObjectName("claim", event.uid))

@@ -10,6 +10,7 @@ from cluster_agent.mirror.actions import (
     RemoveFinalizer,
     Tick,
     Void,
+    Watched,
     WriteAllocation,
     WriteFinalizers,
 )
@@ -112,6 +113,23 @@ def test_waits_for_the_view_that_the_decision_was_made_on() -> None:
     assert driven.tell(decides(an_allocate(105))) == []
     driven.tell(seen(protected(labels={"a": "1"}), 105))
     assert driven.only(WriteAllocation).object["metadata"]["resourceVersion"] == "105"
+
+
+def test_a_decision_for_a_claim_that_the_watch_has_still_to_bring_is_not_done() -> None:
+    driven = Driven().started(listed_at={"claim": 90})  # another agent, whose watch is ahead, has told of it
+    assert driven.tell(decides(an_allocate(100))) == []
+    assert not driven.mirror.has_published_outcome(UID, 50)
+    driven.tell(seen(protected(), 100))
+    assert driven.only(WriteAllocation).object["metadata"]["resourceVersion"] == "100"
+
+
+def test_a_decision_for_a_claim_that_the_watch_has_passed_is_done() -> None:
+    driven = Driven().started(listed_at={"claim": 90})
+    driven.tell(decides(an_allocate(100)))
+    driven.tell(Watched("claim", 100))
+    assert driven.mirror.has_published_outcome(UID, 50)
+    assert driven.tell(decides(an_allocate(100))) == []
+    assert driven.mirror.has_published_outcome(UID, 50)
 
 
 def test_reports_what_is_there_already() -> None:
