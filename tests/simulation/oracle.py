@@ -91,6 +91,7 @@ class Oracle:
     position: int = 0
     liveness: dict[str, str] = field(default_factory=dict)  # of clusters that were ever silent
     cut_off: set[str] = field(default_factory=set)  # evicted as fenced, and not let back: what they show is void
+    _over: dict[str, list[int]] = field(default_factory=dict)  # epochs below which an eviction ended all runs
     _evicted: set[str] = field(default_factory=set)  # fenced or not, and not let back
     _cordoned: set[str] = field(default_factory=set)
     _excluded: set[str] = field(default_factory=set)
@@ -236,6 +237,7 @@ class Oracle:
                 (self._excluded.add if entry.is_excluded else self._excluded.discard)(name)
             case ClusterEvicted():
                 self._evicted.add(name)
+                self._over.setdefault(name, []).append(entry.state_sequence + 1)
                 self.liveness[name] = "Live"
                 if entry.is_fenced:
                     self.cut_off.add(name)
@@ -403,7 +405,8 @@ class Oracle:
             for each in self.log.archive[: message.stream_sequence]
             if each.subject == run_subject(subject.cluster) and b"agent-started" in each.payload
         )
-        return (peek_epoch(message.payload) or 0) < max(starts, default=0)
+        ended = (each for each in self._over.get(subject.cluster, ()) if each <= message.stream_sequence)
+        return (peek_epoch(message.payload) or 0) < max(*starts, *ended, 0, 0)
 
     def devices(self, allocation: Allocation) -> dict[DeviceRef, int]:
         """With the shares of each; 0: all of it."""
