@@ -219,8 +219,10 @@ async def test_several_filters_are_read_in_stream_order(connection: Connection) 
 
 
 async def fill(connection: Connection, count: int) -> None:
-    """`count` messages "0", "1", ...; sent at once and waited for at the end."""
-    for number in range(count - 1):
+    """`count` messages "0", "1", ...; sent at once, and waited for from time to time."""
+    for number in range(count):
         message = a_state(str(number), key=f"u{number}")
-        await connection.publish(message.subject, message.payload)
-    await store(connection, a_state(str(count - 1), key="last"))
+        if number % 250 == 0 or number == count - 1:
+            await store(connection, message)
+        else:
+            await connection.publish(message.subject, message.payload)
