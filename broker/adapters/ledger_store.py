@@ -12,6 +12,7 @@ import anyio
 import msgspec
 
 from broker.adapters.errors import BatchTooLargeError, LedgerGoneError, LedgerTornError
+from broker.adapters.streams import STREAM_NOT_FOUND
 from schemas.client.client import as_published
 from schemas.client.connection import REQUEST_DEADLINE_S, Connection, raise_api_error
 from schemas.client.errors import BusRefusedError, BusUnavailableError, StreamGapError
@@ -20,7 +21,6 @@ from schemas.wire.bus import OutgoingMessage, StoredMessage, header_block
 
 _log = logging.getLogger(__name__)
 
-STREAM_NOT_FOUND = 10059
 BATCH_MESSAGES_MAX = 1000  # nats-server refuses a larger one (error 10199)
 BATCH_BYTES = 8 * 1024 * 1024  # of those that we may cut as we like: sent well within the deadline
 APPEND_DEADLINE_S = 5.0

@@ -1,7 +1,5 @@
 """Begin a lost ledger anew, at NATS: close what is left of it, and open a segment above all that was ever seen."""
 
-from contextlib import aclosing
-
 import msgspec
 
 from broker.adapters.durability import Durability
@@ -11,6 +9,7 @@ from broker.adapters.streams import StreamSettings, ensure_streams, ledger_segme
 from broker.allocation.cel.engine import default_engine
 from broker.allocation.index import DeviceIndex
 from broker.app.envelopes import Envelopes
+from broker.app.warm_world import read_segments
 from broker.errors import InvariantError, LedgerLostError
 from broker.machine import Identity, Machine, rebuild
 from broker.machine.segments import LedgerStart
@@ -101,11 +100,7 @@ async def _what_is_left(
 
     start = LedgerStart(segments, new_machine)
     try:
-        while start.wanted is not None:
-            async with aclosing(LedgerStore(connection, ledger_stream(shard, start.wanted)).read_all()) as batches:
-                async for batch in batches:
-                    start.add(batch)
-            start.end()
+        await read_segments(connection, shard, start)
     except (LedgerLostError, InvariantError, WireError, LedgerTornError, StreamGapError, StreamLostError) as error:
         return start.machine.world, str(error)
     return start.machine.world, ""

@@ -95,12 +95,7 @@ class WarmWorld:
 
     async def _read(self, start: LedgerStart) -> None:
         damaged = len(start.damaged)
-        while start.wanted is not None:
-            ledger = LedgerStore(self._connection, ledger_stream(self._shard, start.wanted))
-            async with aclosing(ledger.read_all(start.after)) as batches:
-                async for batch in batches:
-                    await to_thread.run_sync(start.add, batch)
-            await to_thread.run_sync(start.end)
+        await read_segments(self._connection, self._shard, start)
         for error in start.damaged[damaged:]:
             _log.error("%s; it is not believed, the segment before it is read instead", error)
 
@@ -144,6 +139,19 @@ class WarmWorld:
         messages = await self._state.last_messages((), state.last_sequence)
         recovery.position_expired(self.machine, messages, state.last_sequence)
         return state.last_sequence
+
+
+async def read_segments(connection: Connection, shard: str, start: LedgerStart) -> None:
+    """Read what `start` wants until it wants nothing; after an interruption, from there on.
+
+    Raises: BusError; LedgerLostError, UnreadableEntryError, InvariantError, see LedgerStart.
+    """
+    while start.wanted is not None:
+        ledger = LedgerStore(connection, ledger_stream(shard, start.wanted))
+        async with aclosing(ledger.read_all(start.after)) as batches:
+            async for batch in batches:
+                await to_thread.run_sync(start.add, batch)
+        await to_thread.run_sync(start.end)
 
 
 @contextmanager

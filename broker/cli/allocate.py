@@ -18,11 +18,11 @@ from broker.allocation.nodes import node_views
 from broker.allocation.reasons import NoFit, RequestReport
 from broker.allocation.result import with_share_ids
 from broker.allocation.snapshot import Snapshot
-from broker.app.settings import check_federation, load_federation
+from broker.app.settings import check_federation
 from broker.cli.errors import CommandError
+from broker.cli.federation import read_federation
 from broker.cli.offline_input import InputClaim, OfflineInput, hold, read_input
 from broker.cli.output import console, print_json
-from broker.errors import ConfigError
 from broker.machine.specs import STEP_BUDGET
 from broker.world.federation import Federation
 from broker.world.keys import ClusterId, cluster_scope, fabric_scope
@@ -241,10 +241,7 @@ def _read_stdin() -> ManifestSet:
 
 def _federation(cluster: ClusterId, config: Path | None) -> Federation:
     """The fabrics of the config file, with the input as their source. Raises: CommandError."""
-    try:
-        found = load_federation(config) if config else Federation()
-    except ConfigError as error:
-        raise CommandError(str(error)) from error
+    found = read_federation(config)
     known = {found.hub, *found.clusters, *(name for each in found.fabrics for name in (each.source, *each.clusters))}
     if config and cluster not in known:
         named = ", ".join(sorted(known - {""})) or "none"

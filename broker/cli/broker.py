@@ -9,13 +9,13 @@ import shtab
 from broker.adapters.errors import StreamSettingsError
 from broker.allocation.cel.engine import default_engine
 from broker.app.broker import Broker
-from broker.app.settings import load_federation
 from broker.cli.bus import add_durability_arguments, add_nats_arguments, bus_options, durability
 from broker.cli.errors import CommandError
+from broker.cli.federation import read_federation
 from broker.cli.local import broker_settings
 from broker.cli.signals import until_told_to_stop
 from broker.cli.up import log_notice
-from broker.errors import ConfigError, InvariantError, LedgerLostError, UnreadableEntryError, flat
+from broker.errors import InvariantError, LedgerLostError, UnreadableEntryError, flat
 from schemas.client.connection import connect
 from schemas.client.errors import BusError
 
@@ -48,10 +48,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def run(options: argparse.Namespace) -> int:
     """Run until told to stop."""
-    try:
-        federation = load_federation(options.config)
-    except ConfigError as error:
-        raise CommandError(str(error)) from error
+    federation = read_federation(options.config)
 
     async def serve() -> None:
         async with connect(bus_options(options, "dragoman broker", "broker")) as connection, until_told_to_stop():

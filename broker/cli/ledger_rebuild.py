@@ -8,13 +8,12 @@ from pathlib import Path
 import shtab
 
 from broker.app.rebuild import RebuildRefusedError, Rebuilt, rebuild_ledger
-from broker.app.settings import load_federation
 from broker.cli.bus import add_nats_arguments
 from broker.cli.cluster import login
 from broker.cli.errors import CommandError
+from broker.cli.federation import read_federation
 from broker.cli.ledger_bus import SHARD, with_nats
 from broker.cli.output import print_json
-from broker.errors import ConfigError
 from schemas.client.connection import Connection
 
 EPILOG = """\
@@ -60,10 +59,7 @@ def add_verb(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
 
 def run(options: argparse.Namespace) -> int:
     """Confirm, rebuild, and say what was done and what comes next."""
-    try:
-        federation = load_federation(options.config)
-    except ConfigError as error:
-        raise CommandError(str(error)) from error
+    federation = read_federation(options.config)
     if not options.reason.strip():
         raise CommandError("--reason: the ledger keeps why; it needs one")
     operator = options.operator or login()

@@ -10,10 +10,10 @@ import shtab
 from rich.table import Table
 
 from broker.adapters.nats_config import NODES_OF_A_CLUSTER, NatsPlan, new_seed, plan_files, public_key
-from broker.app.settings import check_federation, load_federation
+from broker.app.settings import check_federation
 from broker.cli.errors import CommandError
+from broker.cli.federation import read_federation
 from broker.cli.output import console, print_json
-from broker.errors import ConfigError
 from broker.world.federation import Federation
 from broker.world.keys import ClusterId
 
@@ -95,10 +95,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> NatsPlan:
     """Raises: CommandError with every mistake."""
-    try:
-        federation = load_federation(options.config) if options.config else Federation()
-    except ConfigError as error:
-        raise CommandError(str(error)) from error
+    federation = read_federation(options.config)
     clusters = [*federation.clusters, *map(ClusterId, options.cluster)]
     hosts = options.host or ["127.0.0.1"]
     problems = [f"--cluster: {problem}" for problem in check_federation(Federation(clusters=clusters))]

@@ -11,12 +11,13 @@ import shtab
 from rich.live import Live
 
 from broker.adapters.errors import EmbeddedNatsError
-from broker.app.settings import check_federation, load_federation
+from broker.app.settings import check_federation
 from broker.cli.errors import CommandError
+from broker.cli.federation import read_federation
 from broker.cli.local import LocalFederation, local_federation
 from broker.cli.output import claim_table, console, print_json
 from broker.cli.signals import until_told_to_stop
-from broker.errors import ConfigError, InvariantError, LedgerLostError, UnreadableEntryError, flat
+from broker.errors import InvariantError, LedgerLostError, UnreadableEntryError, flat
 from broker.machine import Notice
 from broker.machine.report import ClaimRow
 from broker.world.federation import Federation
@@ -93,10 +94,7 @@ def run(options: argparse.Namespace) -> int:
 
 def make_federation(names: list[str], config: Path | None) -> Federation:
     """The clusters of the command line with the fabrics of the config file. Raises: CommandError."""
-    try:
-        federation = load_federation(config) if config else Federation()
-    except ConfigError as error:
-        raise CommandError(str(error)) from error
+    federation = read_federation(config)
     absent = [name for name in federation.clusters if name not in names]
     if absent:
         raise CommandError(f"{config}: clusters: {absent[0]!r} is not among the --cluster arguments")

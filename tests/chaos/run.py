@@ -5,7 +5,6 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
-from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +17,6 @@ from broker.adapters.streams import ledger_segments
 from cluster_agent.adapters.manifest_cluster import ManifestCluster
 from schemas.client.connection import BusOptions, Connection, connect
 from schemas.client.errors import BusError
-from schemas.client.follow import follow
 from schemas.client.reader import StreamReader
 from schemas.resource.untyped import allocation_of, results_of
 from schemas.wire.bus import StoredMessage
@@ -31,6 +29,7 @@ from tests.chaos.schedule import Fault, faults
 from tests.chaos.servers import Server, make_servers
 from tests.manifests import DRIVER
 from tests.processes.harness import Process, Row
+from tests.processes.ledger_view import follow_ledger
 
 CLUSTERS = ("east", "west", "north")
 BROKERS = ("broker", "broker-2")
@@ -206,15 +205,9 @@ class Chaos:
     async def follow_ledger(self) -> None:
         """Every entry is checked as it comes, and remembered."""
         try:
-            for segment in count():
-                is_closed = False
-                async with follow(self.connection, ledger_stream("main", segment), self.view.last) as follower:
-                    while not is_closed:
-                        messages = await follower.next_batch()
-                        assert isinstance(messages, list), "entries of the ledger have expired"
-                        self._entries += map(_digest, messages)
-                        self.view.fold(messages)
-                        is_closed = messages[-1].subject.endswith(".leader.closed")
+            async with aclosing(follow_ledger(self.connection, self.view)) as batches:
+                async for messages in batches:
+                    self._entries += map(_digest, messages)
         except (AssertionError, KeyError, BusError) as error:
             self.wrong(f"in the ledger: {error!r}; {self.view}")
 

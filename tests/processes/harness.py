@@ -7,8 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
-from itertools import count
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -21,12 +20,10 @@ from broker.adapters.embedded_nats import EmbeddedNats, dying_with_us, embedded_
 from cluster_agent.adapters.manifest_cluster import ManifestCluster
 from schemas.client.connection import Connection
 from schemas.client.errors import BusError
-from schemas.client.follow import follow
 from schemas.client.reader import StreamReader
-from schemas.wire.subjects import ledger_stream
 from tests.manifests import DRIVER, Manifest, write_manifests
 from tests.nats_fixture import connect_to
-from tests.processes.ledger_view import LedgerView
+from tests.processes.ledger_view import LedgerView, follow_ledger
 
 DEADLINE_S = 60.0  # for one condition; reached only when something hangs
 
@@ -218,17 +215,8 @@ class Federation:
 
     async def follow_ledger(self) -> None:
         with self._following:
-            await self._follow_ledger()
-
-    async def _follow_ledger(self) -> None:
-        for segment in count():
-            is_closed = False
-            async with follow(self.connection, ledger_stream("main", segment), self.view.last) as follower:
-                while not is_closed:
-                    messages = await follower.next_batch()
-                    assert isinstance(messages, list), "entries of the ledger have expired"
-                    self.view.fold(messages)
-                    is_closed = messages[-1].subject.endswith(".leader.closed")
+            async with aclosing(follow_ledger(self.connection, self.view)) as batches:
+                async for _ in batches:
                     changed, self._changed = self._changed, anyio.Event()
                     changed.set()
 

@@ -3,8 +3,11 @@
 Every entry is checked on the way: no device is held twice, and nobody but the last elected leader writes.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from itertools import count
 
+from schemas.client.connection import Connection
+from schemas.client.follow import follow
 from schemas.quantity import Quantity
 from schemas.wire.bus import StoredMessage
 from schemas.wire.codec import decode_entry
@@ -23,6 +26,7 @@ from schemas.wire.ledger import (
     SegmentClosed,
     SegmentOpened,
 )
+from schemas.wire.subjects import ledger_stream
 
 Claim = tuple[str, str]  # cluster and UID
 Device = tuple[str, str, str, str]  # scope, driver, pool and name
@@ -160,3 +164,16 @@ class LedgerView:
             f"{len(self.unsettled)} unsettled, "
             f"{len(self.waiting)} waiting"
         )
+
+
+async def follow_ledger(connection: Connection, view: LedgerView) -> AsyncGenerator[list[StoredMessage], None]:
+    """What comes in the ledger, segment after segment, for ever; folded into `view`."""
+    for segment in count():
+        is_closed = False
+        async with follow(connection, ledger_stream("main", segment), view.last) as follower:
+            while not is_closed:
+                messages = await follower.next_batch()
+                assert isinstance(messages, list), "entries of the ledger have expired"
+                view.fold(messages)
+                yield messages
+                is_closed = messages[-1].subject.endswith(".leader.closed")
