@@ -49,6 +49,13 @@ class BusClient(Client):
         self._sinks.pop(sid, None)
         super()._remove_sub(sid, max_msgs)
 
+    async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
+        # It writes the ping at once, before what waits to be written: a flush would end before that is sent.
+        if self._pending and self._transport is not None:
+            self._transport.writelines(self._pending)
+            self._pending, self._pending_data_size = [], 0
+        await super()._send_ping(future)
+
     async def _process_pong(self) -> None:
         # It keeps waiting for the answer to a flush that was given up (its own, when a subscription is drained, too),
         # and when that comes its read loop ends with an InvalidStateError: nothing is heard until the pings fail.

@@ -33,6 +33,16 @@ async def test_goes_on_after_a_flush_was_cancelled(connection: Connection) -> No
     assert connection.losses == losses
 
 
+async def test_a_flush_waits_for_all_that_was_sent_before(connection: Connection) -> None:
+    heard: list[bytes] = []
+    async with connection.inbox(lambda _subject, _reply, payload, _headers: heard.append(payload)) as inbox:
+        for number in range(1, 301):
+            await connection.publish(inbox, b"x")
+            await connection.publish(inbox, b"x")
+            await connection.flush()
+            assert len(heard) == 2 * number
+
+
 @pytest.mark.parametrize("is_a_service", [pytest.param(False, id="of a flush"), pytest.param(True, id="of a service")])
 async def test_goes_on_when_an_answer_comes_after_its_deadline(own_nats: EmbeddedNats, is_a_service: bool) -> None:
     async with connect_to(own_nats) as connection:
