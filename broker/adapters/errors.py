@@ -52,6 +52,10 @@ class EmbeddedNatsError(Exception):
     """The nats-server of this process does not run."""
 
 
+class ListenError(Exception):
+    """An address for probes and metrics cannot be had."""
+
+
 class ArchiveError(Exception):
     """A file of a ledger segment cannot be written, or is damaged, or is none."""
 

@@ -33,6 +33,7 @@ from broker.allocation.cel.engine import SelectorEngine
 from broker.allocation.index import DeviceIndex
 from broker.app import api
 from broker.app.envelopes import Envelopes
+from broker.app.metrics import BrokerMetrics
 from broker.app.warm_world import WarmWorld, collector_paused
 from broker.errors import DeposedError, LedgerLostError, flat
 from broker.machine import Effects, Identity, Machine, Notice, recovery
@@ -130,15 +131,18 @@ class Broker:
         self._items: MemoryObjectSendStream[Item] | None = None
         self._open: list[Question | Commanded] = []
         self._commands: deque[Commanded] = deque()  # that the machine has, and has not answered
+        self._has_streams = False
         self._silence = Silence(0)  # of this term
         self._beats: dict[ClusterId, Beat] = {}  # of agents that were heard while we stood by
         self._unread_since_ms: dict[ClusterId, int] = {}  # beats name messages that we have not met
         self.changed = anyio.Event()  # set when a step was done, and then replaced
-        self.counts: dict[str, int] = {}  # notices by code
+        self.metrics = BrokerMetrics()
+        self.metrics.is_build(settings.build, settings.instance)
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Make the streams, then stand by and lead in turn. Raises: StreamSettingsError, InvariantError."""
         await self._until_available(self._make_streams)
+        self._has_streams = True
         task_status.started()
         while True:
             gc.unfreeze()  # the world of a term before is garbage
@@ -149,6 +153,17 @@ class Broker:
                 await self._lead(world)
             except* DeposedError as deposed:
                 _log.warning("stopped leading: %s", "; ".join(map(str, flat(deposed))))
+
+    @property
+    def leads(self) -> bool:
+        """Whether this broker decides now."""
+        return self._items is not None
+
+    def why_not_ready(self) -> str:
+        """Why this broker neither leads nor could take over, "" if it does or can."""
+        if not self._connection.is_up:
+            return f"not connected to NATS ({self._connection.places})"
+        return "" if self._has_streams else "the streams are not there yet"
 
     async def ask_world(self, read: Callable[[Machine], T]) -> T:
         """What `read` says of the machine, between two batches; waits until this broker leads.
@@ -377,6 +392,7 @@ class Broker:
             self._silence = Silence(_now_ms())
             self._commands.clear()
             self._items = send
+            self.metrics.began_to_lead()
             self._say_changed()
             try:
                 await self._decide(machine, receive)
@@ -396,7 +412,9 @@ class Broker:
         items: list[Item] = []
         while True:
             if machine.has_work(_now_ms()):
-                await self._carry_out(await to_thread.run_sync(_step, machine, _now_ms()))
+                with self.metrics.step():
+                    effects = await to_thread.run_sync(_step, machine, _now_ms())
+                await self._carry_out(effects)
                 await self._rotate_if_long(machine)
             if machine.has_work(_now_ms()):
                 came = _items_there(receive)
@@ -478,13 +496,15 @@ class Broker:
         for cluster, ask in effects.asks:
             await self._ask(cluster, ask)
         for notice in effects.notices:
-            self.counts[notice.code] = self.counts.get(notice.code, 0) + 1
+            self.metrics.noticed(notice.code)
             self._tell(notice)
         self._say_changed()
 
     async def _append(self, entries: list[AnyEntry], expected_last: int) -> None:
         """Append one batch and return when it is known to be stored. Raises: DeposedError when another's is there."""
-        await self._append_messages(self._envelopes.batch(entries, expected_last + 1, _now_ms()), expected_last)
+        batch = self._envelopes.batch(entries, expected_last + 1, _now_ms())
+        with self.metrics.append(entries):
+            await self._append_messages(batch, expected_last)
 
     async def _append_messages(self, batch: list[OutgoingMessage], expected_last: int) -> None:
         try:

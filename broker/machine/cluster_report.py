@@ -9,6 +9,19 @@ from broker.world.keys import ClusterId
 from broker.world.records import Cluster, Ordered
 from broker.world.world import World
 
+CLUSTER_STATES = (
+    "Ready",
+    "Waiting",
+    "Stale",
+    "Lost",
+    "Returning",
+    "Ahead",
+    "Excluded",
+    "Evicted",
+    "Quarantined",
+    "Readmitting",
+)
+
 
 class OrderRow(msgspec.Struct, frozen=True):
     """Who ordered something, why, and when (Unix milliseconds)."""

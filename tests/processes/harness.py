@@ -25,6 +25,7 @@ from tests.manifests import DRIVER, Manifest, write_manifests
 from tests.nats_fixture import connect_to
 from tests.processes.ledger_view import LedgerView, follow_ledger
 
+HTTP_AT = "probes and metrics: "
 DEADLINE_S = 60.0  # for one condition; reached only when something hangs
 
 
@@ -118,6 +119,11 @@ class Process:
         print(f"  {self.name} stopped within {time.monotonic() - began:.2f} s")
         return code
 
+    async def http(self) -> str:
+        """Where it answers probes, once it says so."""
+        await self.until_it_says(HTTP_AT)
+        return self.said().partition(HTTP_AT)[2].split("/metrics", 1)[0]
+
     def check(self) -> None:
         """It did not end by itself."""
         assert self._process is None or self._process.returncode in (None, -signal.SIGKILL), (
@@ -165,7 +171,7 @@ class Federation:
         ledger = {"ledger": {"segment_entries": segment_entries}} if segment_entries else {}
         config.write_text(yaml.safe_dump({"clusters": self.clusters, "fabrics": [fabric], **hub, **ledger}))
         for name in ("broker", "broker-2"):
-            self._add(name, "broker", "--config", str(config))
+            self._add(name, "broker", "--config", str(config), "--http", "127.0.0.1:0")
 
     def _add(self, name: str, *arguments: str) -> None:
         self.processes[name] = Process(name, [*arguments, "--nats", self.nats.url], self.root / f"{name}.log")
