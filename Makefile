@@ -6,7 +6,7 @@ SEEDS ?= 100000
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help demo test lint bench oracle soak lock clean
+.PHONY: help demo test lint bench oracle controlplane soak lock clean
 
 help:
 	@echo "make demo   two clusters share one fabric, on an embedded nats-server"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint   ruff, mypy --strict, import layers"
 	@echo "make bench  the figures of docs/benchmarks.md"
 	@echo "make oracle build/oracle: upstream's allocator and CEL compiler, to compare with"
+	@echo "make controlplane   Kubernetes' control plane for the tests: some ten minutes on two cores, once for a machine"
 	@echo "make soak   the long runs: 100,000 simulated histories (SEEDS=n: as many), the model, 100,000 allocations against upstream's, real kills (some three hours)"
 	@echo "make lock   renew requirements.lock from pyproject.toml"
 
@@ -29,6 +30,7 @@ demo: $(READY)
 	@$(BIN)/dragoman demo
 
 test: lint oracle
+	@$(BIN)/python -m tests.controlplane.programs --if-possible
 	$(BIN)/python -m pytest
 
 lint: $(READY)
@@ -45,6 +47,9 @@ oracle: build/oracle
 
 build/oracle: $(wildcard tests/oracle/*.go) tests/oracle/go.mod tests/oracle/go.sum | $(READY)
 	@$(BIN)/python -m tests.oracle.build
+
+controlplane: $(READY)
+	@$(BIN)/python -m tests.controlplane.programs
 
 soak: $(READY) oracle
 	$(BIN)/python docs/model/check.py

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.oracle.build import OracleBuildError, build
+from tests.golang import GoError
+from tests.oracle.build import build
 from tests.oracle.client import Oracle
 
 
@@ -14,7 +15,7 @@ def oracle() -> Iterator[Oracle]:
     """Upstream's allocator and CEL compiler. Where it cannot be built its tests are skipped; in CI they fail."""
     try:
         binary = build()
-    except OracleBuildError as error:
+    except GoError as error:
         if os.environ.get("CI") == "true":
             pytest.fail(f"CI must compare with upstream: {error}")
         pytest.skip(f"nothing to compare with: {error}")

