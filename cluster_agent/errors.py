@@ -11,3 +11,7 @@ class EvictedError(Exception):
 
 class NewerLedgerError(Exception):
     """The ledger says something to the cluster that this build cannot read: pass nothing over, stop."""
+
+
+class ClusterAccessError(Exception):
+    """The cluster's API server cannot be used as it is configured: no kubeconfig, a right is missing, an old API."""

@@ -15,7 +15,10 @@ ApiObject = dict[str, Any]
 
 
 class Listing(msgspec.Struct, frozen=True):
-    """All objects of a kind at one moment.
+    """All objects of a kind at one moment; of pods, only those that use claims need be among them.
+
+    An object may lack what no part of the project reads (`metadata.managedFields`, a node's status), but for a claim,
+    which has everything that a PUT has to keep. A slice's spec may be a msgspec.Raw.
 
     resource_version: of the moment; a watch from here misses nothing and repeats nothing.
     errors: by UID, why an object cannot be read. Such an object is in `objects` too, as it was found.
@@ -41,7 +44,10 @@ class WatchEvent(msgspec.Struct, frozen=True):
 
 
 class Cluster(Protocol):
-    """A cluster as its agent sees it. Every call may raise ApiUncertainError where the cluster cannot be reached."""
+    """A cluster as its agent sees it.
+
+    Every call may raise ApiUncertainError where the cluster cannot be reached, ApiBusyError and ApiDeniedError.
+    """
 
     async def list_objects(self, kind: Kind) -> Listing:
         """List all objects of a kind, consistently: no write acknowledged before the call is missing."""
@@ -124,5 +130,24 @@ class ApiUncertainError(ApiError):
     """No answer: a write may have happened or not, and may still land. Only a later write of ours excludes that."""
 
 
+class ApiBusyError(ApiError):
+    """429: the API server asks us to come again in `retry_after_s`. Nothing was written."""
+
+    def __init__(
+        self, message: str, *, retry_after_s: float, kind: str = "", namespace: str = "", name: str = ""
+    ) -> None:
+        super().__init__(message, kind=kind, namespace=namespace, name=name)
+        self.retry_after_s = retry_after_s
+
+
+class ApiDeniedError(ApiError):
+    """401, 403: who we are does not let us, or is not known. The message says who, what, and on what. Nothing was
+    written."""
+
+
 class ExpiredError(ApiError):
     """410: the history from this resourceVersion on is gone. List again and watch from there."""
+
+
+# Nothing is known to have been done, and the same call may be made again later.
+UNANSWERED = (ApiUncertainError, ApiBusyError, ApiDeniedError)

@@ -1,33 +1,54 @@
 """`dragoman agent`: one cluster's agent by itself, against a NATS that is there."""
 
 import argparse
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
 import shtab
+from anyio.abc import TaskGroup
 
 from broker.app.settings import check_federation
 from broker.cli.bus import add_nats_arguments, bus_options
 from broker.cli.errors import CommandError
-from broker.cli.local import log_problem, make_agent
+from broker.cli.local import log_problem, new_instance
 from broker.cli.signals import until_told_to_stop
 from broker.errors import flat
 from broker.world.federation import Federation
 from broker.world.keys import ClusterId
+from cluster_agent.adapters.bus import AgentBus
 from cluster_agent.adapters.journal import JournalError
 from cluster_agent.adapters.manifest_cluster import ManifestCluster
-from cluster_agent.errors import AgentReplacedError, NewerLedgerError
+from cluster_agent.app.agent import KINDS, Agent, AgentSettings
+from cluster_agent.errors import AgentReplacedError, ClusterAccessError, NewerLedgerError
+from cluster_agent.ports import ApiError, Cluster, Kind
 from schemas.client.connection import connect
 from schemas.client.errors import BusError
 from schemas.errors import ManifestError
 
+_log = logging.getLogger(__name__)
+
 EPILOG = """\
-The directory of manifests is the cluster; it is watched for changes and never written. What an API server would keep
-(UIDs, allocations, claims made from templates) is kept in the data directory: give the same one at each start.
+A Kubernetes cluster: the agent reads it, and writes to its ResourceClaims, through the API server that a kubeconfig or
+the pod's service account names. What it needs to be allowed there is in docs/kubernetes.md; it is checked at the start.
+
+A directory of manifests: it is watched for changes and never written. What an API server would keep (UIDs,
+allocations, claims made from templates) is kept in the data directory: give the same one at each start.
 
 examples:
+  dragoman agent --cluster east --in-cluster --role member --nats nats://nats:4222
+  dragoman agent --cluster hub --kubeconfig ~/.kube/config --context rack7 --role hub --nats nats://nats:4222
   dragoman agent --cluster east --manifests manifests/east --data /var/lib/dragoman/east --nats nats://nats:4222
 """
+
+# hub: where inventory and classes are published. member: where claims are. taintrule: only where it is served.
+ROLES: dict[str, tuple[Kind, ...]] = {
+    "hub": ("slice", "class", "taintrule"),
+    "member": ("namespace", "node", "class", "pod", "claim", "taintrule"),
+    "both": KINDS,
+}
 
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -35,15 +56,31 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser = commands.add_parser(
         "agent",
         help="run the agent of one cluster",
-        description="Run the agent of one cluster, which is a directory of manifests in this release.",
+        description="Run the agent of one cluster: of Kubernetes, or a directory of manifests that behaves as one.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--cluster", required=True, metavar="NAME", help="the cluster's name in the federation")
-    manifests = parser.add_argument("--manifests", type=Path, required=True, metavar="DIR", help="the cluster")
-    data = parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="where to keep what must last")
+    kubernetes = parser.add_argument_group("a Kubernetes cluster")
+    kubeconfig = kubernetes.add_argument(
+        "--kubeconfig", default="", metavar="FILE", help="(default: $KUBECONFIG, else ~/.kube/config)"
+    )
+    kubernetes.add_argument(
+        "--context", default="", metavar="NAME", help="in the kubeconfig (default: its current one)"
+    )
+    kubernetes.add_argument("--in-cluster", action="store_true", help="as the service account of the pod we run in")
+    kubernetes.add_argument(
+        "--role",
+        choices=tuple(ROLES),
+        default="both",
+        help="hub: slices and classes are published here; member: claims are here (default: both)",
+    )
+    directory = parser.add_argument_group("a directory of manifests")
+    manifests = directory.add_argument("--manifests", type=Path, metavar="DIR", help="the cluster")
+    data = directory.add_argument("--data", type=Path, metavar="DIR", help="where to keep what must last")
+    kubeconfig.complete = shtab.FILE  # type: ignore[attr-defined]  # how shtab is told
     for argument in (manifests, data):
-        argument.complete = shtab.DIRECTORY  # type: ignore[attr-defined]  # how shtab is told
+        argument.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
     add_nats_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -52,26 +89,71 @@ def run(options: argparse.Namespace) -> int:
     """Run until told to stop, or until another agent serves the cluster."""
     for problem in check_federation(Federation(clusters=[ClusterId(options.cluster)])):
         raise CommandError(f"--cluster: {problem.partition(': ')[2]}")
-    if not options.manifests.exists():
-        raise CommandError(f"--manifests {options.manifests}: there is no such directory")
+    _check_arguments(options)
 
     async def serve() -> None:
-        cluster = ManifestCluster([options.manifests], data_dir=options.data, report=log_problem)
-        try:
-            async with (
-                connect(
-                    bus_options(options, f"dragoman agent {options.cluster}", f"agent-{options.cluster}")
-                ) as connection,
-                until_told_to_stop(),
-                anyio.create_task_group() as tasks,
-            ):
-                tasks.start_soon(cluster.run)
-                await make_agent(options.cluster, cluster, connection).run()
-        finally:
-            cluster.close()
+        async with (
+            until_told_to_stop(),
+            anyio.create_task_group() as tasks,
+            _cluster(options, tasks) as (cluster, settings),
+            connect(
+                bus_options(options, f"dragoman agent {options.cluster}", f"agent-{options.cluster}")
+            ) as connection,
+        ):
+            await Agent(options.cluster, cluster, AgentBus(connection, options.cluster), new_instance(), settings).run()
 
     try:
         anyio.run(serve)
-    except* (AgentReplacedError, NewerLedgerError, BusError, ManifestError, JournalError) as group:
+    except* (AgentReplacedError, ClusterAccessError, NewerLedgerError, BusError, ManifestError, JournalError) as group:
         raise CommandError("; ".join(map(str, flat(group))), exit_code=1) from None
     return 0
+
+
+def _check_arguments(options: argparse.Namespace) -> None:
+    """Which cluster is meant. Raises: CommandError."""
+    if options.manifests is not None:
+        if options.kubeconfig or options.context or options.in_cluster:
+            raise CommandError("--manifests: a directory is the cluster, or Kubernetes is, not both")
+        if options.data is None:
+            raise CommandError("--manifests needs --data, where to keep what must last")
+        if not options.manifests.exists():
+            raise CommandError(f"--manifests {options.manifests}: there is no such directory")
+    elif options.in_cluster and (options.kubeconfig or options.context):
+        raise CommandError("--in-cluster: the pod's service account is used, or a kubeconfig is, not both")
+    elif options.data is not None:
+        raise CommandError("--data belongs to --manifests: of a Kubernetes cluster nothing is kept here")
+    elif not (options.in_cluster or options.kubeconfig or options.context):
+        raise CommandError("which cluster? Give --kubeconfig, --context, --in-cluster or --manifests")
+
+
+@asynccontextmanager
+async def _cluster(options: argparse.Namespace, tasks: TaskGroup) -> AsyncIterator[tuple[Cluster, AgentSettings]]:
+    if options.manifests is not None:
+        manifests = ManifestCluster([options.manifests], data_dir=options.data, report=log_problem)
+        tasks.start_soon(manifests.run)
+        try:
+            yield manifests, AgentSettings(publishes_all=True)
+        finally:
+            manifests.close()
+        return
+    # Half a second and 50 MB, which no other command has to pay.
+    from cluster_agent.adapters.kube_cluster import KubernetesCluster
+    from cluster_agent.adapters.kube_connection import Credentials, connect_to_cluster
+    from cluster_agent.adapters.kube_rights import check_rights, needed_rights
+
+    async with connect_to_cluster(Credentials(options.kubeconfig, options.context, options.in_cluster)) as connection:
+        cluster = KubernetesCluster(connection)
+        try:
+            versions = await cluster.versions()
+        except ApiError as error:
+            raise ClusterAccessError(f"{connection.server}: {error}") from error
+        kinds = ROLES[options.role]
+        who = await check_rights(connection, needed_rights(kind for kind in kinds if kind in versions))
+        _log.info(
+            "cluster %s is %s, we are %s there; claims in %s",
+            options.cluster,
+            connection.server,
+            who,
+            versions["claim"],
+        )
+        yield cluster, AgentSettings(publishes_all=False, kinds=kinds)

@@ -48,7 +48,10 @@ from cluster_agent.mirror.actions import (
     Wrote,
 )
 from cluster_agent.ports import (
+    UNANSWERED,
+    ApiBusyError,
     ApiConflictError,
+    ApiDeniedError,
     ApiInvalidError,
     ApiNotFoundError,
     ApiObject,
@@ -97,6 +100,7 @@ PUBLISHES_AT_ONCE = 64
 WRITES_AT_ONCE = 8  # four to eight are fastest on a real API server
 RETRY_FIRST_S = 0.1
 RETRY_MOST_S = 5.0
+TELL_AGAIN_S = 60.0
 PUBLISH_AGAIN_S = 0.5
 READMITTED_S = 1.0  # how often an evicted cluster's agent looks whether it may come back
 LOOK_AT_RUN_S = 0.5
@@ -105,10 +109,31 @@ FOR_EVER_MS = 1 << 62
 
 
 class AgentSettings(msgspec.Struct, frozen=True):
-    """beat_s: time between heartbeats."""
+    """kinds: what of the cluster is read. beat_s: time between heartbeats."""
 
     publishes_all: bool
+    kinds: tuple[Kind, ...] = KINDS
     beat_s: float = 1.0
+
+
+class Trouble:
+    """Warnings about one thing that may go on for long: the first at once, then one in a minute, with the number of
+    those that were kept back."""
+
+    def __init__(self) -> None:
+        self._told_at = -TELL_AGAIN_S
+        self._kept_back = 0
+
+    def tell(self, message: str, *arguments: object) -> None:
+        """As Logger.warning."""
+        if time.monotonic() - self._told_at < TELL_AGAIN_S:
+            self._kept_back += 1
+            _log.debug(message, *arguments)
+            return
+        if self._kept_back:
+            message, arguments = message + " (%d more like this in between)", (*arguments, self._kept_back)
+        _log.warning(message, *arguments)
+        self._told_at, self._kept_back = time.monotonic(), 0
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -136,6 +161,7 @@ class Agent:
         self.synced = anyio.Event()  # the first full sync is published
         self._runs = 0
         self._process = instance
+        self._refusals = Trouble()
         self._begin_run()
 
     def _begin_run(self) -> None:
@@ -273,7 +299,7 @@ class Agent:
                 last_messages.append(_last(ObjectName(subject.kind, subject.key), message))
         objects: list[ObjectSeen] = []
         listed_at: dict[str, int] = {}
-        for kind in KINDS:
+        for kind in self._settings.kinds:
             seen, resource_version = await self._list(kind)
             objects += seen
             listed_at[kind] = int(resource_version)
@@ -308,6 +334,7 @@ class Agent:
 
     async def _follow_cluster(self, kind: Kind, resource_version: str) -> None:
         delay_s = RETRY_FIRST_S
+        trouble = Trouble()
         while True:
             try:
                 async for event in self._cluster.watch(kind, resource_version):
@@ -323,8 +350,9 @@ class Agent:
                 _log.info("watch of %s in %s has expired, listing again: %s", kind, self.name, error)
                 seen, resource_version = await self._list(kind)
                 await self._send.send(Relisted(kind, seen, int(resource_version)))
-            except ApiUncertainError as error:
-                _log.warning("watch of %s in %s was cut, going on in %g s: %s", kind, self.name, delay_s, error)
+            except UNANSWERED as error:
+                delay_s = max(delay_s, _asked_to_wait(error))
+                trouble.tell("watch of %s in %s was cut, going on in %g s: %s", kind, self.name, delay_s, error)
             await anyio.sleep(delay_s)
             delay_s = min(2 * delay_s, RETRY_MOST_S)
 
@@ -476,19 +504,31 @@ class Agent:
         event: Event
         async with self._write_limit:
             try:
-                written = await write(action.object)
+                written = await self._until_not_busy(lambda: write(action.object))
                 event = Wrote(action, written, _version_of(written))
             except ApiConflictError as error:
                 event = WriteFailed(action, "conflict", str(error))
-            except ApiInvalidError as error:
-                _log.warning("%s", error)
+            except (ApiInvalidError, ApiDeniedError) as error:
+                self._refusals.tell("%s", error)
                 event = WriteFailed(action, "invalid", str(error))
             except ApiNotFoundError as error:
                 event = WriteFailed(action, "gone", str(error))
             except ApiUncertainError as error:
-                _log.warning("a write's result is not known, finding out: %s", error)
+                self._refusals.tell("a write's result is not known, finding out: %s", error)
                 event = WriteFailed(action, "unknown", str(error))
         await self._send.send(event)
+
+    async def _until_not_busy(self, write: Callable[[], Awaitable[T]]) -> T:
+        """A write that was put off has written nothing, and its guards are as good as they were."""
+        delay_s = RETRY_FIRST_S
+        while True:
+            try:
+                return await write()
+            except ApiBusyError as error:
+                delay_s = max(delay_s, error.retry_after_s)
+                self._refusals.tell("a write is put off for %g s: %s", delay_s, error)
+            await anyio.sleep(delay_s)
+            delay_s = min(2 * delay_s, RETRY_MOST_S)
 
     async def _read(self, action: ReadClaim) -> None:
         ref = action.claim
@@ -502,11 +542,13 @@ class Agent:
     async def _until_answered(self, ask: Callable[[], Awaitable[T]]) -> T:
         """Ask something repeatable until it is answered."""
         delay_s = RETRY_FIRST_S
+        trouble = Trouble()
         while True:
             try:
                 return await ask()
-            except (BusError, ApiUncertainError) as error:
-                _log.warning("agent of %s tries again in %g s: %s", self.name, delay_s, error)
+            except (BusError, *UNANSWERED) as error:
+                delay_s = max(delay_s, _asked_to_wait(error))
+                trouble.tell("agent of %s tries again in %g s: %s", self.name, delay_s, error)
             await anyio.sleep(delay_s)
             delay_s = min(2 * delay_s, RETRY_MOST_S)
 
@@ -530,6 +572,10 @@ class Agent:
             now_ms=_now_ms(),
             trace=trace,
         )
+
+
+def _asked_to_wait(error: Exception) -> float:
+    return error.retry_after_s if isinstance(error, ApiBusyError) else 0.0
 
 
 def _is_record(message: StoredMessage) -> bool:

@@ -45,6 +45,13 @@ def to_v1(raw: dict[str, Any]) -> dict[str, Any]:
     return {**raw, "apiVersion": V1}
 
 
+def claim_as(api_version: str, claim: dict[str, Any]) -> dict[str, Any]:
+    """A claim in the form of v1, in that of another version, to be written to an API server that does not have v1."""
+    if api_version == _V1BETA1:
+        claim = _changed(claim, _REQUESTS_BY_KIND["ResourceClaim"], _each(_request_as_v1beta1))
+    return {**claim, "apiVersion": api_version}
+
+
 def path_as_written(raw: dict[str, Any], path: str) -> str:
     """The path of a field in the words of the object as it was written, from its path in the form of v1."""
     if raw.get("apiVersion") != _V1BETA1:
@@ -123,6 +130,13 @@ def _request_to_v1(request: dict[str, Any]) -> dict[str, Any]:
     exactly = {name: request[name] for name in _FIELDS_OF_EXACTLY if request.get(name) is not None}
     rest = {name: value for name, value in request.items() if name not in _FIELDS_OF_EXACTLY}
     return {**rest, "exactly": exactly} if exactly else rest
+
+
+def _request_as_v1beta1(request: dict[str, Any]) -> dict[str, Any]:
+    exactly = request.get("exactly")
+    if not isinstance(exactly, dict):
+        return request
+    return {**{name: value for name, value in request.items() if name != "exactly"}, **exactly}
 
 
 def _slice_spec_to_v1(spec: Any) -> Any:

@@ -98,8 +98,19 @@ def test_prints_its_version(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         pytest.param(
             ["agent", "--cluster", "east", "--manifests", "{root}"],
-            "the following arguments are required: --data",
+            "--manifests needs --data",
             id="an agent without data",
+        ),
+        pytest.param(["agent", "--cluster", "east"], "which cluster?", id="an agent without a cluster"),
+        pytest.param(
+            ["agent", "--cluster", "east", "--in-cluster", "--context", "a"],
+            "the pod's service account is used, or a kubeconfig is",
+            id="an agent of two clusters",
+        ),
+        pytest.param(
+            ["agent", "--cluster", "east", "--in-cluster", "--manifests", "{root}", "--data", "{root}"],
+            "a directory is the cluster, or Kubernetes is",
+            id="an agent of a directory and of a cluster",
         ),
         pytest.param(
             ["agent", "--cluster", "A_b", "--manifests", "{root}", "--data", "{root}/data"],
@@ -154,6 +165,40 @@ def test_a_process_without_nats_says_what_to_do(
     assert "cannot connect to NATS at nats://127.0.0.1:1" in printed.err
     assert "give the right address with --nats" in printed.err
     assert "secret" not in printed.err
+
+
+KUBECONFIG = """\
+apiVersion: v1
+kind: Config
+current-context: here
+contexts: [{name: here, context: {cluster: here, user: me}}, {name: gone, context: {cluster: gone, user: me}}]
+clusters: [{name: here, cluster: {server: "https://127.0.0.1:1"}}]
+users: [{name: me, user: {token: secret}}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        pytest.param(["--kubeconfig", "{root}/none"], "there is no kubeconfig {root}/none", id="no kubeconfig"),
+        pytest.param(["--kubeconfig", "{root}/yaml"], "not YAML", id="no YAML"),
+        pytest.param(["--kubeconfig", "{root}/list"], "kubeconfig {root}/list: ", id="something else"),
+        pytest.param(["--kubeconfig", "{root}/good", "--context", "other"], "name other", id="no such context"),
+        pytest.param(["--kubeconfig", "{root}/good", "--context", "gone"], "name gone", id="no such cluster"),
+        pytest.param(["--kubeconfig", "{root}/good"], "https://127.0.0.1:1 gave no answer", id="nobody there"),
+        pytest.param(["--in-cluster"], "the service account of this pod: ", id="no pod"),
+    ],
+)
+def test_an_agent_that_cannot_use_its_cluster_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
+) -> None:
+    for name, text in (("yaml", "[1,"), ("list", "[1]"), ("good", KUBECONFIG)):
+        (tmp_path / name).write_text(text)
+    assert run("agent", "--cluster", "east", *(each.replace("{root}", str(tmp_path)) for each in arguments)) == 1
+    printed = capsys.readouterr()
+    assert sentence.replace("{root}", str(tmp_path)) in printed.err
+    assert "secret" not in printed.err
+    assert "Traceback" not in printed.err
 
 
 def test_one_agent_at_a_time_has_a_data_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,3 +67,18 @@ def with_metadata(obj: ApiObject, **metadata: Any) -> ApiObject:
 def consumer_of(pod: ApiObject) -> ApiObject:
     """The entry of reservedFor for a pod that has its UID."""
     return {"resource": "pods", "name": pod["metadata"]["name"], "uid": pod["metadata"]["uid"]}
+
+
+def a_raw_slice(name: str = "s", *, devices: int = 1, pool: str = "") -> ApiObject:
+    """A slice that is a pool of its own, on every node."""
+    return {
+        "apiVersion": "resource.k8s.io/v1",
+        "kind": "ResourceSlice",
+        "metadata": {"name": name},
+        "spec": {
+            "driver": "gpu.example.com",
+            "pool": {"name": pool or name, "generation": 1, "resourceSliceCount": 1},
+            "allNodes": True,
+            "devices": [{"name": f"gpu-{number}"} for number in range(devices)],
+        },
+    }

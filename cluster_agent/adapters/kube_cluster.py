@@ -1,0 +1,341 @@
+"""The agent's cluster port over a Kubernetes API server.
+
+Lists come in pages, consistently (never `resourceVersion=0`); a watch is resumed where it was when its server ends it,
+and is an error when it is cut. The caller resumes it then, or lists again; retries and settling are not in here.
+"""
+
+import time
+from collections.abc import AsyncIterator
+from random import SystemRandom
+from typing import Annotated, Literal, TypeVar
+
+import aiohttp
+import anyio
+import msgspec
+
+from cluster_agent.adapters.kube_connection import KubeConnection, Where, error_of
+from cluster_agent.adapters.kube_objects import API_KINDS, read_object
+from cluster_agent.errors import ClusterAccessError
+from cluster_agent.ports import (
+    ApiNotFoundError,
+    ApiObject,
+    ApiUncertainError,
+    ExpiredError,
+    Kind,
+    Listing,
+    WatchEvent,
+)
+from schemas.resource.untyped import as_dict
+from schemas.resource.versions import GROUP, claim_as
+
+WATCH_S = (240, 300)  # an API server ends a watch after so long; at random, so that they do not all end together
+SILENT_S = 75.0  # bookmarks come each minute: a watch that brings nothing for longer is dead, or its server is ending
+AT_ONCE_S = 1.0  # a watch that ends within this time and brought nothing is no watch
+LINE_MAX = 64 << 20
+NOT_SERVED_S = 60.0  # how often an API that was not served is looked for
+LISTS_MOST = 3
+
+_random = SystemRandom()
+_T = TypeVar("_T")
+
+
+class _ListMeta(msgspec.Struct, rename="camel"):
+    resource_version: str = ""
+    continue_: str = msgspec.field(default="", name="continue")
+
+
+class _Page(msgspec.Struct):
+    metadata: _ListMeta
+    items: list[msgspec.Raw] | None = None
+
+
+class _Event(msgspec.Struct):
+    type: Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR"]
+    object: msgspec.Raw
+
+
+class _EventMetadata(msgspec.Struct, rename="camel"):
+    resource_version: Annotated[str, msgspec.Meta(pattern="^[0-9]+$")] = "0"
+
+
+class _EventObject(msgspec.Struct):
+    """What is needed of the object of any event; code: of an ERROR's Status."""
+
+    metadata: _EventMetadata = msgspec.field(default_factory=_EventMetadata)
+    code: int = 0
+
+
+class _GroupVersion(msgspec.Struct, rename="camel"):
+    group_version: str
+
+
+class _Group(msgspec.Struct):
+    versions: list[_GroupVersion]
+
+
+class _Resource(msgspec.Struct):
+    name: str
+
+
+class _Resources(msgspec.Struct):
+    resources: list[_Resource]
+
+
+_event = msgspec.json.Decoder(_Event)
+_event_object = msgspec.json.Decoder(_EventObject)
+
+
+class KubernetesCluster:
+    """The agent's cluster port over an API server."""
+
+    def __init__(
+        self, connection: KubeConnection, *, silent_s: float = SILENT_S, watch_s: tuple[int, int] = WATCH_S
+    ) -> None:
+        """silent_s: after so long without a byte a watch is opened anew. watch_s: how long one is asked for."""
+        self._connection = connection
+        self._silent_s = silent_s
+        self._watch_s = watch_s
+        self._served: dict[str, set[str]] | None = None  # resources of our API group by version
+
+    # --- which versions there are
+
+    async def versions(self) -> dict[Kind, str]:
+        """In which API version each kind is used; kinds that are not served are left out.
+
+        Raises: ClusterAccessError if there is no DRA at all; and as every call.
+        """
+        found = {}
+        for kind in API_KINDS:
+            api_version = await self._version_of(kind)
+            if api_version is not None:
+                found[kind] = api_version
+        if "claim" not in found:
+            wanted = ", ".join(API_KINDS["claim"].versions)
+            raise ClusterAccessError(
+                f"{self._connection.server} serves none of {wanted}: Dynamic Resource Allocation needs Kubernetes 1.32 "
+                "or later, and before 1.34 a --runtime-config of the API server"
+            )
+        return found
+
+    async def _version_of(self, kind: Kind) -> str | None:
+        api_kind = API_KINDS[kind]
+        if api_kind.versions == ("v1",):
+            return "v1"
+        if self._served is None:
+            self._served = await self._discover()
+        served = self._served
+        return next((each for each in api_kind.versions if api_kind.resource in served.get(each, ())), None)
+
+    async def _discover(self) -> dict[str, set[str]]:
+        where = Where(GROUP)
+        try:
+            group = _read(await self._connection.call("GET", f"/apis/{GROUP}", where=where), _Group, where)
+        except ApiNotFoundError:
+            return {}
+        except ApiUncertainError as error:
+            if "status 404" in error.message:  # of the API server's router, which answers in plain text
+                return {}
+            raise
+        served = {}
+        for each in group.versions:
+            answer = await self._connection.call("GET", f"/apis/{each.group_version}", where=where)
+            served[each.group_version] = {one.name for one in _read(answer, _Resources, where).resources}
+        return served
+
+    async def _path(self, kind: Kind) -> tuple[str, str] | None:
+        """The version and the path of a kind; None where it is not served."""
+        api_version = await self._version_of(kind)
+        if api_version is None:
+            return None
+        prefix = "/api/" if "/" not in api_version else "/apis/"
+        return api_version, f"{prefix}{api_version}/{API_KINDS[kind].resource}"
+
+    # --- lists
+
+    async def list_objects(self, kind: Kind) -> Listing:
+        """See Cluster."""
+        found = await self._path(kind)
+        if found is None:
+            return Listing([], "0")
+        api_version, path = found
+        page = API_KINDS[kind].page
+        for _ in range(LISTS_MOST):
+            try:
+                return await self._list(kind, api_version, path, page)
+            except ExpiredError:
+                page *= 10  # the rest of it was compacted away before we asked for it
+            except ApiUncertainError:
+                self._served = None  # after an upgrade another version may be there
+                raise
+        raise ApiUncertainError(f"its list has expired {LISTS_MOST} times while it was read", kind=kind)
+
+    async def _list(self, kind: Kind, api_version: str, path: str, page: int) -> Listing:
+        objects: list[ApiObject] = []
+        errors: dict[str, str] = {}
+        where = Where(kind)
+        token = ""
+        while True:
+            query = [("limit", str(page))] + ([("continue", token)] if token else [])
+            found = _read(await self._connection.call("GET", path, query, where=where), _Page, where)
+            for item in found.items or ():
+                read = read_object(kind, api_version, item)
+                if read is not None:
+                    objects.append(read[0])
+                    if read[1]:
+                        errors[str(read[0]["metadata"].get("uid", ""))] = read[1]
+            token = found.metadata.continue_
+            if not token:
+                return Listing(objects, found.metadata.resource_version, errors)
+
+    # --- watches
+
+    async def watch(self, kind: Kind, resource_version: str) -> AsyncIterator[WatchEvent]:
+        """See Cluster."""
+        found = await self._path(kind)
+        while found is None:
+            await anyio.sleep(NOT_SERVED_S)
+            self._served = None
+            found = await self._path(kind)
+            if found is not None:
+                raise ExpiredError(f"is served now, as {found[0]}", kind=kind)
+        api_version, path = found
+        seen: dict[str, ApiObject] = {}
+        while True:
+            began, position = time.monotonic(), resource_version
+            try:
+                async for event in self._stream(kind, api_version, path, resource_version):
+                    if int(event.resource_version) < int(resource_version) + (event.type != "BOOKMARK"):
+                        continue  # whoever stands between has sent it twice
+                    resource_version = event.resource_version
+                    yield _quiet(kind, event, seen)
+            except aiohttp.SocketTimeoutError:
+                pass
+            except ApiUncertainError:
+                self._served = None
+                raise
+            if resource_version == position:
+                await self._check_history(kind, path, resource_version)
+                if time.monotonic() - began < AT_ONCE_S:
+                    raise ApiUncertainError("the API server ends the watch at once", kind=kind)
+
+    async def _stream(
+        self, kind: Kind, api_version: str, path: str, resource_version: str
+    ) -> AsyncIterator[WatchEvent]:
+        query = [
+            ("watch", "true"),
+            ("allowWatchBookmarks", "true"),
+            ("resourceVersion", resource_version),
+            ("timeoutSeconds", str(_random.randint(*self._watch_s))),
+        ]
+        async with self._connection.stream(path, query, where=Where(kind), silent_s=self._silent_s) as content:
+            rest = b""  # the beginning of a line; at the end of the stream it is nothing: the event comes again
+            async for chunk in content.iter_any():
+                *lines, rest = (rest + chunk).split(b"\n")
+                if len(rest) > LINE_MAX:
+                    raise ApiUncertainError(f"an event of more than {LINE_MAX} bytes", kind=kind)
+                for line in lines:
+                    if line.strip():
+                        yield _watch_event(kind, api_version, line)
+
+    async def _check_history(self, kind: Kind, path: str, resource_version: str) -> None:
+        """A watch from a resourceVersion that the cluster has not reached yet, restored from a backup, stays silent.
+
+        Raises: ExpiredError.
+        """
+        where = Where(kind)
+        found = _read(await self._connection.call("GET", path, [("limit", "1")], where=where), _Page, where)
+        now = found.metadata.resource_version
+        if int(now) < int(resource_version):
+            raise ExpiredError(f"the cluster is at {now}, before {resource_version}: restored from a backup", kind=kind)
+
+    # --- claims
+
+    async def get_claim(self, namespace: str, name: str) -> ApiObject | None:
+        """See Cluster."""
+        where = Where("claim", namespace, name)
+        api_version, path = await self._claim_path(where)
+        try:
+            return _claim(api_version, await self._connection.call("GET", path, where=where), where)
+        except ApiNotFoundError:
+            return None
+
+    async def update_claim(self, obj: ApiObject) -> ApiObject:
+        """See Cluster."""
+        return await self._put(obj, "")
+
+    async def update_claim_status(self, obj: ApiObject) -> ApiObject:
+        """See Cluster."""
+        return await self._put(obj, "/status")
+
+    async def _put(self, obj: ApiObject, subresource: str) -> ApiObject:
+        metadata = as_dict(obj.get("metadata"))
+        if not metadata.get("uid") or not metadata.get("resourceVersion"):
+            raise ValueError("a claim is written only with the uid and resourceVersion that it was read with")
+        where = Where("claim", str(metadata.get("namespace", "")), str(metadata.get("name", "")))
+        api_version, path = await self._claim_path(where)
+        body = claim_as(api_version, obj)
+        return _claim(
+            api_version, await self._connection.call("PUT", path + subresource, body=body, where=where), where
+        )
+
+    async def _claim_path(self, where: Where) -> tuple[str, str]:
+        api_version = await self._version_of("claim")
+        if api_version is None:
+            self._served = None
+            raise ApiUncertainError(f"{self._connection.server} serves no claims now", **msgspec.structs.asdict(where))
+        return api_version, f"/apis/{api_version}/namespaces/{where.namespace}/resourceclaims/{where.name}"
+
+
+def _watch_event(kind: Kind, api_version: str, line: bytes) -> WatchEvent:
+    """Raises: ApiError for an ERROR event, ApiUncertainError for what is no event."""
+    try:
+        event = _event.decode(line)
+        said = _event_object.decode(event.object)
+        if event.type == "ERROR":
+            raise error_of(said.code, event.object, Where(kind))
+        read = read_object(kind, api_version, event.object) if event.type != "BOOKMARK" else None
+    except msgspec.DecodeError as error:
+        raise ApiUncertainError(f"the watch brought something that is no event: {error}", kind=kind) from error
+    if read is None or event.type == "BOOKMARK":
+        return WatchEvent("BOOKMARK", {}, said.metadata.resource_version)
+    return WatchEvent(event.type, read[0], said.metadata.resource_version, read[1])
+
+
+def _quiet(kind: Kind, event: WatchEvent, seen: dict[str, ApiObject]) -> WatchEvent:
+    """The event; of a node of which nothing has changed that we read, only that time has passed.
+
+    Its kubelet writes a node's status every few minutes, and each would be published.
+    """
+    if kind != "node" or event.type == "BOOKMARK":
+        return event
+    name = str(event.object["metadata"].get("name", ""))
+    if event.type == "DELETED":
+        seen.pop(name, None)
+        return event
+    metadata = {key: value for key, value in event.object["metadata"].items() if key != "resourceVersion"}
+    now = {**event.object, "metadata": metadata}
+    if seen.get(name) == now:
+        return WatchEvent("BOOKMARK", {}, event.resource_version)
+    seen[name] = now
+    return event
+
+
+def _claim(api_version: str, data: bytes, where: Where) -> ApiObject:
+    try:
+        read = read_object("claim", api_version, data)
+    except msgspec.DecodeError as error:
+        raise _not_understood(error, where) from error
+    assert read is not None, "only pods are left out"
+    return read[0]
+
+
+def _read(data: bytes, type_: type[_T], where: Where) -> _T:
+    try:
+        return msgspec.json.decode(data, type=type_)
+    except msgspec.DecodeError as error:
+        raise _not_understood(error, where) from error
+
+
+def _not_understood(error: msgspec.DecodeError, where: Where) -> ApiUncertainError:
+    """Somebody answered; if it was a write, nobody knows whether the API server has seen it."""
+    return ApiUncertainError(f"the answer is none of an API server: {error}", **msgspec.structs.asdict(where))

@@ -1,0 +1,329 @@
+"""HTTP to one API server, as one identity: where it is, who we are there, and what its refusals mean.
+
+kubernetes-asyncio reads kubeconfigs and service account files, runs credential plugins and makes the TLS session; its
+typed clients are not used (they take nine seconds for a list that `kube_objects` reads in a quarter of one).
+"""
+
+import logging
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import aiohttp
+import anyio
+import msgspec
+import yaml
+from kubernetes_asyncio.client import Configuration
+from kubernetes_asyncio.client.rest import RESTClientObject
+from kubernetes_asyncio.config import ConfigException, load_incluster_config, load_kube_config
+
+from cluster_agent.errors import ClusterAccessError
+from cluster_agent.ports import (
+    ApiBusyError,
+    ApiConflictError,
+    ApiDeniedError,
+    ApiError,
+    ApiInvalidError,
+    ApiNotFoundError,
+    ApiUncertainError,
+    ExpiredError,
+)
+
+_log = logging.getLogger(__name__)
+
+CONNECT_S = 5.0
+ANSWER_S = 30.0  # the whole answer of one call; a page of a list takes part of a second
+PLUGIN_S = 60.0  # a credential plugin may ask an identity provider far away
+RENEW_EARLY = timedelta(seconds=60)
+BUSY_S = 1.0  # where a 429 does not say how long
+
+Query = Sequence[tuple[str, str]]
+_NOTHING_WRITTEN = frozenset({400, 405, 406, 413, 415, 422})
+
+
+class Credentials(msgspec.Struct, frozen=True):
+    """Where to find the API server and who we are.
+
+    kubeconfig: files as in $KUBECONFIG, "" for that, or else ~/.kube/config. context: "" for the current one.
+    """
+
+    kubeconfig: str = ""
+    context: str = ""
+    in_cluster: bool = False
+
+    def __str__(self) -> str:
+        if self.in_cluster:
+            return "the service account of this pod"
+        context = f", context {self.context}" if self.context else ""
+        return f"kubeconfig {self.paths}{context}"
+
+    @property
+    def paths(self) -> str:
+        """The kubeconfig's files, as they are named in $KUBECONFIG."""
+        return self.kubeconfig or os.environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
+
+    @property
+    def exist(self) -> bool:
+        """Whether there is any of the kubeconfig's files."""
+        return any(Path(path).expanduser().exists() for path in self.paths.split(os.pathsep) if path)
+
+
+class Where(msgspec.Struct, frozen=True):
+    """What a call is about, for its errors."""
+
+    kind: str = ""
+    namespace: str = ""
+    name: str = ""
+
+
+class KubeConnection:
+    """Calls to one API server. Made by `connect_to_cluster`."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+        self._renewing = anyio.Lock()
+        self._configuration = Configuration()
+        self._rest: RESTClientObject | None = None
+        self._expires: datetime | None = None
+        self._renewals = 0
+        self._trust_is_stale = False  # the server's certificate was not believed: the CA may be another by now
+
+    @property
+    def server(self) -> str:
+        """The API server's URL."""
+        return str(self._configuration.host)
+
+    async def open(self) -> None:
+        """Read the credentials. Raises: ClusterAccessError."""
+        await self._load()
+
+    async def close(self) -> None:
+        """Cut what is under way."""
+        if self._rest is not None:
+            await self._rest.close()
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        query: Query = (),
+        body: Any = None,
+        *,
+        where: Where,
+        answer_s: float = ANSWER_S,
+    ) -> bytes:
+        """One call; its answer. Nothing is tried twice, but for a call that was refused because a token had expired.
+
+        body: encoded as JSON.
+        Raises: ApiError, the one that the status stands for.
+        """
+        data = None if body is None else msgspec.json.encode(body)
+        timeout = aiohttp.ClientTimeout(total=answer_s, connect=CONNECT_S)
+        async with self._answered(method, path, query, data, where, timeout) as response:
+            return await response.read()
+
+    @asynccontextmanager
+    async def stream(
+        self, path: str, query: Query, *, where: Where, silent_s: float
+    ) -> AsyncIterator[aiohttp.StreamReader]:
+        """A GET whose answer comes bit by bit.
+
+        silent_s: nothing came for so long: TimeoutError.
+        Raises: ApiError.
+        """
+        timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_S, sock_read=silent_s)
+        async with self._answered("GET", path, query, None, where, timeout) as response:
+            yield response.content
+
+    @asynccontextmanager
+    async def _answered(
+        self, method: str, path: str, query: Query, data: bytes | None, where: Where, timeout: aiohttp.ClientTimeout
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        renewals = await self._ready()
+        try:
+            async with await self._send(method, path, query, data, timeout) as response:
+                if response.status != 401:
+                    await self._check(response, where)
+                    yield response
+                    return
+                await self._check_renewed(response, renewals, where)
+            async with await self._send(method, path, query, data, timeout) as response:
+                await self._check(response, where)
+                yield response
+        except aiohttp.ClientConnectorCertificateError as error:
+            self._trust_is_stale = True
+            raise _uncertain(f"{self.server} is not who it says: {error}", where) from error
+        except aiohttp.SocketTimeoutError:
+            raise  # of a stream, for whom silence is nothing special
+        except (aiohttp.ClientError, OSError) as error:
+            raise _uncertain(f"{self.server} gave no answer: {error or type(error).__name__}", where) from error
+
+    async def _send(
+        self, method: str, path: str, query: Query, data: bytes | None, timeout: aiohttp.ClientTimeout
+    ) -> aiohttp.ClientResponse:
+        assert self._rest is not None, "the connection is not open"
+        headers = {"Accept": "application/json", "User-Agent": "dragoman-agent"}
+        if data is not None:
+            headers["Content-Type"] = "application/json"
+        token = await self._configuration.get_api_key_with_prefix("BearerToken")
+        if token:
+            headers["Authorization"] = token.strip()
+        options: dict[str, Any] = {"headers": headers, "data": data, "timeout": timeout}
+        if self._rest.proxy:
+            options["proxy"] = self._rest.proxy
+        if self._rest.server_hostname:
+            options["server_hostname"] = self._rest.server_hostname
+        url = f"{self.server}{path}" + (f"?{urlencode(query)}" if query else "")
+        response: aiohttp.ClientResponse = await self._rest.pool_manager.request(method, url, **options)
+        return response
+
+    async def _check(self, response: aiohttp.ClientResponse, where: Where) -> None:
+        if not 200 <= response.status < 300:
+            raise error_of(response.status, await response.read(), where, response.headers.get("Retry-After"))
+
+    # --- who we are
+
+    async def _ready(self) -> int:
+        """Renew what is about to expire; returns how often that was done."""
+        is_old = self._expires is not None and datetime.now(UTC) >= self._expires - RENEW_EARLY
+        if is_old or self._trust_is_stale:
+            try:
+                await self._renew(self._renewals)
+            except ClusterAccessError as error:
+                _log.warning("credentials are not renewed yet: %s", error)  # they may be good for a minute
+        return self._renewals
+
+    async def _check_renewed(self, response: aiohttp.ClientResponse, renewals: int, where: Where) -> None:
+        """A 401: nothing was done. Another token, if there is one, may be taken.
+
+        Raises: ApiDeniedError.
+        """
+        try:
+            await self._renew(renewals)
+        except ClusterAccessError as error:
+            denied = error_of(401, await response.read(), where)
+            raise ApiDeniedError(f"{denied.message}, and: {error}", **_fields(where)) from error
+
+    async def _renew(self, renewals: int) -> None:
+        async with self._renewing:
+            if renewals == self._renewals:  # else somebody has done it meanwhile
+                await self._load()
+
+    async def _load(self) -> None:
+        configuration = Configuration()
+        try:
+            if self._credentials.in_cluster:
+                load_incluster_config(client_configuration=configuration)
+                expires = None
+            else:
+                expires = await self._load_kubeconfig(configuration)
+            before, rest = self._rest, RESTClientObject(configuration)
+        except ClusterAccessError:
+            raise
+        except (
+            Exception
+        ) as error:  # the library passes on whatever a file that is not a kubeconfig makes it stumble over
+            reason = str(error) if isinstance(error, ConfigException | OSError) else f"{type(error).__name__}: {error}"
+            raise ClusterAccessError(f"{self._credentials}: {reason}") from error
+        # A PUT that aiohttp sends again by itself, because a kept connection was cut, would find that it has landed and
+        # tell of a conflict where there was none.
+        rest.pool_manager._retry_connection = False
+        self._configuration, self._rest, self._expires = configuration, rest, expires
+        self._renewals += 1
+        self._trust_is_stale = False
+        if before is not None:
+            await before.close()
+
+    async def _load_kubeconfig(self, configuration: Configuration) -> datetime | None:
+        """Returns when a credential plugin's token expires, if it says so."""
+        paths = self._credentials.paths
+        if not self._credentials.exist:
+            raise ClusterAccessError(f"there is no kubeconfig {paths}")
+        try:
+            with anyio.fail_after(PLUGIN_S):
+                loader = await load_kube_config(
+                    paths, context=self._credentials.context or None, client_configuration=configuration
+                )
+        except TimeoutError as error:
+            raise ClusterAccessError(f"{self._credentials}: its credential plugin took over {PLUGIN_S:g} s") from error
+        except yaml.YAMLError as error:
+            raise ClusterAccessError(f"{self._credentials}: not YAML: {error}") from error
+        expires: datetime | None = getattr(loader, "exec_plugin_expiry", None)
+        return expires
+
+
+@asynccontextmanager
+async def connect_to_cluster(credentials: Credentials) -> AsyncIterator[KubeConnection]:
+    """A connection, until the context ends. Raises: ClusterAccessError where the credentials cannot be read."""
+    connection = KubeConnection(credentials)
+    await connection.open()
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+# --- what a refusal means
+
+
+class _Cause(msgspec.Struct):
+    reason: str = ""
+    message: str = ""
+    field: str = ""
+
+
+class _Details(msgspec.Struct, rename="camel"):
+    causes: list[_Cause] = []
+    retry_after_seconds: float = 0
+
+
+class _Status(msgspec.Struct):
+    """A metav1.Status."""
+
+    kind: str = ""
+    message: str = ""
+    reason: str = ""
+    details: _Details | None = None
+    code: int = 0
+
+
+def error_of(code: int, body: bytes | msgspec.Raw, where: Where, retry_after: str | None = None) -> ApiError:
+    """The error that an answer of the API server stands for.
+
+    body: a metav1.Status; else, from a proxy perhaps, anything.
+    """
+    try:
+        status = msgspec.json.decode(body, type=_Status)
+    except msgspec.DecodeError:
+        status = _Status(message=bytes(body)[:300].decode(errors="replace").strip())
+    details = status.details or _Details()
+    message = status.message or f"status {code}"
+    fields = _fields(where)
+    if code in (401, 403):
+        return ApiDeniedError(message if code == 403 else f"401, we are not known there ({message})", **fields)
+    if code == 404 and status.kind == "Status":
+        return ApiNotFoundError(message, **fields)
+    if code == 409:
+        return ApiConflictError(message, **fields)
+    if code == 410:
+        return ExpiredError(message, **fields)
+    if code == 429:
+        said = details.retry_after_seconds or (float(retry_after) if retry_after and retry_after.isdecimal() else 0.0)
+        return ApiBusyError(message, retry_after_s=said or BUSY_S, **fields)
+    if code in _NOTHING_WRITTEN:
+        cause = details.causes[0] if details.causes else _Cause(reason=status.reason or f"Status{code}")
+        return ApiInvalidError(message, field=cause.field, reason=cause.reason, **fields)
+    # A 404 that the API server itself did not write, a 5xx: whoever answered does not know what came of it.
+    return ApiUncertainError(f"status {code}: {message}", **fields)
+
+
+def _uncertain(message: str, where: Where) -> ApiUncertainError:
+    return ApiUncertainError(message, **_fields(where))
+
+
+def _fields(where: Where) -> dict[str, str]:
+    return msgspec.structs.asdict(where)

@@ -1,0 +1,269 @@
+"""What may go wrong between the adapter and its API server, with a real one behind a proxy that does harm."""
+
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import pytest
+import yaml
+from aiohttp import web
+
+from cluster_agent.adapters.kube_cluster import KubernetesCluster
+from cluster_agent.adapters.kube_connection import Credentials, KubeConnection, Where, connect_to_cluster
+from cluster_agent.errors import ClusterAccessError
+from cluster_agent.ports import (
+    ApiBusyError,
+    ApiDeniedError,
+    ApiObject,
+    ApiUncertainError,
+    ExpiredError,
+    WatchEvent,
+)
+from tests.cluster_agent.contract import next_event
+from tests.cluster_agent.objects import HELD, a_raw_claim, a_raw_slice, with_metadata
+from tests.controlplane.api import wait_for
+from tests.controlplane.fixture import StartPlane
+from tests.controlplane.plane import ControlPlane, Rule
+from tests.kubernetes.faulty_proxy import FaultyProxy, a_faulty_proxy, a_page_of_html, answers, hang
+
+pytestmark = pytest.mark.anyio
+
+SILENT_S = 1.0
+
+
+@pytest.fixture
+async def proxy(plane: ControlPlane) -> AsyncIterator[FaultyProxy]:
+    async with a_faulty_proxy(plane, plane.admin) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def cluster(proxy: FaultyProxy) -> AsyncIterator[KubernetesCluster]:
+    """The cluster by way of the proxy."""
+    async with connect_to_cluster(Credentials(proxy.kubeconfig)) as connection:
+        yield KubernetesCluster(connection, silent_s=SILENT_S)
+
+
+@pytest.fixture
+async def claim(plane: ControlPlane, namespace: str, cluster: KubernetesCluster) -> ApiObject:
+    await plane.api.create(a_raw_claim(namespace=namespace))
+    claim = await cluster.get_claim(namespace, "c")
+    assert claim is not None
+    return claim
+
+
+async def version_of(plane: ControlPlane, claim: ApiObject) -> str:
+    found = await plane.api.get("ResourceClaim", claim["metadata"]["name"], claim["metadata"]["namespace"])
+    return str(found["metadata"]["resourceVersion"])
+
+
+# --- writes
+
+
+async def test_a_write_that_is_put_off_was_not_done(
+    plane: ControlPlane, proxy: FaultyProxy, cluster: KubernetesCluster, claim: ApiObject
+) -> None:
+    proxy.fail("PUT", "/resourceclaims/", answers(429, "TooManyRequests", Retry_After="7"))
+    with pytest.raises(ApiBusyError) as refused:
+        await cluster.update_claim(with_metadata(claim, finalizers=[HELD]))
+    assert refused.value.retry_after_s == 7
+    assert await version_of(plane, claim) == claim["metadata"]["resourceVersion"]
+
+
+@pytest.mark.parametrize("code", [500, 502, 503, 504])
+async def test_nobody_knows_what_became_of_a_write_that_met_an_error_of_the_server(
+    proxy: FaultyProxy, cluster: KubernetesCluster, claim: ApiObject, code: int
+) -> None:
+    proxy.fail("PUT", "/resourceclaims/", answers(code, "InternalError"))
+    with pytest.raises(ApiUncertainError, match=f"status {code}: told to"):
+        await cluster.update_claim(with_metadata(claim, finalizers=[HELD]))
+
+
+async def test_a_write_whose_answer_is_cut_off_is_not_tried_again(
+    plane: ControlPlane, proxy: FaultyProxy, cluster: KubernetesCluster, claim: ApiObject
+) -> None:
+    proxy.fail("PUT", "/resourceclaims/", proxy.forward_and_cut)
+    with pytest.raises(ApiUncertainError):
+        await cluster.update_claim(with_metadata(claim, labels={"a": "b"}))
+    assert await version_of(plane, claim) != claim["metadata"]["resourceVersion"]  # it was done
+    assert proxy.count("PUT", "/resourceclaims/") == 1
+
+
+async def test_an_answer_of_somebody_else_says_nothing(
+    proxy: FaultyProxy, cluster: KubernetesCluster, claim: ApiObject
+) -> None:
+    proxy.fail("PUT", "/resourceclaims/", a_page_of_html)
+    with pytest.raises(ApiUncertainError, match="none of an API server"):
+        await cluster.update_claim(with_metadata(claim, labels={"a": "b"}))
+
+
+async def test_a_server_that_does_not_answer_is_given_up(proxy: FaultyProxy, namespace: str) -> None:
+    async with connect_to_cluster(Credentials(proxy.kubeconfig)) as connection:
+        proxy.fail("GET", "/api/v1/namespaces", hang)
+        with pytest.raises(ApiUncertainError, match="gave no answer"):
+            await connection.call("GET", "/api/v1/namespaces", where=Where(), answer_s=0.2)
+
+
+# --- watches
+
+
+def named(event: WatchEvent) -> tuple[str, str]:
+    return event.type, event.object["metadata"]["name"]
+
+
+async def test_a_watch_that_is_cut_in_a_line_goes_on_where_it_was(
+    plane: ControlPlane, proxy: FaultyProxy, cluster: KubernetesCluster, claim: ApiObject, namespace: str
+) -> None:
+    version = claim["metadata"]["resourceVersion"]
+    watch = cluster.watch("claim", version)
+    await plane.api.create(a_raw_claim("before", namespace=namespace))
+    event = await next_event(watch)
+    assert named(event) == ("ADDED", "before")
+    await proxy.cut_watches(half_a_line=b'{"type":"ADDED","object":{"metadata":{"na')
+    with pytest.raises(ApiUncertainError):
+        await next_event(watch)
+    await plane.api.create(a_raw_claim("after", namespace=namespace))
+    assert named(await next_event(cluster.watch("claim", event.resource_version))) == ("ADDED", "after")
+
+
+async def test_what_comes_twice_is_told_once(
+    plane: ControlPlane, proxy: FaultyProxy, cluster: KubernetesCluster, claim: ApiObject, namespace: str
+) -> None:
+    proxy.repeats_lines = True
+    watch = cluster.watch("claim", claim["metadata"]["resourceVersion"])
+    for name in ("x", "y"):
+        await plane.api.create(a_raw_claim(name, namespace=namespace))
+    assert [named(await next_event(watch)) for _ in range(2)] == [("ADDED", "x"), ("ADDED", "y")]
+
+
+async def test_a_watch_that_is_open_but_silent_is_opened_anew(
+    plane: ControlPlane, proxy: FaultyProxy, cluster: KubernetesCluster, claim: ApiObject, namespace: str
+) -> None:
+    proxy.swallows = True
+    watch = cluster.watch("claim", claim["metadata"]["resourceVersion"])
+    async with anyio.create_task_group() as tasks:
+
+        async def heal() -> None:
+            await wait_for(lambda: _is_true(proxy.count("GET", "watch=true") == 1))
+            await plane.api.create(a_raw_claim("unheard", namespace=namespace))
+            proxy.swallows = False  # of the watches that are still to come: nothing comes on this one any more
+
+        tasks.start_soon(heal)
+        assert named(await next_event(watch)) == ("ADDED", "unheard")
+
+
+async def _is_true(value: bool) -> bool:
+    return value
+
+
+async def test_a_watch_that_has_expired_says_so_by_status_too(
+    proxy: FaultyProxy, cluster: KubernetesCluster, claim: ApiObject
+) -> None:
+    proxy.fail("GET", "watch=true", answers(410, "Expired"))
+    with pytest.raises(ExpiredError):
+        await next_event(cluster.watch("claim", claim["metadata"]["resourceVersion"]))
+
+
+async def test_a_version_that_the_cluster_has_not_reached_has_expired(
+    cluster: KubernetesCluster, claim: ApiObject
+) -> None:
+    far_ahead = str(int(claim["metadata"]["resourceVersion"]) + 1_000_000_000)
+    with pytest.raises(ExpiredError, match="restored from a backup"):
+        await next_event(cluster.watch("claim", far_ahead))
+
+
+async def test_a_watch_that_ends_at_once_is_no_watch(
+    proxy: FaultyProxy, cluster: KubernetesCluster, claim: ApiObject
+) -> None:
+    proxy.fail("GET", "watch=true", _nothing, times=5)
+    with pytest.raises(ApiUncertainError, match="at once"):
+        await next_event(cluster.watch("claim", claim["metadata"]["resourceVersion"]))
+
+
+async def _nothing(_request: object, _body: bytes) -> web.StreamResponse:
+    return web.Response(body=b"")
+
+
+# --- lists
+
+
+async def test_a_list_whose_pages_expire_is_read_again(
+    plane: ControlPlane, proxy: FaultyProxy, cluster: KubernetesCluster
+) -> None:
+    names = [plane.unique_name("slice") for _ in range(60)]
+    for name in names:
+        await plane.api.create(a_raw_slice(name))
+    proxy.fail("GET", "continue=", answers(410, "Expired"))
+    listing = await cluster.list_objects("slice")
+    assert {obj["metadata"]["name"] for obj in listing.objects} >= set(names)
+    assert listing.errors == {}
+    assert proxy.count("GET", "continue=") == 1
+    assert not any("resourceVersion" in path for method, path in proxy.requests if "resourceslices" in path)
+    for name in names:
+        await plane.api.delete("ResourceSlice", name)
+
+
+# --- who we are
+
+
+async def test_a_missing_right_names_who_what_and_where(plane: ControlPlane, namespace: str) -> None:
+    identity = await plane.service_account(plane.unique_name("agent"), namespace, [Rule("", ["pods"], ["list"])])
+    async with connect_to_cluster(Credentials(str(identity.kubeconfig))) as connection:
+        with pytest.raises(ApiDeniedError) as denied:
+            await KubernetesCluster(connection).list_objects("node")
+    assert identity.user in str(denied.value)
+    assert 'cannot list resource "nodes"' in str(denied.value)
+
+
+async def test_a_token_that_has_expired_is_renewed_by_its_plugin(
+    plane: ControlPlane, namespace: str, tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("expired")
+    kubeconfig = with_plugin(plane, tmp_path, f"cat {token}")
+    async with connect_to_cluster(Credentials(str(kubeconfig))) as connection:
+        cluster = KubernetesCluster(connection)
+        with pytest.raises(ApiDeniedError, match="401"):
+            await cluster.list_objects("namespace")
+        token.write_text(plane.admin.token)
+        assert (await cluster.list_objects("namespace")).objects
+
+
+async def test_a_plugin_that_fails_says_why(plane: ControlPlane, tmp_path: Path) -> None:
+    kubeconfig = with_plugin(plane, tmp_path, "echo no network >&2; exit 3")
+    with pytest.raises(ClusterAccessError, match="no network"):
+        await KubeConnection(Credentials(str(kubeconfig))).open()
+
+
+def with_plugin(plane: ControlPlane, directory: Path, command: str) -> Path:
+    """A kubeconfig whose token is what a shell command prints."""
+    plugin = directory / "plugin"
+    credential = '{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{"token":"%s"}}'
+    plugin.write_text(f"#!/bin/sh\nset -e\ntoken=$({command})\nprintf '{credential}' \"$token\"\n")
+    plugin.chmod(plugin.stat().st_mode | stat.S_IXUSR)
+    config = yaml.safe_load(plane.admin.kubeconfig.read_text())
+    exec_ = {"apiVersion": "client.authentication.k8s.io/v1", "command": str(plugin), "interactiveMode": "Never"}
+    config["users"][0]["user"] = {"exec": exec_}
+    path = directory / "kubeconfig"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+async def test_an_apiserver_that_restarts_ends_the_watch_and_its_history(
+    start_plane: StartPlane,
+) -> None:
+    own = await start_plane("own", scheduler=False, controller_manager=False)
+    async with connect_to_cluster(Credentials(str(own.admin.kubeconfig))) as connection:
+        cluster = KubernetesCluster(connection)
+        version = (await cluster.list_objects("claim")).resource_version
+        await own.api.create(a_raw_claim("before"))
+        watch = cluster.watch("claim", version)
+        assert named(await next_event(watch)) == ("ADDED", "before")
+        await own.restart_apiserver()
+        with pytest.raises(ApiUncertainError):
+            await next_event(watch)
+        with pytest.raises(ExpiredError):
+            await next_event(cluster.watch("claim", version))
+        listing = await cluster.list_objects("claim")
+        assert [obj["metadata"]["name"] for obj in listing.objects] == ["before"]
