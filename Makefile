@@ -31,6 +31,7 @@ demo: $(READY)
 
 test: lint oracle
 	@$(BIN)/python -m tests.controlplane.programs --if-possible
+	@$(BIN)/python -m tests.deploy.helm_program --if-possible
 	$(BIN)/python -m pytest
 
 lint: $(READY)

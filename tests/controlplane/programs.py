@@ -25,7 +25,7 @@ PROGRESS_S = 15.0
 
 
 class NoControlPlaneError(Exception):
-    """There is no control plane on this machine; the sentence says why and what to do."""
+    """There is no control plane on this machine, or no other program; the sentence says why and what to do."""
 
 
 class Programs(NamedTuple):
@@ -40,18 +40,14 @@ class Programs(NamedTuple):
 class Module(NamedTuple):
     """A Go module of ours that pins one upstream module and everything that it needs.
 
-    name: of its directory.
+    directory: with go.mod and go.sum; its name is that of what is built.
     upstream: what it builds from; its version is in go.mod.
     packages: by name of the program, its package.
     """
 
-    name: str
+    directory: Path
     upstream: str
     packages: dict[str, str]
-
-    @property
-    def directory(self) -> Path:
-        return MODULES / self.name
 
     @property
     def version(self) -> str:
@@ -63,18 +59,18 @@ class Module(NamedTuple):
     @property
     def cached(self) -> Path:
         """The directory of what is built."""
-        return cache_directory() / f"{self.name}-{self.version}"
+        return cache_directory() / f"{self.directory.name}-{self.version}"
 
     def _go_mod(self) -> str:
         return (self.directory / "go.mod").read_text()
 
 
 KUBERNETES = Module(
-    "kubernetes",
+    MODULES / "kubernetes",
     "k8s.io/kubernetes",
     {name: f"k8s.io/kubernetes/cmd/{name}" for name in ("kube-apiserver", "kube-controller-manager", "kube-scheduler")},
 )
-ETCD = Module("etcd", "go.etcd.io/etcd/server/v3", {"etcd": "go.etcd.io/etcd/server/v3"})
+ETCD = Module(MODULES / "etcd", "go.etcd.io/etcd/server/v3", {"etcd": "go.etcd.io/etcd/server/v3"})
 
 
 def find() -> Programs:
@@ -105,7 +101,7 @@ def build() -> Programs:
         return find()
     except NoControlPlaneError:
         for module in (ETCD, KUBERNETES):
-            _build(module)
+            build_module(module)
         return find()
 
 
@@ -114,7 +110,8 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dragoman"
 
 
-def _build(module: Module) -> None:
+def build_module(module: Module) -> None:
+    """Build its programs, unless they are there. Raises: NoControlPlaneError."""
     what = f"{', '.join(module.packages)} {module.version}"
     cache_directory().mkdir(parents=True, exist_ok=True)
     with _alone(module, what):

@@ -1,0 +1,74 @@
+"""Our charts, rendered."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.deploy.helm_program import helm
+
+CHARTS = Path(__file__).parents[2] / "deploy/helm"
+Object = dict[str, Any]
+
+BROKER: Object = {
+    "image": {"repository": "registry.example.com/dragoman"},
+    "config": {
+        "clusters": ["hub", "east"],
+        "hub": "hub",
+        "fabrics": [{"name": "rack7", "source": "hub", "clusters": ["east"], "pools": [{"driver": "gpu.example.com"}]}],
+    },
+    "nats": {"urls": ["tls://n1.example.com:4222", "tls://n2.example.com:4222"]},
+}
+AGENT: Object = {
+    "cluster": "east",
+    "image": {"repository": "registry.example.com/dragoman"},
+    "nats": {"urls": ["tls://n1.example.com:4222"]},
+}
+# All that may be given, so that no part of a template is left out.
+FULL_BROKER = {
+    **BROKER,
+    "imagePullSecrets": [{"name": "registry"}],
+    "replicas": 3,
+    "nats": {
+        **BROKER["nats"],
+        "keySecret": "dragoman-nats",
+        "caSecret": "dragoman-ca",
+        "monitors": ["http://n1.example.com:8222"],
+        "allowUnsafeDurability": True,
+    },
+    "verbose": True,
+    "networkPolicy": {"metricsFrom": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]},
+    "podAnnotations": {"example.com/a": "b"},
+    "podLabels": {"example.com/a": "b"},
+    "nodeSelector": {"kubernetes.io/os": "linux"},
+    "tolerations": [{"operator": "Exists"}],
+    "affinity": {"nodeAffinity": {}},
+    "priorityClassName": "system-cluster-critical",
+}
+FULL_AGENT = {
+    **AGENT,
+    "role": "both",
+    "imagePullSecrets": [{"name": "registry"}],
+    "nats": {**AGENT["nats"], "keySecret": "dragoman-nats", "caSecret": "dragoman-ca"},
+    "verbose": True,
+    "podAnnotations": {"example.com/a": "b"},
+    "podLabels": {"example.com/a": "b"},
+    "nodeSelector": {"kubernetes.io/os": "linux"},
+    "tolerations": [{"operator": "Exists"}],
+    "affinity": {"nodeAffinity": {}},
+}
+
+
+def render(program: Path, chart: str, values: Object, namespace: str = "dragoman") -> list[Object]:
+    """What `helm install dragoman-CHART` would create. Raises: HelmError, as for values that the schema refuses."""
+    # JSON is YAML; a file would do as well.
+    arguments = [f"--set-json={name}={json.dumps(value)}" for name, value in values.items()]
+    text = helm(program, "template", f"dragoman-{chart}", str(CHARTS / chart), f"--namespace={namespace}", *arguments)
+    return [document for document in yaml.safe_load_all(text) if document]
+
+
+def only(objects: list[Object], kind: str) -> Object:
+    """The one of that kind."""
+    [found] = [each for each in objects if each["kind"] == kind]
+    return found
