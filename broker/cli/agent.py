@@ -4,16 +4,19 @@ import argparse
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import anyio
 import shtab
 from anyio.abc import TaskGroup
 
+from broker.adapters.errors import ListenError
 from broker.app.settings import check_federation
 from broker.cli.bus import add_nats_arguments, bus_options
 from broker.cli.errors import CommandError
 from broker.cli.local import log_problem, new_instance
+from broker.cli.monitoring import add_http_argument, monitoring
 from broker.cli.signals import until_told_to_stop
 from broker.errors import flat
 from broker.world.federation import Federation
@@ -22,9 +25,10 @@ from cluster_agent.adapters.bus import AgentBus
 from cluster_agent.adapters.journal import JournalError
 from cluster_agent.adapters.manifest_cluster import ManifestCluster
 from cluster_agent.app.agent import KINDS, Agent, AgentSettings
+from cluster_agent.app.metrics import AgentMetrics, MeasuredCluster
 from cluster_agent.errors import AgentReplacedError, ClusterAccessError, NewerLedgerError
 from cluster_agent.ports import ApiError, Cluster, Kind
-from schemas.client.connection import connect
+from schemas.client.connection import Connection, connect
 from schemas.client.errors import BusError
 from schemas.errors import ManifestError
 
@@ -82,6 +86,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     for argument in (manifests, data):
         argument.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
     add_nats_arguments(parser)
+    add_http_argument(parser)
     parser.set_defaults(run=run)
 
 
@@ -100,13 +105,32 @@ def run(options: argparse.Namespace) -> int:
                 bus_options(options, f"dragoman agent {options.cluster}", f"agent-{options.cluster}")
             ) as connection,
         ):
-            await Agent(options.cluster, cluster, AgentBus(connection, options.cluster), new_instance(), settings).run()
+            metrics = AgentMetrics()
+            bus = AgentBus(connection, options.cluster)
+            agent = Agent(options.cluster, MeasuredCluster(cluster, metrics), bus, new_instance(), settings)
+            refresh, registry = partial(metrics.refresh, agent), metrics.registry
+            async with monitoring(options.http, registry, refresh, partial(_why_not_ready, agent, connection)):
+                await agent.run()
 
     try:
         anyio.run(serve)
-    except* (AgentReplacedError, ClusterAccessError, NewerLedgerError, BusError, ManifestError, JournalError) as group:
+    except* (
+        AgentReplacedError,
+        ClusterAccessError,
+        ListenError,
+        NewerLedgerError,
+        BusError,
+        ManifestError,
+        JournalError,
+    ) as group:
         raise CommandError("; ".join(map(str, flat(group))), exit_code=1) from None
     return 0
+
+
+def _why_not_ready(agent: Agent, connection: Connection) -> str:
+    if not connection.is_up:
+        return f"not connected to NATS ({connection.places})"
+    return "" if agent.synced.is_set() else "its first full sync is not published yet"
 
 
 def _check_arguments(options: argparse.Namespace) -> None:

@@ -51,7 +51,7 @@ async def test_the_pods_are_let_into_a_restricted_namespace(
         await plane.api.call("POST", path, loose, query={"dryRun": "All"})
 
 
-@pytest.mark.parametrize(("chart", "values"), VALUES[:2])
+@pytest.mark.parametrize(("chart", "values"), VALUES)
 def test_the_command_line_is_one_that_dragoman_takes(helm_program: Path, chart: str, values: Object) -> None:
     [container] = only(render(helm_program, chart, values), "Deployment")["spec"]["template"]["spec"]["containers"]
     options = make_parser().parse_args(container["args"])
@@ -75,9 +75,10 @@ def test_another_config_is_another_deployment(helm_program: Path) -> None:
     assert template(BROKER) != template({**BROKER, "config": {**BROKER["config"], "lost_after_s": 600}})
 
 
-def test_prometheus_operator_is_served_where_wanted(helm_program: Path) -> None:
-    assert "ServiceMonitor" not in {each["kind"] for each in render(helm_program, "broker", FULL_BROKER)}
-    objects = render(helm_program, "broker", {**BROKER, "serviceMonitor": {"enabled": True, "labels": {"a": "b"}}})
+@pytest.mark.parametrize(("chart", "values"), [("broker", FULL_BROKER), ("agent", FULL_AGENT)])
+def test_prometheus_operator_is_served_where_wanted(helm_program: Path, chart: str, values: Object) -> None:
+    assert "ServiceMonitor" not in {each["kind"] for each in render(helm_program, chart, values)}
+    objects = render(helm_program, chart, {**values, "serviceMonitor": {"enabled": True, "labels": {"a": "b"}}})
     monitor, service = only(objects, "ServiceMonitor"), only(objects, "Service")
     assert monitor["metadata"]["labels"]["a"] == "b"
     assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()

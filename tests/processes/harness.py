@@ -163,7 +163,8 @@ class Federation:
         self._began = time.monotonic()
         for name in clusters:
             (root / name).mkdir()
-            self._add(name, "agent", "--cluster", name, "--manifests", str(root / name), "--data", str(self.data(name)))
+            where = ["--manifests", str(root / name), "--data", str(self.data(name))]
+            self._add(name, "agent", "--cluster", name, *where, "--http", "127.0.0.1:0")
         config = root / "config.yaml"
         source = clusters[0]
         fabric = {"name": "rack", "source": source, "clusters": self.members, "pools": [{"driver": DRIVER}]}

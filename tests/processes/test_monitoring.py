@@ -40,6 +40,17 @@ async def test_a_leader_tells_of_the_world_and_a_standby_of_itself(tmp_path: Pat
         assert found["dragoman_ledger_sequence",] >= found["dragoman_append_duration_seconds_count",] > 0
         assert found["dragoman_step_duration_seconds_count",] > 0
 
+        agent = await scrape(client, federation.processes["east"])
+        assert agent["dragoman_agent_synced",] == 1
+        assert agent["dragoman_agent_epoch",] > 0
+        assert agent["dragoman_agent_objects", "claim"] == 200
+        assert agent["dragoman_agent_watch_events_total", "claim"] >= 200
+        # Each of its claims that was allocated took a write of finalizers and one of the status.
+        written = agent["dragoman_agent_api_call_duration_seconds_count", "update claim status", "ok"]
+        assert 0 < written <= 150
+        assert agent["dragoman_agent_api_call_duration_seconds_count", "list claim", "ok"] == 1
+        assert await until(client, federation.processes["east"], "/readyz", 200) == "ok\n"
+
         await until(client, standby, "/readyz", 200)
         other = await scrape(client, standby)
         assert other["dragoman_leader",] == 0
