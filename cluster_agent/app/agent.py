@@ -207,6 +207,7 @@ class Agent:
             self.mirror.refresh_ms = int(joined.state_age_s * 1000 / 3)
         epoch = await self._take_epoch()
         _log.info("agent of %s runs with epoch %d", self.name, epoch)
+        is_synced, began = False, time.monotonic()
         async with anyio.create_task_group() as tg:
             tg.start_soon(self._follow_run, epoch)
             self.mirror.handle(Tick(_now_ms()))
@@ -218,8 +219,11 @@ class Agent:
             task_status.started()
             async for event in self._receive:
                 self._carry_out(tg, self.mirror.handle(event))
-                if self.mirror.has_synced:
+                if self.mirror.has_synced and not is_synced:
+                    is_synced = True
                     self.synced.set()
+                    took_s = time.monotonic() - began
+                    _log.info("first sync of %s: %d objects in %.1f s", self.name, len(self.mirror.tracked), took_s)
                 await self._ack_settled(event)
 
     # --- the start

@@ -27,7 +27,7 @@ class Federation:
         self.processes: dict[str, Process] = {}
         self.members = [name for name in planes if name != "hub"]
         config = root / "config.yaml"
-        fabric = {"name": "rack", "source": "hub", "clusters": self.members, "pools": [{"driver": DRIVER}]}
+        fabric = {"name": "rack", "source": "hub", "clusters": self.members or ["hub"], "pools": [{"driver": DRIVER}]}
         config.write_text(yaml.safe_dump({"clusters": list(planes), "hub": "hub", "fabrics": [fabric]}))
         self.add("broker", "broker", "--config", str(config))
 

@@ -1,0 +1,134 @@
+"""Pods of two clusters compete for the same devices, while whatever stands between is killed and started again."""
+
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+
+import aiohttp
+import anyio
+import pytest
+
+from tests.controlplane.api import Object, wait_for
+from tests.controlplane.fixture import StartPlane
+from tests.controlplane.plane import ControlPlane
+from tests.kubernetes.checker import Checker
+from tests.kubernetes.federation import Federation, a_kube_federation, a_pod, brokered, closed_class, is_bound
+from tests.manifests import CLASS, class_manifest, slice_manifest
+
+pytestmark = pytest.mark.anyio
+
+PODS = 40  # in each of two members
+DEVICES = 24
+DEADLINE_S = 180.0
+# kube-controller-manager makes and frees 20 claims a second unless it is let.
+FAST = {
+    "kube-controller-manager": ["--kube-api-qps=300", "--kube-api-burst=300"],
+}
+
+
+@pytest.fixture
+async def federation(tmp_path: Path, start_plane: StartPlane) -> AsyncIterator[Federation]:
+    hub = await start_plane("hub", scheduler=False, controller_manager=False)
+    await hub.api.create(brokered(class_manifest()))
+    await hub.api.create(slice_manifest([f"gpu-{number}" for number in range(DEVICES)]))
+    planes = {"hub": hub}
+    for name in ("east", "west"):
+        planes[name] = await start_plane(name, arguments=FAST)
+        await planes[name].add_node("n1")
+        await planes[name].api.create(closed_class())
+        await planes[name].api.create(a_template())
+    async with a_kube_federation(tmp_path, planes) as federation:
+        await federation.start("broker", *planes)
+        yield federation
+
+
+def a_template() -> Object:
+    request = {"name": "gpu", "exactly": {"deviceClassName": CLASS}}
+    return {
+        "apiVersion": "resource.k8s.io/v1",
+        "kind": "ResourceClaimTemplate",
+        "metadata": {"name": "one", "namespace": "default"},
+        "spec": {"spec": {"devices": {"requests": [request]}}},
+    }
+
+
+async def compete(federation: Federation, checker: Checker) -> None:
+    """Create all pods, finish those that are bound until every one has run, and wait until everything is free."""
+    members = {name: federation.planes[name] for name in federation.members}
+    for plane in members.values():
+        await create_pods(plane)
+    finished: set[tuple[str, str]] = set()
+
+    async def all_have_run() -> bool:
+        for name, plane in members.items():
+            with suppress(aiohttp.ClientError):  # its API server is being restarted
+                for pod in await plane.api.list_all("Pod", "default"):
+                    key = (name, pod["metadata"]["name"])
+                    if is_bound(pod) and key not in finished:
+                        await plane.finish_pod(key[1], "default")
+                        finished.add(key)
+        return len(finished) == PODS * len(members)
+
+    await wait_for(all_have_run, DEADLINE_S, lambda: f"{len(finished)} pods of {PODS * len(members)} have run")
+    for plane in members.values():
+
+        async def all_are_gone(plane: ControlPlane = plane) -> bool:
+            with suppress(aiohttp.ClientError):
+                return not await plane.api.list_all("ResourceClaim", "default")
+            return False
+
+        await wait_for(all_are_gone, DEADLINE_S, lambda: "claims of finished pods stay")
+    assert checker.collisions == []
+    assert checker.allocated >= PODS * len(members)
+
+
+async def create_pods(plane: ControlPlane) -> None:
+    for number in range(PODS):
+        await plane.api.create(a_pod(f"pod-{number}", "default", template="one"))
+
+
+@pytest.mark.timeout(600)
+async def test_every_pod_runs_and_no_device_is_held_twice(federation: Federation) -> None:
+    checker = Checker({name: federation.planes[name].api for name in federation.members})
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(checker.run)
+        await compete(federation, checker)
+        tasks.cancel_scope.cancel()
+    for process in federation.processes.values():
+        process.check()
+        assert "Traceback" not in process.tail()
+
+
+@pytest.mark.timeout(600)
+async def test_ends_the_same_however_often_agents_and_api_servers_end(federation: Federation) -> None:
+    checker = Checker({name: federation.planes[name].api for name in federation.members})
+    disturbed = 0
+
+    async def disturb() -> None:
+        """Whenever some more claims have got their devices."""
+        nonlocal disturbed
+        for number in range(5):
+            await wait_for(lambda: has_allocated(checker, (number + 1) * 10), DEADLINE_S)  # noqa: B023
+            for name in federation.members:
+                await federation.processes[name].kill()
+                if number == 2:
+                    await federation.planes[name].restart_apiserver()
+                await federation.processes[name].start()
+            if number == 3:
+                await federation.planes["hub"].restart_apiserver()
+            disturbed += 1
+
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(checker.run)
+        async with anyio.create_task_group() as both:
+            both.start_soon(disturb)
+            await compete(federation, checker)
+        tasks.cancel_scope.cancel()
+    assert disturbed == 5
+    for process in federation.processes.values():
+        process.check()
+        assert "Traceback" not in process.tail()
+
+
+async def has_allocated(checker: Checker, count: int) -> bool:
+    return checker.allocated >= count
