@@ -23,16 +23,20 @@ def a_raw_claim(name: str = "c", *, namespace: str = "default", finalizers: list
     }
 
 
-def a_raw_pod(name: str = "p", *, namespace: str = "default", phase: str = "", template: str = "") -> ApiObject:
-    """A pod; with `template`, one that needs the claim `gpu` made from it."""
+def a_raw_pod(
+    name: str = "p", *, namespace: str = "default", phase: str = "", template: str = "", claim: str = ""
+) -> ApiObject:
+    """A pod; with `template`, one that needs the claim `gpu` made from it; with `claim`, one that needs that claim."""
     pod: ApiObject = {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": name, "namespace": namespace},
-        "spec": {"containers": [{"name": "main"}]},
+        "spec": {"containers": [{"name": "main", "image": "registry.example/main"}]},
     }
     if template:
         pod["spec"]["resourceClaims"] = [{"name": "gpu", "resourceClaimTemplateName": template}]
+    if claim:
+        pod["spec"]["resourceClaims"] = [{"name": "gpu", "resourceClaimName": claim}]
     if phase:
         pod["status"] = {"phase": phase}
     return pod

@@ -86,6 +86,7 @@ class ControlPlane:
     """A running control plane; made by `start`.
 
     api: calls as system:masters. ca: PEM file of the CA that signed the API server's certificate.
+    admin, scheduler_identity: as whom `api` and kube-scheduler call.
     """
 
     def __init__(self, programs: Programs, directory: Path, ports: Sequence[int], options: Options) -> None:
@@ -101,6 +102,8 @@ class ControlPlane:
         self._write_tokens(tokens)
         self.admin = Identity("admin", tokens["admin"], self.kubeconfig("admin", tokens["admin"]))
         kubeconfigs = {user: self.kubeconfig(user.partition(":")[2], tokens[user]) for user in _COMPONENTS}
+        scheduler_user = "system:kube-scheduler"
+        self.scheduler_identity = Identity(scheduler_user, tokens[scheduler_user], kubeconfigs[scheduler_user])
         gates = ",".join(f"{gate}={str(is_on).lower()}" for gate, is_on in sorted(options.feature_gates.items()))
         common = [f"--feature-gates={gates}"] if gates else []
 
@@ -356,6 +359,13 @@ def _apiserver_arguments(
         f"--etcd-servers=http://127.0.0.1:{etcd}",
         *_serving(port, certificates),
         f"--token-auth-file={directory / 'tokens.csv'}",
+        # Nobody has a certificate and no proxy is in front; but without these the other programs ask for them for ever.
+        f"--client-ca-file={certificates.ca}",
+        f"--requestheader-client-ca-file={certificates.ca}",
+        "--requestheader-allowed-names=nobody",
+        "--requestheader-username-headers=X-Remote-User",
+        "--requestheader-group-headers=X-Remote-Group",
+        "--requestheader-extra-headers-prefix=X-Remote-Extra-",
         "--authorization-mode=RBAC",
         f"--service-account-issuer={ISSUER}",
         f"--service-account-key-file={certificates.token_key}",
