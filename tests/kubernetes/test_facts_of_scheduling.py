@@ -19,6 +19,7 @@ from tests.cluster_agent.objects import (
 from tests.controlplane.api import Object, wait_for
 from tests.controlplane.fixture import StartPlane
 from tests.controlplane.plane import ControlPlane
+from tests.kubernetes.pods import is_bound, unscheduled
 
 pytestmark = pytest.mark.anyio
 
@@ -35,20 +36,6 @@ async def an_allocated_claim(
 
 async def a_protected_claim(plane: ControlPlane, namespace: str, *, name: str = "c") -> Object:
     return await plane.api.create(a_raw_claim(name, namespace=namespace, finalizers=[DELETE_PROTECTION]))
-
-
-def unscheduled(reason: str, text: str = "") -> Any:
-    """A pod that was tried and not scheduled, for this reason."""
-
-    def holds(pod: Object) -> bool:
-        conditions = [each for each in pod.get("status", {}).get("conditions", []) if each["type"] == "PodScheduled"]
-        return any(each["reason"] == reason and text in each["message"] for each in conditions)
-
-    return holds
-
-
-def is_bound(pod: Object) -> bool:
-    return bool(pod["spec"].get("nodeName"))
 
 
 async def test_a_pod_is_bound_when_its_claim_has_an_allocation_with_a_timestamp(

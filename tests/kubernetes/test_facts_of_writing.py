@@ -16,7 +16,8 @@ from tests.controlplane.plane import ControlPlane, Rule
 pytestmark = pytest.mark.anyio
 
 GROUP = "resource.k8s.io"
-POD = {"resource": "pods", "name": "p", "uid": "7d9f3c52-0a4e-4f6b-9d0e-0c1c2f3a4b5c"}
+# Not a pod: kube-controller-manager would find that there is no such pod.
+USER = {"apiGroup": "example.com", "resource": "jobs", "name": "j", "uid": "7d9f3c52-0a4e-4f6b-9d0e-0c1c2f3a4b5c"}
 
 
 async def a_stored_claim(plane: ControlPlane, namespace: str, **status: Any) -> Object:
@@ -90,8 +91,8 @@ async def test_an_identical_write_changes_nothing_at_all(plane: ControlPlane, na
 
 
 async def test_an_allocation_in_use_can_be_cleared_only_with_its_users(plane: ControlPlane, namespace: str) -> None:
-    claim = await a_stored_claim(plane, namespace, allocation=an_allocation(), reservedFor=[POD])
-    error = await refused(plane.api, with_status(claim, reservedFor=[POD]))
+    claim = await a_stored_claim(plane, namespace, allocation=an_allocation(), reservedFor=[USER])
+    error = await refused(plane.api, with_status(claim, reservedFor=[USER]))
     assert error.code == 422
     assert [cause.field for cause in error.causes] == ["status.reservedFor"]
     cleared = await plane.api.put_status(with_status(claim))

@@ -11,28 +11,36 @@ from tests.cluster_agent.objects import a_raw_claim, a_raw_pod, an_allocation, c
 from tests.controlplane.api import Api, Object, StatusError, wait_for
 from tests.controlplane.plane import ControlPlane, Rule, start
 from tests.controlplane.programs import Programs
-from tests.kubernetes.test_facts_of_scheduling import NOWHERE, is_bound, unscheduled
+from tests.deploy.charts import AGENT, only, render
+from tests.kubernetes.pods import is_bound, unscheduled
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.kubernetes]
 
-POLICY = Path(__file__).parents[2] / "deploy" / "helm" / "agent" / "templates" / "held-claims-policy.yaml"
-GROUP = "resource.k8s.io"
-AGENT = [
-    Rule(GROUP, ["resourceclaims"], ["get", "update"]),
-    Rule(GROUP, ["resourceclaims/status", "resourceclaims/binding"], ["update"]),
-]
+KINDS = (
+    "ServiceAccount",
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
+)
 NAME = "held-claims.dragoman.dev"
-HOLDS = Rule("dragoman.dev", ["heldclaims"], ["allocate"])
+NOWHERE = {"nodeSelectorTerms": [{"matchExpressions": [{"key": "zone", "operator": "In", "values": ["nowhere"]}]}]}
+# All that a client needs to allocate a claim where there is no policy.
+RIGHTS = [
+    Rule("resource.k8s.io", ["resourceclaims"], ["get", "update"]),
+    Rule("resource.k8s.io", ["resourceclaims/status", "resourceclaims/binding"], ["update"]),
+]
 
 
 @pytest.fixture(scope="module")
 async def guarded_plane(
-    anyio_backend: str, programs: Programs, tmp_path_factory: pytest.TempPathFactory
+    anyio_backend: str, programs: Programs, helm_program: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[ControlPlane]:
-    """A control plane with a node, where the policy is in force."""
+    """A control plane with a node, where the agent's account and rights are the chart's and the policy is in force."""
+    objects = render(helm_program, "agent", AGENT, "default")
     async with start(programs, tmp_path_factory.mktemp("guarded")) as plane:
         await plane.add_node("n1")
-        await plane.api.apply(POLICY)
+        await plane.api.apply(only(objects, kind) for kind in KINDS)
         scheduler = await plane.client(plane.scheduler_identity)
         probe = with_status(await a_claim(plane, "default"), allocation=an_allocation())
         path = "/apis/resource.k8s.io/v1/namespaces/default/resourceclaims/c/status"
@@ -66,10 +74,15 @@ async def a_claim(plane: ControlPlane, namespace: str, *, name: str = "c", held:
     return await plane.api.create(a_raw_claim(name, namespace=namespace, finalizers=finalizers))
 
 
-async def an_agent(plane: ControlPlane, namespace: str, *rules: Rule) -> Api:
-    """A client with these rights, once the API server knows of them."""
-    name = plane.unique_name("agent")
-    api = await plane.client(await plane.service_account(name, namespace, rules=[*AGENT, *rules]))
+async def the_agent(plane: ControlPlane) -> Api:
+    """A client as the account of the chart."""
+    return await plane.client(await plane.identify("dragoman-agent"))
+
+
+async def somebody_else(plane: ControlPlane, namespace: str) -> Api:
+    """A client that may allocate other claims, once the API server knows of that."""
+    name = plane.unique_name("somebody")
+    api = await plane.client(await plane.service_account(name, namespace, RIGHTS))
     claim = await a_claim(plane, namespace, name=name, held=False)
 
     async def may_write() -> bool:
@@ -82,6 +95,21 @@ async def an_agent(plane: ControlPlane, namespace: str, *rules: Rule) -> Api:
     return api
 
 
+@pytest.mark.parametrize(
+    ("values", "has_it"),
+    [
+        pytest.param({}, True, id="a member"),
+        pytest.param({"role": "both"}, True, id="both"),
+        pytest.param({"role": "hub"}, False, id="a hub has no claims"),
+        pytest.param({"policy": {"enabled": False}}, False, id="not wanted"),
+    ],
+)
+def test_the_chart_has_it_where_there_are_claims(helm_program: Path, values: Object, has_it: bool) -> None:
+    kinds = {each["kind"] for each in render(helm_program, "agent", {**AGENT, **values})}
+    policy = {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
+    assert kinds & policy == (policy if has_it else set())
+
+
 async def test_its_expressions_are_sound(guarded: ControlPlane) -> None:
     """kube-controller-manager checks their types."""
     policy = await guarded.api.until("ValidatingAdmissionPolicy", NAME, "", lambda policy: policy.get("status"))
@@ -89,7 +117,7 @@ async def test_its_expressions_are_sound(guarded: ControlPlane) -> None:
 
 
 async def test_only_who_may_allocate_held_claims_sets_and_clears_them(guarded: ControlPlane, namespace: str) -> None:
-    agent, other = await an_agent(guarded, namespace, HOLDS), await an_agent(guarded, namespace)
+    agent, other = await the_agent(guarded), await somebody_else(guarded, namespace)
     claim = await a_claim(guarded, namespace)
     with pytest.raises(StatusError) as refused:
         await other.put_status(with_status(claim, allocation=an_allocation()))
@@ -100,15 +128,14 @@ async def test_only_who_may_allocate_held_claims_sets_and_clears_them(guarded: C
         await other.put_status(with_status(claim))
     assert refused.value.code == 403
     assert "frees a claim that has the finalizer dragoman.dev/held" in refused.value.message
-    reserved = with_status(
-        claim, allocation=an_allocation(), reservedFor=[{"resource": "pods", "name": "x", "uid": "u"}]
-    )
+    user = {"apiGroup": "example.com", "resource": "jobs", "name": "j", "uid": "u"}
+    reserved = with_status(claim, allocation=an_allocation(), reservedFor=[user])
     claim = await other.put_status(reserved)  # the rest of the status is anybody's who has the right
     assert (await agent.put_status(with_status(claim)))["status"] == {}
 
 
 async def test_claims_without_our_finalizer_are_not_touched(guarded: ControlPlane, namespace: str) -> None:
-    other = await an_agent(guarded, namespace)
+    other = await somebody_else(guarded, namespace)
     claim = await other.put_status(
         with_status(await a_claim(guarded, namespace, held=False), allocation=an_allocation())
     )
@@ -133,7 +160,7 @@ async def test_the_scheduler_cannot_allocate_a_held_claim_by_itself(guarded: Con
     await a_claim(guarded, namespace)
     await guarded.api.create(a_raw_pod(namespace=namespace, claim="c"))
     await guarded.api.until("Pod", "p", namespace, unscheduled("SchedulerError", NAME))
-    agent = await an_agent(guarded, namespace, HOLDS)
+    agent = await the_agent(guarded)
     claim = await guarded.api.get("ResourceClaim", "c", namespace)
     assert "allocation" not in claim.get("status", {})
     await agent.put_status(with_status(claim, allocation=an_allocation("gpu-9")))
