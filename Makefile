@@ -41,7 +41,7 @@ lint: $(READY)
 	$(BIN)/mypy docs/model/check.py
 	$(BIN)/lint-imports --no-cache
 
-bench: $(READY) oracle
+bench: $(READY) oracle controlplane
 	@$(BIN)/python -m tests.bench
 
 oracle: build/oracle

@@ -5,7 +5,19 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.bench import allocation, cel, cold_start, decode, end_to_end, failover, machine, start, throughput, upstream
+from tests.bench import (
+    allocation,
+    cel,
+    cold_start,
+    decode,
+    end_to_end,
+    failover,
+    kubernetes,
+    machine,
+    start,
+    throughput,
+    upstream,
+)
 from tests.bench.measure import Table, progress
 
 BENCHMARKS: dict[str, Callable[[], list[Table]]] = {
@@ -19,6 +31,7 @@ BENCHMARKS: dict[str, Callable[[], list[Table]]] = {
     "end_to_end": end_to_end.measure,
     "throughput": throughput.measure,
     "failover": failover.measure,
+    "kubernetes": kubernetes.measure,
 }
 
 

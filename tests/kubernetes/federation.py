@@ -29,7 +29,7 @@ class Federation:
         config = root / "config.yaml"
         fabric = {"name": "rack", "source": "hub", "clusters": self.members or ["hub"], "pools": [{"driver": DRIVER}]}
         config.write_text(yaml.safe_dump({"clusters": list(planes), "hub": "hub", "fabrics": [fabric]}))
-        self.add("broker", "broker", "--config", str(config))
+        self.add("broker", "broker", "--config", str(config), "--http", "127.0.0.1:0")
 
     def add(self, name: str, *arguments: str) -> None:
         """A dragoman process; not started."""

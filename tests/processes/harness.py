@@ -66,6 +66,12 @@ class Process:
         return dying_with_us([sys.executable, "-m", "broker.cli.main", "-v", *self._arguments])
 
     @property
+    def pid(self) -> int:
+        """Of the run that was started last."""
+        assert self._process is not None, f"{self.name} was never started"
+        return self._process.pid
+
+    @property
     def returncode(self) -> int | None:
         """None while it runs."""
         return self._process.returncode if self._process is not None else None
