@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster_agent.mirror.tracked import DELETE_PROTECTION, HELD
-from tests.cluster_agent.objects import a_raw_claim, a_raw_pod, an_allocation, consumer_of, with_status
+from tests.cluster_agent.objects import a_raw_claim, a_raw_pod, an_allocation, consumer_of, with_metadata, with_status
 from tests.controlplane.api import Api, Object, StatusError, wait_for
 from tests.controlplane.plane import ControlPlane, Rule, start
 from tests.controlplane.programs import Programs
@@ -27,7 +27,7 @@ NAME = "held-claims.dragoman.dev"
 NOWHERE = {"nodeSelectorTerms": [{"matchExpressions": [{"key": "zone", "operator": "In", "values": ["nowhere"]}]}]}
 # All that a client needs to allocate a claim where there is no policy.
 RIGHTS = [
-    Rule("resource.k8s.io", ["resourceclaims"], ["get", "update"]),
+    Rule("resource.k8s.io", ["resourceclaims"], ["get", "create", "update"]),
     Rule("resource.k8s.io", ["resourceclaims/status", "resourceclaims/binding"], ["update"]),
 ]
 
@@ -132,6 +132,22 @@ async def test_only_who_may_allocate_held_claims_sets_and_clears_them(guarded: C
     reserved = with_status(claim, allocation=an_allocation(), reservedFor=[user])
     claim = await other.put_status(reserved)  # the rest of the status is anybody's who has the right
     assert (await agent.put_status(with_status(claim)))["status"] == {}
+
+
+async def test_only_who_may_allocate_held_claims_says_that_they_are_held(guarded: ControlPlane, namespace: str) -> None:
+    """A finalizer that a tenant could add would stop the whole fabric: to the broker its ledger were lost."""
+    agent, other = await the_agent(guarded), await somebody_else(guarded, namespace)
+    says = "only Dragoman adds and removes the finalizer dragoman.dev/held"
+    with pytest.raises(StatusError, match=says):
+        await other.create(a_raw_claim("new", namespace=namespace, finalizers=[HELD]))
+    claim = await other.create(a_raw_claim(namespace=namespace, finalizers=["example.com/theirs"]))
+    with pytest.raises(StatusError, match=says):
+        await other.put(with_metadata(claim, finalizers=["example.com/theirs", HELD]))
+    claim = await agent.put(with_metadata(claim, finalizers=["example.com/theirs", HELD]))
+    with pytest.raises(StatusError, match=says):
+        await other.put(with_metadata(claim, finalizers=["example.com/theirs"]))
+    claim = await other.put(with_metadata(claim, finalizers=[HELD], labels={"theirs": "too"}))
+    assert (await agent.put(with_metadata(claim, finalizers=[])))["metadata"].get("finalizers") is None
 
 
 async def test_claims_without_our_finalizer_are_not_touched(guarded: ControlPlane, namespace: str) -> None:
