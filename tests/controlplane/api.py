@@ -39,6 +39,7 @@ RESOURCES = {
     "Service": Resource("v1", "services", True),
     "ServiceAccount": Resource("v1", "serviceaccounts", True),
     "Deployment": Resource("apps/v1", "deployments", True),
+    "ReplicaSet": Resource("apps/v1", "replicasets", True),
     "Job": Resource("batch/v1", "jobs", True),
     "NetworkPolicy": Resource("networking.k8s.io/v1", "networkpolicies", True),
     "PodDisruptionBudget": Resource("policy/v1", "poddisruptionbudgets", True),
@@ -106,8 +107,9 @@ class Api:
 
     async def list_all(self, kind: str, namespace: str = "", **query: str) -> list[Object]:
         """All objects of a kind, of one namespace or of all."""
-        items: list[Object] = (await self.call("GET", path_of(kind, namespace), query=query))["items"]
-        return items
+        answer = await self.call("GET", path_of(kind, namespace), query=query)
+        # In a list the server leaves out what all of them share.
+        return [{"apiVersion": answer["apiVersion"], "kind": kind, **item} for item in answer["items"]]
 
     async def create(self, obj: Object) -> Object:
         """POST it. Raises: StatusError."""
