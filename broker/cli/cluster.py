@@ -5,22 +5,15 @@ import getpass
 import sys
 import time
 
-import anyio
 import msgspec
 
-from broker.adapters.api_service import ApiError, call_api
 from broker.app.api import ClusterCall
-from broker.cli.bus import add_nats_arguments, bus_options
+from broker.cli.bus import add_nats_arguments
+from broker.cli.calls import call
 from broker.cli.errors import CommandError
 from broker.cli.output import cluster_table, console, print_json
-from broker.errors import flat
 from broker.machine.cluster_report import ClusterRow
-from schemas.client.connection import connect
-from schemas.client.errors import BusError, BusUnavailableError
 from schemas.wire.ledger import Verb
-
-CONNECT_DEADLINE_S = 3.0
-CALL_DEADLINE_S = 25.0  # longer than the broker's own, so that its reason arrives
 
 EPILOG = """\
 Whatever is ordered is in the ledger with your name and the reason. docs/clusters.md says what each order promises, and
@@ -96,7 +89,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def run_list(options: argparse.Namespace) -> int:
     """Ask and print."""
-    answer = _call(options, "clusters", b"")
+    answer = call(options, "clusters")
     if options.output == "json":
         print_json(msgspec.Raw(answer))
     else:
@@ -107,24 +100,24 @@ def run_list(options: argparse.Namespace) -> int:
 
 def run_order(options: argparse.Namespace) -> int:
     """Confirm, order, and say what is true now."""
-    call = ClusterCall(options.verb, options.cluster, options.operator or login(), options.reason, options.fenced)
-    if call.verb == "evict" and not options.yes:
-        _confirm(call)
-    _call(options, "cluster", msgspec.json.encode(call))
-    after = _VERBS[call.verb][2]
-    if call.verb == "evict":
-        after += ": others get its devices" if call.fenced else ", and what it holds stays held"
-        after += f". It comes back with `dragoman cluster readmit {call.cluster}`"
-    print(f"cluster {call.cluster} {after}")
+    order = ClusterCall(options.verb, options.cluster, options.operator or login(), options.reason, options.fenced)
+    if order.verb == "evict" and not options.yes:
+        _confirm(order)
+    call(options, "cluster", msgspec.json.encode(order))
+    after = _VERBS[order.verb][2]
+    if order.verb == "evict":
+        after += ": others get its devices" if order.fenced else ", and what it holds stays held"
+        after += f". It comes back with `dragoman cluster readmit {order.cluster}`"
+    print(f"cluster {order.cluster} {after}")
     return 0
 
 
-def _confirm(call: ClusterCall) -> None:
+def _confirm(order: ClusterCall) -> None:
     if not sys.stdin.isatty():
         raise CommandError("evict asks for confirmation, and nobody can be asked here: give --yes")
-    what = "give its devices to others: you vouch that it is cut off from them" if call.fenced else "quarantine it"
-    print(f"Evict cluster {call.cluster}, and {what}? Type its name to go on: ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip() != call.cluster:
+    what = "give its devices to others: you vouch that it is cut off from them" if order.fenced else "quarantine it"
+    print(f"Evict cluster {order.cluster}, and {what}? Type its name to go on: ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip() != order.cluster:
         raise CommandError("nothing was done", exit_code=1)
 
 
@@ -136,18 +129,3 @@ def login() -> str:
         raise CommandError(
             "the ledger keeps who ordered it, and you have no login name here: give --operator"
         ) from error
-
-
-def _call(options: argparse.Namespace, verb: str, payload: bytes) -> bytes:
-    async def ask() -> bytes:
-        async with connect(bus_options(options, "dragoman cluster", "operator"), CONNECT_DEADLINE_S) as connection:
-            try:
-                return await call_api(connection, verb, payload, CALL_DEADLINE_S)
-            except BusUnavailableError as error:
-                text = f"no broker answers: {error}; start one there, or wait until one leads, and try again"
-                raise CommandError(text, exit_code=1) from error
-
-    try:
-        return anyio.run(ask)
-    except* (ApiError, BusError) as group:
-        raise CommandError("; ".join(map(str, flat(group))), exit_code=1) from None

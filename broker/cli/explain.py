@@ -4,22 +4,15 @@ import argparse
 import time
 from typing import Any
 
-import anyio
 import msgspec
 from rich.console import Console
 
-from broker.adapters.api_service import ApiError, call_api
 from broker.app.api import ExplainCall
-from broker.cli.bus import add_nats_arguments, bus_options
+from broker.cli.bus import add_nats_arguments
+from broker.cli.calls import call
 from broker.cli.errors import CommandError
 from broker.cli.output import claim_table, console, print_json
-from broker.errors import flat
 from broker.machine.report import Explanation
-from schemas.client.connection import connect
-from schemas.client.errors import BusError, BusUnavailableError
-
-CONNECT_DEADLINE_S = 3.0
-CALL_DEADLINE_S = 10.0
 
 EPILOG = """\
 Asks the broker that leads. `dragoman up` prints the address of its NATS when it starts.
@@ -52,22 +45,10 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 def run(options: argparse.Namespace) -> int:
     """Ask and print."""
     namespace, slash, name = options.claim.rpartition("/")
-    call = ExplainCall(namespace if slash else "default", name, options.cluster)
-    if not call.namespace or not call.name:
+    asked = ExplainCall(namespace if slash else "default", name, options.cluster)
+    if not asked.namespace or not asked.name:
         raise CommandError(f"{options.claim!r} is not NAMESPACE/NAME")
-
-    async def ask() -> bytes:
-        async with connect(bus_options(options, "dragoman explain", "operator"), CONNECT_DEADLINE_S) as connection:
-            try:
-                return await call_api(connection, "explain", msgspec.json.encode(call), CALL_DEADLINE_S)
-            except BusUnavailableError as error:
-                text = f"no broker answers: {error}; start one there, or wait until one leads, and try again"
-                raise CommandError(text, exit_code=1) from error
-
-    try:
-        answer = anyio.run(ask)
-    except* (ApiError, BusError) as group:
-        raise CommandError("; ".join(map(str, flat(group))), exit_code=1) from None
+    answer = call(options, "explain", msgspec.json.encode(asked))
     if options.output == "json":
         print_json(msgspec.Raw(answer))
     else:

@@ -11,7 +11,20 @@ from collections.abc import Sequence
 
 import shtab
 
-from broker.cli import agent, allocate, bench, broker, cluster, demo, explain, ledger, nats_config, nats_setup, up
+from broker.cli import (
+    agent,
+    allocate,
+    bench,
+    broker,
+    cluster,
+    demo,
+    explain,
+    ledger,
+    lists,
+    nats_config,
+    nats_setup,
+    up,
+)
 from broker.cli.build import build
 from broker.cli.errors import CommandError
 from broker.cli.output import set_up_logging
@@ -49,7 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--log-format", choices=("text", "json"), default="text", help="of the logs on stderr")
     shtab.add_argument_to(parser, "--print-completion", help="print a completion script for this shell")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (demo, up, allocate, explain, broker, agent, cluster, ledger, nats_config, nats_setup, bench):
+    for module in (demo, up, allocate, explain, lists, broker, agent, cluster, ledger, nats_config, nats_setup, bench):
         module.add_command(commands)
     return parser
 
