@@ -57,8 +57,14 @@ def on_claim(
         _settle(core, claim)
         if spec is not None:  # what cannot be read ends nothing: its grants stay
             for grant in reversed(list(claim.grants)):
-                if claim.shown != grant.holds and _is_settled(claim, grant):
-                    end_grant(core, grant, "AllocationCleared" if claim.shown is None else "AllocationReplaced")
+                if claim.shown == grant.holds or not _is_settled(claim, grant):
+                    continue
+                if claim.shown is not None:
+                    end_grant(core, grant, "AllocationReplaced")
+                elif _is_rejected(claim, grant):
+                    end_grant(core, grant, "AllocationRejected", claim.failures + 1)
+                else:
+                    end_grant(core, grant, "AllocationCleared")
             release_if_rejected(core, claim)
     if claim.is_shown_without_grant and not is_fenced(core, cluster):
         core.to_adopt.add(claim.key)
@@ -166,10 +172,17 @@ def adopt(core: Core) -> None:
     core.to_adopt &= world.claims.keys()
 
 
-def end_grant(core: Core, grant: Grant, cause: EndCause) -> None:
-    """The grant's devices are free from here on."""
+def end_grant(core: Core, grant: Grant, cause: EndCause, rejections: int = 0) -> None:
+    """The grant's devices are free from here on. rejections: in a row, this one included."""
     core.record(
-        GrantEnded(cluster=grant.claim.cluster, uid=grant.claim.uid, grant_sequence=grant.ledger_sequence, cause=cause)
+        GrantEnded(
+            cluster=grant.claim.cluster,
+            uid=grant.claim.uid,
+            grant_sequence=grant.ledger_sequence,
+            cause=cause,
+            retry_at_ms=core.now_ms + back_off_ms(rejections) if rejections else 0,
+            rejections=rejections,
+        )
     )
     core.wake_devices(grant.devices)
     for device in grant.devices:
@@ -242,6 +255,13 @@ def _told(found: Sequence[str]) -> str:
 
 def _is_settled(claim: Claim, grant: Grant) -> bool:
     return grant.is_adopted or (claim.settled is not None and claim.settled.ledger_sequence >= grant.ledger_sequence)
+
+
+def _is_rejected(claim: Claim, grant: Grant) -> bool:
+    """It was in force, and was cleared while a pod that it was made for waits for a node: by kube-scheduler, which has
+    found none that can use it. kube-controller-manager clears what no live pod is reserved for.
+    """
+    return grant.was_applied and not grant.is_released and bool(grant.unscheduled & claim.live_unscheduled)
 
 
 def _settle(core: Core, claim: Claim) -> None:

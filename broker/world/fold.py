@@ -213,6 +213,9 @@ def _grant_ended(world: World, entry: GrantEnded) -> None:
     world.end_grant(grant)
     if entry.cause == "ClaimMissing":
         claim.forget_history()
+    elif entry.cause == "AllocationRejected":
+        claim.avoid.update(grant.devices)
+        claim.failures, claim.not_before_ms = entry.rejections, entry.retry_at_ms
     elif grant.was_applied and not grant.is_released:
         # kube-controller-manager cleared it: it would clear the next one for the same consumers too, for ever.
         claim.spent.add(grant.unscheduled)

@@ -147,14 +147,6 @@ class ClaimRead(msgspec.Struct, frozen=True):
     resource_version: int
 
 
-class ClaimRejected(msgspec.Struct, frozen=True):
-    """The cluster cannot use the claim's allocation."""
-
-    uid: str
-    reason: str
-    message: str
-
-
 class Asked(msgspec.Struct, frozen=True):
     """The broker wants objects published again; none named: all, and then a sync."""
 
@@ -255,7 +247,6 @@ Event = (
     | Wrote
     | WriteFailed
     | ClaimRead
-    | ClaimRejected
     | Asked
     | RunTaken
     | Tick

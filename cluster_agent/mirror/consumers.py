@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from cluster_agent.mirror.rejections import refusal_of
 from cluster_agent.mirror.tracked import metadata_of
 from schemas.resource.untyped import as_dict, as_text, dicts_in
 from schemas.wire.state import Consumer
@@ -14,6 +15,7 @@ class Consumers:
 
     def __init__(self) -> None:
         self._pods: dict[str, Consumer] = {}
+        self._refusals: dict[str, str] = {}  # what kube-scheduler says of pods that it finds no node for
         self._claims_of_pod: dict[str, set[ClaimName]] = {}
         self._pods_of_claim: dict[ClaimName, set[str]] = {}
         self._namespaces: dict[str, dict[str, str]] = {}
@@ -37,6 +39,9 @@ class Consumers:
             terminal=status.get("phase") in ("Succeeded", "Failed"),
             deleting=metadata.get("deletionTimestamp") is not None,
         )
+        refusal = refusal_of(obj)
+        if refusal is not None:
+            self._refusals[uid] = refusal
         self._claims_of_pod[uid] = claims
         for claim in claims:
             self._pods_of_claim.setdefault(claim, set()).add(uid)
@@ -57,6 +62,7 @@ class Consumers:
             self._namespaces.clear()
         else:
             self._pods.clear()
+            self._refusals.clear()
             self._claims_of_pod.clear()
             self._pods_of_claim.clear()
 
@@ -68,6 +74,11 @@ class Consumers:
         uids |= {as_text(owner.get("uid")) for owner in owners if owner.get("kind") == "Pod"} & self._pods.keys()
         return [self._pods[uid] for uid in sorted(uids)]
 
+    @property
+    def refusals(self) -> dict[str, str]:
+        """What kube-scheduler says of pods that are Unschedulable, by UID."""
+        return self._refusals
+
     def namespace_labels(self, namespace: str) -> dict[str, str]:
         """The labels of a namespace; {} where it is not known."""
         return self._namespaces.get(namespace, {})
@@ -75,6 +86,7 @@ class Consumers:
     def _drop(self, uid: str) -> set[ClaimName]:
         claims = self._claims_of_pod.pop(uid, set())
         self._pods.pop(uid, None)
+        self._refusals.pop(uid, None)
         for claim in claims:
             self._pods_of_claim[claim].discard(uid)
             if not self._pods_of_claim[claim]:

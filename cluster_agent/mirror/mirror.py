@@ -12,7 +12,6 @@ from cluster_agent.mirror.actions import (
     Action,
     Asked,
     ClaimRead,
-    ClaimRejected,
     Cleaning,
     DecisionSeen,
     Event,
@@ -32,8 +31,9 @@ from cluster_agent.mirror.actions import (
     Wrote,
 )
 from cluster_agent.mirror.consumers import ClaimName, Consumers
+from cluster_agent.mirror.rejections import PATIENCE, Patience, Rejection, binding_of, binding_problem, unschedulable
 from cluster_agent.mirror.tracked import Job, Tracked, fingerprint, holds_of, is_held, metadata_of, raw
-from schemas.resource.untyped import as_dict, as_text, dicts_in
+from schemas.resource.untyped import allocation_of, as_dict, as_text, dicts_in
 from schemas.wire.calls import Beat
 from schemas.wire.ledger import Allocate
 from schemas.wire.state import (
@@ -59,12 +59,14 @@ class Mirror:
     publishes_all: every claim is the broker's business (a directory of manifests); else those on a brokered class and
     those that have an allocation.
     refresh_ms: publish each object again when its last message is older; a third of what the stream keeps.
+    patience: how long the cluster may take to use what it was given.
     """
 
-    def __init__(self, cluster: str, *, publishes_all: bool, refresh_ms: int) -> None:
+    def __init__(self, cluster: str, *, publishes_all: bool, refresh_ms: int, patience: Patience = PATIENCE) -> None:
         self.cluster = cluster
         self.publishes_all = publishes_all
         self.refresh_ms = refresh_ms
+        self.patience = patience
         self.epoch = 0
         self.has_synced = False
         self.readmission = 0  # under which this run began, see Started
@@ -87,6 +89,7 @@ class Mirror:
         self._wants_sync = False
         self._republishes = False  # everything was asked for, and the sync after it is still to come
         self._owed: set[ObjectName] = set()  # must be published before the sync may say that it is finished
+        self._unused: set[ObjectName] = set()  # claims whose allocation is rejected if enough time passes
         self._to_clean: set[ObjectName] = set()  # a part of _owed, until it is published that they are
         self._sync_queue: list[SyncPart | SyncFinished] = []  # the sync that is being published; nothing else is then
         self._sync_in_flight: Publish | None = None
@@ -119,8 +122,6 @@ class Mirror:
                     self._actions += settling.answer(tracked, event)
                     self._advance(tracked)
                     self._forget_if_done(tracked)
-            case ClaimRejected():
-                self._reject(event)
             case Asked():
                 self._asked(event)
             case RunTaken():
@@ -333,6 +334,7 @@ class Mirror:
         done = tracked.object is None and tracked.job is None and tracked.in_flight is None
         if done and not self._differs(tracked) and tracked.name not in self._owed:
             del self.tracked[tracked.name]
+            self._unused.discard(tracked.name)
 
     # --- decisions
 
@@ -354,14 +356,43 @@ class Mirror:
         decision = event.decision
         return isinstance(decision, Allocate) and _version(decision.resource_version) > self._watched.get("claim", 0)
 
-    def _reject(self, event: ClaimRejected) -> None:
-        tracked = self.tracked.get(ObjectName("claim", event.uid))
-        if tracked is None or tracked.decision is None or tracked.decision.outcome != "Applied":
+    # --- rejections
+
+    def _look_at_use(self, tracked: Tracked) -> None:
+        """Report an allocation of ours that the cluster cannot use; once, and for as long as it is there."""
+        found = self._why_unused(tracked)
+        if found is None:
             return
-        if holds_of(tracked.object) is not None and tracked.job is None:
-            tracked.rejected = Rejected(tracked.decision.ledger_sequence, event.reason, event.message)
-            tracked.is_dirty = True
-            self._advance(tracked)
+        assert tracked.decision is not None
+        tracked.rejected = Rejected(tracked.decision.ledger_sequence, found.reason, found.message)
+        tracked.is_dirty = True
+        self._unused.discard(tracked.name)
+
+    def _why_unused(self, tracked: Tracked) -> Rejection | None:
+        self._unused.discard(tracked.name)
+        since_ms, tracked.unschedulable_since_ms = tracked.unschedulable_since_ms, None
+        claim, decision = tracked.object, tracked.decision
+        if claim is None or allocation_of(claim) is None or tracked.job is not None:
+            return None
+        if decision is None or decision.outcome != "Applied":
+            return None  # not ours: nobody could tell the broker which grant it is
+        if tracked.rejected is not None and tracked.rejected.ledger_sequence == decision.ledger_sequence:
+            return None
+        consumers = self.consumers.of(claim)
+        if any(pod.is_live and pod.scheduled for pod in consumers):
+            return None
+        binding = binding_of(claim)
+        found = binding_problem(claim, binding, self._now_ms, self.patience)
+        if found is not None or binding.pending:  # meanwhile the pod is what it was before, Unschedulable perhaps
+            self._unused.add(tracked.name)
+            return found
+        found = unschedulable(consumers, self.consumers.refusals)
+        if found is None:
+            return None
+        tracked.unschedulable_since_ms = self._now_ms if since_ms is None else since_ms
+        self._unused.add(tracked.name)
+        is_long = self._now_ms - tracked.unschedulable_since_ms >= self.patience.unschedulable_ms
+        return found if is_long else None
 
     # --- publishing
 
@@ -371,6 +402,7 @@ class Mirror:
             self._look_for(tracked)
         if tracked.name.kind == "claim":
             self._actions += settling.advance(tracked)
+            self._look_at_use(tracked)
         if tracked.in_flight is not None or not tracked.view_is_current:
             return
         if not self._differs(tracked):
@@ -594,6 +626,8 @@ class Mirror:
             if tracked.published_version is not None and tracked.published_ms < old:
                 tracked.published = None
                 self._advance(tracked)
+        for name in sorted(self._unused):
+            self._advance(self.tracked[name])
         if self.has_synced and self._synced_ms < old:
             self._wants_sync = True
 

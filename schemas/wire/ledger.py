@@ -13,7 +13,9 @@ import msgspec
 from schemas.quantity import Quantity, QuantityError
 from schemas.wire.state import Outcome
 
-EndCause = Literal["ClaimDeleted", "ClaimMissing", "AllocationCleared", "AllocationReplaced", "ClusterEvicted"]
+EndCause = Literal[
+    "ClaimDeleted", "ClaimMissing", "AllocationCleared", "AllocationRejected", "AllocationReplaced", "ClusterEvicted"
+]
 RequestState = Literal["Pending", "Invalid"]
 Liveness = Literal["Live", "Stale", "Lost", "Returning"]
 Verb = Literal["cordon", "uncordon", "exclude", "evict", "readmit"]
@@ -336,12 +338,18 @@ class OutcomeRecorded(Entry, frozen=True, tag="dev.dragoman.ledger.outcome.v1", 
 
 
 class GrantEnded(Entry, frozen=True, tag="dev.dragoman.ledger.grant-ended.v1", kw_only=True):
-    """A grant holds its devices no longer."""
+    """A grant holds its devices no longer.
+
+    AllocationRejected: the cluster cleared it while a pod that it was made for still waits for a node. Only then:
+    rejections: in a row. retry_at_ms: not decided again before this.
+    """
 
     cluster: str
     uid: str
     grant_sequence: int
     cause: EndCause
+    retry_at_ms: int = 0
+    rejections: int = 0
 
 
 class CollisionFound(Entry, frozen=True, tag="dev.dragoman.ledger.collision.v1", kw_only=True):

@@ -348,7 +348,9 @@ def test_an_allocation_is_not_repeated_for_the_consumers_that_it_served(machine:
     east, _ = everyone_heard(machine)
     claim, pod, other = a_claim(), a_pod("first"), a_pod("second")
     sequence = granted(machine, east, claim, pod)
-    east.tells(claim, None, pod, decision=settled(sequence))  # kube-controller-manager cleared it
+    # kube-controller-manager clears what a pod has used; then its watch of pods begins again from an older list.
+    east.tells(claim, None, a_pod("first", scheduled=True, terminal=True), decision=settled(sequence))
+    east.tells(claim, None, pod, decision=settled(sequence))
     machine.run()
     assert reason(machine, east, claim) == "WaitingForConsumer"
     assert len(machine.recorded(Allocate)) == 1
@@ -409,6 +411,39 @@ def test_a_rejected_allocation_is_asked_back_and_the_devices_are_avoided(machine
     assert reasons(machine, claim)[-1] == "BackingOff"
     machine.run(after_ms=back_off_ms(1))
     assert devices_of(machine.last(Allocate)[1]) == ["gpu-1"]
+
+
+def test_an_allocation_that_the_scheduler_takes_away_from_a_waiting_pod_is_rejected(machine: Driven) -> None:
+    east, _ = everyone_heard(machine, devices=3)
+    claim, pod = a_claim(), a_pod()
+    given = []
+    for rejections in (1, 2, 3):
+        sequence = granted(machine, east, claim, pod)
+        given += devices_of(machine.last(Allocate)[1])
+        east.tells(claim, None, pod, decision=settled(sequence))
+        machine.run()
+        assert machine.last(GrantEnded)[1] == GrantEnded(
+            cluster=EAST,
+            uid=claim.metadata.uid,
+            grant_sequence=sequence,
+            cause="AllocationRejected",
+            rejections=rejections,
+            retry_at_ms=machine.now_ms + back_off_ms(rejections),
+        )
+        assert not machine.world.in_use
+        assert reason(machine, east, claim) == "BackingOff"
+        machine.run(after_ms=back_off_ms(rejections))
+    assert given == ["gpu-0", "gpu-1", "gpu-2"]
+
+
+def test_an_allocation_that_is_cleared_when_its_pod_has_a_node_is_not_rejected(machine: Driven) -> None:
+    east, _ = everyone_heard(machine)
+    claim = a_claim()
+    sequence = granted(machine, east, claim, a_pod())
+    east.tells(claim, None, a_pod(scheduled=True), a_pod("later"), decision=settled(sequence))
+    machine.run()
+    assert machine.last(GrantEnded)[1].cause == "AllocationCleared"
+    assert machine.last(Allocate)[1].unscheduled == ["uid-later"]
 
 
 def test_a_rejected_device_is_taken_after_all_where_there_is_no_other(machine: Driven) -> None:

@@ -3,7 +3,6 @@
 import pytest
 
 from cluster_agent.mirror.actions import (
-    ClaimRejected,
     ClearAllocation,
     Publish,
     ReadClaim,
@@ -338,29 +337,6 @@ def test_a_release_whose_result_is_unknown_and_is_there_is_applied() -> None:
 
 
 # --- rejections
-
-
-def test_a_rejection_names_the_grant_that_the_cluster_cannot_use() -> None:
-    before = a_state(allocated(protected()), 100, decision=Settled(50, "Applied"))
-    driven = Driven().started(seen(allocated(protected()), 100), told=[told(before, 7)])
-    driven.tell(ClaimRejected(UID, "Unschedulable", "no node"))
-    driven.store()
-    assert driven.said().rejected == Rejected(50, "Unschedulable", "no node")
-
-
-@pytest.mark.parametrize(
-    ("manifest", "decision"),
-    [
-        pytest.param(allocated(protected()), None, id="an allocation that is not ours"),
-        pytest.param(allocated(protected()), Settled(50, "Conflict"), id="ours was not applied"),
-        pytest.param(protected(), Settled(50, "Applied"), id="there is no allocation any more"),
-    ],
-)
-def test_a_rejection_of_anything_else_is_nothing(manifest: Manifest, decision: Settled | None) -> None:
-    before = a_state(manifest, 100, decision=decision)
-    driven = Driven().started(seen(manifest, 100), told=[told(before, 7)])
-    assert driven.tell(ClaimRejected(UID, "Unschedulable", "no node")) == []
-    assert driven.tell(ClaimRejected("never-met", "Unschedulable", "no node")) == []
 
 
 def test_the_next_allocation_that_is_applied_is_not_rejected() -> None:

@@ -9,13 +9,14 @@ from typing import Literal
 from cluster_agent.mirror import Mirror
 from cluster_agent.mirror.actions import (
     Asked,
-    ClaimRejected,
     Cleaning,
     ClearAllocation,
     DecisionSeen,
     Event,
     Exit,
     LastMessage,
+    ObjectGone,
+    ObjectSeen,
     Publish,
     Published,
     PublishRefused,
@@ -44,7 +45,7 @@ from schemas.wire.codec import (
 from schemas.wire.ledger import ClusterEvicted, ClusterReadmitted
 from schemas.wire.state import AgentStarted, ClaimState, ObjectName, ObjectState
 from schemas.wire.subjects import PREFIX, parse_state_subject, run_subject, state_subject
-from tests.simulation.cluster import KINDS, Kind, SimCluster
+from tests.simulation.cluster import KINDS, Kind, SimCluster, a_pod
 from tests.simulation.streams import DurableConsumer, Ledger, StateLog
 
 Request = Publish | Write | ReadClaim
@@ -272,8 +273,20 @@ class AgentRun:
         self.handle(Asked(ask.objects))
 
     def reject(self, uid: str) -> None:
-        """No node takes the claim's pod."""
-        self.handle(ClaimRejected(uid, "Unschedulable", "no node takes the pod"))
+        """A pod comes that no node takes, for as long as the agent waits, and goes again. No other agent sees it."""
+        pod = a_pod("refused", [self.cluster.keys[uid].name])
+        pod["metadata"]["uid"] = f"refused-{uid}"
+        condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no node"}
+        pod["status"] = {"conditions": [condition]}
+        now_ms = self._now_ms
+        for event in (
+            ObjectSeen("pod", pod, 0),
+            Tick(now_ms + self.mirror.patience.unschedulable_ms),
+            ObjectGone("pod", pod, 0),
+            Tick(now_ms),
+        ):
+            if self.runs:
+                self.handle(event)
 
     # --- what it does
 

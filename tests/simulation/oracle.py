@@ -370,7 +370,7 @@ class Oracle:
                 require(
                     not cluster.can_land(write), f"grant {grant.sequence} ends while a write of its allocation may land"
                 )
-        if grant.was_applied and not grant.is_released:
+        if grant.was_applied and not grant.is_released and entry.cause != "AllocationRejected":
             self.spent.setdefault(grant.claim, set()).add(grant.unscheduled)
 
     def _check_taken_in(self, world: World, before: int) -> None:
