@@ -27,6 +27,7 @@ from cluster_agent.adapters.manifest_cluster import ManifestCluster
 from cluster_agent.app.agent import KINDS, Agent, AgentSettings
 from cluster_agent.app.metrics import AgentMetrics, MeasuredCluster
 from cluster_agent.errors import AgentReplacedError, ClusterAccessError, NewerLedgerError
+from cluster_agent.mirror.rejections import PATIENCE, Patience
 from cluster_agent.ports import ApiError, Cluster, Kind
 from schemas.client.connection import Connection, connect
 from schemas.client.errors import BusError
@@ -46,6 +47,8 @@ examples:
   dragoman agent --cluster hub --kubeconfig ~/.kube/config --context rack7 --role hub --nats nats://nats:4222
   dragoman agent --cluster east --manifests manifests/east --data /var/lib/dragoman/east --nats nats://nats:4222
 """
+
+PATIENCE_S_MOST = 86_400.0
 
 # hub: where inventory and classes are published. member: where claims are. taintrule: only where it is served.
 ROLES: dict[str, tuple[Kind, ...]] = {
@@ -78,6 +81,20 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         choices=tuple(ROLES),
         default="both",
         help="hub: slices and classes are published here; member: claims are here (default: both)",
+    )
+    kubernetes.add_argument(
+        "--unschedulable-after",
+        type=float,
+        default=PATIENCE.unschedulable_ms / 1000,
+        metavar="SECONDS",
+        help="what a claim has is given back when its pod stays Unschedulable for so long (default: %(default)g)",
+    )
+    kubernetes.add_argument(
+        "--binding-timeout",
+        type=float,
+        default=PATIENCE.binding_ms / 1000,
+        metavar="SECONDS",
+        help="and when its devices are not bound after so long (default: %(default)g, as kube-scheduler)",
     )
     directory = parser.add_argument_group("a directory of manifests")
     manifests = directory.add_argument("--manifests", type=Path, metavar="DIR", help="the cluster")
@@ -135,6 +152,12 @@ def _why_not_ready(agent: Agent, connection: Connection) -> str:
 
 def _check_arguments(options: argparse.Namespace) -> None:
     """Which cluster is meant. Raises: CommandError."""
+    for name, seconds in (
+        ("--unschedulable-after", options.unschedulable_after),
+        ("--binding-timeout", options.binding_timeout),
+    ):
+        if not 1 <= seconds <= PATIENCE_S_MOST:
+            raise CommandError(f"{name}: {seconds:g} is not between 1 and {PATIENCE_S_MOST:g} s")
     if options.manifests is not None:
         if options.kubeconfig or options.context or options.in_cluster:
             raise CommandError("--manifests: a directory is the cluster, or Kubernetes is, not both")
@@ -180,4 +203,5 @@ async def _cluster(options: argparse.Namespace, tasks: TaskGroup) -> AsyncIterat
             who,
             versions["claim"],
         )
-        yield cluster, AgentSettings(publishes_all=False, kinds=kinds)
+        patience = Patience(int(options.unschedulable_after * 1000), int(options.binding_timeout * 1000))
+        yield cluster, AgentSettings(publishes_all=False, kinds=kinds, patience=patience)

@@ -47,6 +47,7 @@ from cluster_agent.mirror.actions import (
     WriteFailed,
     Wrote,
 )
+from cluster_agent.mirror.rejections import PATIENCE, Patience
 from cluster_agent.ports import (
     UNANSWERED,
     ApiBusyError,
@@ -109,10 +110,11 @@ FOR_EVER_MS = 1 << 62
 
 
 class AgentSettings(msgspec.Struct, frozen=True):
-    """kinds: what of the cluster is read. beat_s: time between heartbeats."""
+    """kinds: what of the cluster is read. patience: with what it cannot use. beat_s: time between heartbeats."""
 
     publishes_all: bool
     kinds: tuple[Kind, ...] = KINDS
+    patience: Patience = PATIENCE
     beat_s: float = 1.0
 
 
@@ -166,7 +168,12 @@ class Agent:
 
     def _begin_run(self) -> None:
         """Forget all that a run knows: the next one is as another process."""
-        self.mirror = Mirror(self.name, publishes_all=self._settings.publishes_all, refresh_ms=FOR_EVER_MS)
+        self.mirror = Mirror(
+            self.name,
+            publishes_all=self._settings.publishes_all,
+            refresh_ms=FOR_EVER_MS,
+            patience=self._settings.patience,
+        )
         self._instance = f"{self._process}.{self._runs}" if self._runs else self._process
         self._runs += 1
         # Decisions by claim UID, with their ledger sequences, until they are settled.

@@ -103,6 +103,11 @@ def test_prints_its_version(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         pytest.param(["agent", "--cluster", "east"], "which cluster?", id="an agent without a cluster"),
         pytest.param(
+            ["agent", "--cluster", "east", "--in-cluster", "--unschedulable-after", "nan"],
+            "--unschedulable-after: nan is not between 1 and 86400 s",
+            id="an agent without patience",
+        ),
+        pytest.param(
             ["agent", "--cluster", "east", "--in-cluster", "--context", "a"],
             "the pod's service account is used, or a kubeconfig is",
             id="an agent of two clusters",

@@ -12,6 +12,7 @@ from broker.world.federation import Federation
 from broker.world.keys import ClusterId
 from cluster_agent.mirror import Mirror
 from cluster_agent.mirror.actions import Action, ClearAllocation, Event, Publish, Started, WriteFailed
+from cluster_agent.mirror.rejections import PATIENCE
 from schemas.wire.calls import Beat
 from schemas.wire.ledger import Allocate, GrantEnded, Release
 from schemas.wire.subjects import state_subject
@@ -216,6 +217,63 @@ def test_a_rejected_allocation_is_released_avoided_and_given_later_each_time() -
     assert given[:2] == ["d0", "d1"]
     assert waits == [1_000, 2_000, 4_000, 8_000]
     stage.rest()
+
+
+def a_pod_waits(stage: Stage) -> str:
+    """East has a claim that a pod uses, and is given a device; returns the claim's UID."""
+    stage.clusters["east"].create("pod", a_pod("p", ["u"]))
+    u = stage.claim("east", "u", immediate=False)
+    stage.rest()
+    assert stage.allocated() == {"east/u": ["d0"]}
+    return u
+
+
+def test_a_pod_that_finds_no_node_with_its_device_gets_another_one() -> None:
+    stage = at_rest(devices=["d0", "d1"])
+    u = a_pod_waits(stage)
+    refused = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no node has rack 0"}
+    stage.clusters["east"].change("pod", {**a_pod("p", ["u"]), "status": {"conditions": [refused]}})
+    stage.tell("east")
+    stage.now_ms += PATIENCE.unschedulable_ms
+    stage.agent_of("east").tick(stage.now_ms)
+    stage.tell("east")
+    (release,) = stage.entries(Release)
+    assert (release.reason, release.message) == ("Unschedulable", "pod p: no node has rack 0")
+    stage.clusters["east"].change("pod", a_pod("p", ["u"]))
+    stage.rest()
+    assert stage.allocated() == {"east/u": ["d1"]}
+    assert stage.believed("east", u).failures == 1
+
+
+def test_a_device_that_cannot_be_bound_is_given_back_and_avoided() -> None:
+    stage = Stage(devices=["d0", "d1"])
+    made = a_slice("s", POOL, ["d0", "d1"])
+    for device in made["spec"]["devices"]:
+        device |= {"bindingConditions": ["example.com/Attached"], "bindingFailureConditions": ["example.com/Failed"]}
+    stage.clusters["hub"].change("slice", made)
+    stage.rest()
+    u = a_pod_waits(stage)
+    east = stage.clusters["east"]
+    (result,) = east.claim(u)["status"]["allocation"]["devices"]["results"]  # type: ignore[index]
+    assert result["bindingConditions"] == ["example.com/Attached"]
+    east.report(u, {"type": "example.com/Failed", "status": "True", "reason": "LinkDown", "message": "port 4"})
+    stage.rest()
+    (release,) = stage.entries(Release)
+    assert release.reason == "BindingFailed"
+    assert release.message.endswith("reports example.com/Failed: LinkDown: port 4")
+    assert stage.allocated() == {"east/u": ["d1"]}
+
+
+def test_what_the_scheduler_clears_while_a_pod_waits_is_avoided_and_given_later() -> None:
+    stage = at_rest(devices=["d0", "d1"])
+    u = a_pod_waits(stage)
+    stage.clusters["east"].clear(u)
+    stage.tell("east")
+    assert stage.entries(GrantEnded)[-1].cause == "AllocationRejected"
+    assert stage.reason("east", u) == "BackingOff"
+    assert decides_when_time_has_come(stage) == 1_000
+    stage.rest()
+    assert stage.allocated() == {"east/u": ["d1"]}
 
 
 class Forbids(AgentRun):

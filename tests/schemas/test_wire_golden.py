@@ -300,6 +300,15 @@ LEDGER: list[tuple[AnyEntry, bytes]] = [
         ),
     ),
     (
+        GrantEnded(
+            cluster="east", uid="u1", grant_sequence=40, cause="AllocationRejected", retry_at_ms=3_000, rejections=2
+        ),
+        (
+            b'{"type":"dev.dragoman.ledger.grant-ended.v1","cluster":"east","uid":"u1","grant_sequence":40,'
+            b'"cause":"AllocationRejected","retry_at_ms":3000,"rejections":2}'
+        ),
+    ),
+    (
         CollisionFound(
             cluster="east", uid="u1", namespace="default", name="train", holds=[HOLD], held_by=["west/default/other"]
         ),

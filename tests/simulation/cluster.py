@@ -161,6 +161,19 @@ class SimCluster:
         self.store.update_claim_status({**claim, "status": {}})
         self._note("stranger")
 
+    def report(self, uid: str, *conditions: dict[str, str]) -> None:
+        """The driver says this of every device that the claim has."""
+        claim = self.claim(uid)
+        assert claim is not None
+        status = claim["status"]
+        devices = [
+            {key: result[key] for key in ("driver", "pool", "device", "shareID") if key in result}
+            | {"conditions": [{"lastTransitionTime": "2026-01-01T00:00:00Z", **each} for each in conditions]}
+            for result in status["allocation"]["devices"]["results"]
+        ]
+        self.store.update_claim_status({**claim, "status": {**status, "devices": devices}})
+        self._note("stranger")
+
     def allocate(self, uid: str, devices: Iterable[tuple[str, str]]) -> None:
         """A stranger allocates devices, given as pool and name."""
         claim = self.claim(uid)
