@@ -300,15 +300,6 @@ LEDGER: list[tuple[AnyEntry, bytes]] = [
         ),
     ),
     (
-        GrantEnded(
-            cluster="east", uid="u1", grant_sequence=40, cause="AllocationRejected", retry_at_ms=3_000, rejections=2
-        ),
-        (
-            b'{"type":"dev.dragoman.ledger.grant-ended.v1","cluster":"east","uid":"u1","grant_sequence":40,'
-            b'"cause":"AllocationRejected","retry_at_ms":3000,"rejections":2}'
-        ),
-    ),
-    (
         CollisionFound(
             cluster="east", uid="u1", namespace="default", name="train", holds=[HOLD], held_by=["west/default/other"]
         ),
@@ -378,6 +369,15 @@ LEDGER: list[tuple[AnyEntry, bytes]] = [
     (
         LedgerRebuilt(operator="ada", reason="r", at_ms=1, highest_seen=99, state_sequence=120),
         b'{"type":"dev.dragoman.ledger.rebuilt.v1","operator":"ada","reason":"r","at_ms":1,"highest_seen":99,"state_sequence":120}',
+    ),
+    (
+        GrantEnded(
+            cluster="east", uid="u1", grant_sequence=40, cause="AllocationRejected", retry_at_ms=3_000, rejections=2
+        ),
+        (
+            b'{"type":"dev.dragoman.ledger.grant-ended.v1","cluster":"east","uid":"u1","grant_sequence":40,'
+            b'"cause":"AllocationRejected","retry_at_ms":3000,"rejections":2}'
+        ),
     ),
 ]
 
@@ -722,6 +722,7 @@ def test_other_subjects_are_not_of_state(subject: str) -> None:
         (LEDGER[21][0], ("east", "cluster", "ahead")),
         (LEDGER[22][0], ("east", "cluster", "rebuilt")),
         (LEDGER[23][0], ("_", "leader", "rebuilt")),
+        (LEDGER[24][0], ("east", "record", "u1")),
     ],
     ids=by_type,
 )
