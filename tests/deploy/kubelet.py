@@ -83,7 +83,7 @@ class Kubelet:
 
     async def _files(self, volume: Object) -> Path:
         """What is mounted, in a directory."""
-        directory: Path = self._root / volume["name"]
+        directory = self._root / str(volume["name"])
         directory.mkdir(exist_ok=True)
         if "secret" in volume:
             secret = await self._plane.api.get("Secret", volume["secret"]["secretName"], self._namespace)
