@@ -112,6 +112,13 @@ def test_lint_finds_nothing(helm_program: Path, tmp_path: Path, chart: str) -> N
     assert "0 chart(s) failed" in said
 
 
+@pytest.mark.parametrize(("chart", "more"), [("broker", []), ("agent", ["--set=cluster=east"])])
+def test_the_values_of_the_quickstart_are_taken(helm_program: Path, chart: str, more: list[str]) -> None:
+    values = str(CHARTS.parent / f"quickstart/{chart}-values.yaml")
+    rendered = helm(helm_program, "template", f"dragoman-{chart}", str(CHARTS / chart), f"--values={values}", *more)
+    assert 'image: "dragoman:quickstart"' in rendered
+
+
 @pytest.mark.parametrize("chart", ["broker", "agent"])
 def test_every_value_is_in_the_schema_and_said_what_it_is_for(chart: str) -> None:
     values = yaml.safe_load((CHARTS / chart / "values.yaml").read_text())
