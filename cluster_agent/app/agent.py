@@ -163,7 +163,7 @@ class Agent:
         self.synced = anyio.Event()  # the first full sync is published
         self._runs = 0
         self._process = instance
-        self._refusals = Trouble()
+        self._refusals: dict[type[Exception], Trouble] = defaultdict(Trouble)  # of writes, by the error
         self._begin_run()
 
     def _begin_run(self) -> None:
@@ -520,12 +520,12 @@ class Agent:
             except ApiConflictError as error:
                 event = WriteFailed(action, "conflict", str(error))
             except (ApiInvalidError, ApiDeniedError) as error:
-                self._refusals.tell("%s", error)
+                self._refusals[type(error)].tell("%s", error)
                 event = WriteFailed(action, "invalid", str(error))
             except ApiNotFoundError as error:
                 event = WriteFailed(action, "gone", str(error))
             except ApiUncertainError as error:
-                self._refusals.tell("a write's result is not known, finding out: %s", error)
+                self._refusals[type(error)].tell("a write's result is not known, finding out: %s", error)
                 event = WriteFailed(action, "unknown", str(error))
         await self._send.send(event)
 
@@ -537,7 +537,7 @@ class Agent:
                 return await write()
             except ApiBusyError as error:
                 delay_s = max(delay_s, error.retry_after_s)
-                self._refusals.tell("a write is put off for %g s: %s", delay_s, error)
+                self._refusals[type(error)].tell("a write is put off for %g s: %s", delay_s, error)
             await anyio.sleep(delay_s)
             delay_s = min(2 * delay_s, RETRY_MOST_S)
 

@@ -213,7 +213,7 @@ class Void(msgspec.Struct, frozen=True):
 
 
 class RemoveFinalizer(msgspec.Struct, frozen=True):
-    """PUT the claim without our finalizer: it is being deleted and holds nothing."""
+    """PUT the claim without both finalizers: it is being deleted and holds nothing."""
 
     claim: ClaimRef
     ledger_sequence: int

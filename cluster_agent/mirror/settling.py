@@ -31,7 +31,7 @@ from cluster_agent.mirror.tracked import (
     with_allocation,
     with_finalizers,
     with_void_mark,
-    without_held,
+    without_finalizers,
 )
 from schemas.wire.ledger import Allocate
 from schemas.wire.state import Outcome, Settled
@@ -185,7 +185,8 @@ def _finish(tracked: Tracked, job: Job, outcome: Outcome, message: str = "") -> 
 
 
 def _let_go(tracked: Tracked) -> list[Action]:
-    """A claim that is being deleted and holds nothing does not need our finalizer any more."""
+    """A claim that is being deleted and holds nothing does not need our finalizer any more, nor the one that
+    kube-controller-manager would take away if it runs."""
     metadata = metadata_of(tracked.object)
     if (
         tracked.object is None
@@ -197,4 +198,4 @@ def _let_go(tracked: Tracked) -> list[Action]:
     ):
         return []
     tracked.removal = "sent"
-    return [RemoveFinalizer(tracked.ref, 0, without_held(tracked.object))]
+    return [RemoveFinalizer(tracked.ref, 0, without_finalizers(tracked.object))]

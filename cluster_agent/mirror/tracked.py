@@ -131,9 +131,11 @@ def with_finalizers(claim: dict[str, Any]) -> dict[str, Any] | None:
     return {**claim, "metadata": {**metadata_of(claim), "finalizers": finalizers + missing}}
 
 
-def without_held(claim: dict[str, Any]) -> dict[str, Any]:
-    """The claim without our finalizer."""
-    finalizers = [each for each in texts_in(metadata_of(claim).get("finalizers")) if each != HELD]
+def without_finalizers(claim: dict[str, Any]) -> dict[str, Any]:
+    """The claim without both finalizers."""
+    finalizers = [
+        each for each in texts_in(metadata_of(claim).get("finalizers")) if each not in (DELETE_PROTECTION, HELD)
+    ]
     return {**claim, "metadata": {**metadata_of(claim), "finalizers": finalizers}}
 
 

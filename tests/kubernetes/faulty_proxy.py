@@ -85,11 +85,12 @@ class FaultyProxy:
             await response.prepare(request)
             self._transports.append((response, request))
             rest = b""
-            async for chunk in answer.content.iter_any():
-                *lines, rest = (rest + chunk).split(b"\n")
-                for line in lines:
-                    if not self.swallows:
-                        await response.write((line + b"\n") * (1 + self.repeats_lines))
+            with suppress(ConnectionError):  # its client has left it, or it was cut
+                async for chunk in answer.content.iter_any():
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    for line in lines:
+                        if not self.swallows:
+                            await response.write((line + b"\n") * (1 + self.repeats_lines))
             return response
 
     async def forward_and_cut(self, request: web.Request, body: bytes) -> web.StreamResponse:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -10,7 +11,7 @@ from broker.adapters.embedded_nats import EmbeddedNats, embedded_nats
 from broker.cli.agent import ROLES
 from cluster_agent.adapters.kube_rights import Right, needed_rights
 from tests.controlplane.api import Object
-from tests.controlplane.plane import ControlPlane, Rule
+from tests.controlplane.plane import ControlPlane, Identity, Rule
 from tests.manifests import CLASS, DRIVER, Manifest, class_manifest
 from tests.processes.harness import Process
 
@@ -35,13 +36,18 @@ class Federation:
         """A dragoman process; not started."""
         self.processes[name] = Process(name, [*arguments, "--nats", self.nats.url], self.root / f"{name}.log")
 
-    async def add_agent(self, cluster: str, kubeconfig: str = "") -> None:
+    async def add_agent(self, cluster: str, kubeconfig: str = "", *arguments: str) -> None:
         """The agent of a cluster, as a ServiceAccount with the rights of its role and no others."""
         role = "hub" if cluster == "hub" else "member"
         if not kubeconfig:
-            identity = await self.planes[cluster].service_account("dragoman-agent", rules=rules(role))
-            kubeconfig = str(identity.kubeconfig)
-        self.add(cluster, "agent", "--cluster", cluster, "--kubeconfig", kubeconfig, "--role", role)
+            kubeconfig = str((await agent_identity(self.planes[cluster], role)).kubeconfig)
+        self.add(cluster, "agent", "--cluster", cluster, "--kubeconfig", kubeconfig, "--role", role, *arguments)
+
+    def check(self) -> None:
+        """No process has ended by itself, or met what it did not expect."""
+        for process in self.processes.values():
+            process.check()
+            assert "Traceback" not in process.tail()
 
     async def start(self, *names: str) -> None:
         for name in names:
@@ -55,18 +61,21 @@ class Federation:
 
 @asynccontextmanager
 async def a_kube_federation(root: Path, planes: dict[str, ControlPlane]) -> AsyncIterator[Federation]:
-    """One broker, and an agent for each plane; nothing is started yet but nats-server."""
+    """One broker, and the planes' clusters; nothing is started yet but nats-server."""
     async with embedded_nats(root / "nats") as nats:
         federation = Federation(root, nats, planes)
         try:
-            for cluster in planes:
-                await federation.add_agent(cluster)
             yield federation
         finally:
             for process in federation.processes.values():
                 if process.is_running:
                     await process.kill()
             federation.show()
+
+
+async def agent_identity(plane: ControlPlane, role: str) -> Identity:
+    """A new ServiceAccount with the rights of the role and no others."""
+    return await plane.service_account(plane.unique_name("agent"), rules=rules(role))
 
 
 def rules(role: str) -> list[Rule]:
@@ -83,7 +92,7 @@ def brokered(device_class: Manifest) -> Manifest:
     return {**device_class, "metadata": {**device_class["metadata"], "labels": {BROKERED: "true"}}}
 
 
-def a_pod(name: str, namespace: str, claim: str = "", template: str = "", **spec: object) -> Object:
+def a_pod(name: str, namespace: str, claim: str = "", template: str = "", **spec: Any) -> Object:
     """A pod that uses a claim, or one that is made for it from a template."""
     source = {"resourceClaimName": claim} if claim else {"resourceClaimTemplateName": template}
     container = {"name": "main", "image": "example.com/none", "resources": {"claims": [{"name": "gpu"}]}}

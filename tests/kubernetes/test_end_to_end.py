@@ -1,16 +1,23 @@
-"""Pods of real clusters get devices of a fabric: real scheduler, controller-manager, nats-server, broker and agents."""
+"""Pods of a real cluster get the device of a fabric: real scheduler, controller-manager, nats-server, broker, agents.
+
+The member's agent talks to its API server by way of a proxy, which does no harm until a test tells it to.
+"""
 
 from collections.abc import AsyncIterator
-from pathlib import Path
+from typing import Any
 
 import pytest
+from aiohttp import web
 
-from tests.controlplane.fixture import StartPlane
-from tests.controlplane.plane import ControlPlane
+from tests.controlplane.api import Object
+from tests.controlplane.plane import Options, start
+from tests.controlplane.programs import Programs
+from tests.kubernetes.faulty_proxy import FaultyProxy, a_faulty_proxy, answers
 from tests.kubernetes.federation import (
     Federation,
     a_kube_federation,
     a_pod,
+    agent_identity,
     brokered,
     closed_class,
     devices_of,
@@ -20,33 +27,261 @@ from tests.manifests import claim_manifest, class_manifest, slice_manifest
 
 pytestmark = pytest.mark.anyio
 
+UNSCHEDULABLE_S = 2
+NOWHERE: dict[str, Any] = {"nodeSelector": {"there-is": "no-such-node"}}
+FINALIZERS = ["resource.kubernetes.io/delete-protection", "dragoman.dev/held"]
+
+
+class Running:
+    """A hub that publishes gpu-0, and the member `plane`."""
+
+    def __init__(self, federation: Federation, proxy: FaultyProxy) -> None:
+        self.federation = federation
+        self.plane = federation.planes["east"]
+        self.api = self.plane.api
+        self.proxy = proxy
+
+    async def claim(self, namespace: str, name: str = "c", **metadata: object) -> Object:
+        claim = claim_manifest(name, namespace=namespace)
+        return await self.api.create({**claim, "metadata": {**claim["metadata"], **metadata}})
+
+    async def bound(self, namespace: str, name: str = "p", claim: str = "c", **spec: Any) -> None:
+        """A new pod, once it is bound."""
+        await self.api.create(a_pod(name, namespace, claim, **spec))
+        await self.api.until("Pod", name, namespace, is_bound)
+
+    async def until_free(self, namespace: str, name: str = "c") -> Object:
+        return await self.api.until("ResourceClaim", name, namespace, lambda claim: not devices_of(claim))
+
+    async def devices(self, namespace: str, name: str = "c") -> list[str]:
+        return devices_of(await self.api.get("ResourceClaim", name, namespace))
+
+
+@pytest.fixture(scope="module")
+async def module_running(
+    anyio_backend: str, programs: Programs, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Running]:
+    root = tmp_path_factory.mktemp("end-to-end")
+    only_api = Options(scheduler=False, controller_manager=False)
+    async with (
+        start(programs, root / "hub", only_api) as hub,
+        start(programs, root / "east") as east,
+        a_kube_federation(root, {"hub": hub, "east": east}) as federation,
+        a_faulty_proxy(east, await agent_identity(east, "member")) as proxy,
+    ):
+        await hub.api.create(brokered(class_manifest()))
+        await hub.api.create(slice_manifest(["gpu-0"]))
+        await east.add_node("n1")
+        await east.api.create(closed_class())
+        await federation.add_agent("hub")
+        await federation.add_agent("east", proxy.kubeconfig, "--unschedulable-after", str(UNSCHEDULABLE_S))
+        await federation.start("broker", "hub", "east")
+        yield Running(federation, proxy)
+
 
 @pytest.fixture
-async def federation(tmp_path: Path, plane: ControlPlane, start_plane: StartPlane) -> AsyncIterator[Federation]:
-    """A hub that publishes one device, and the member east."""
-    hub = await start_plane("hub", scheduler=False, controller_manager=False)
-    await hub.api.create(brokered(class_manifest()))
-    await hub.api.create(slice_manifest(["gpu-0"]))
-    await plane.api.apply(closed_class())
-    async with a_kube_federation(tmp_path, {"hub": hub, "east": plane}) as federation:
-        await federation.start("broker", "hub", "east")
-        yield federation
+async def running(module_running: Running) -> AsyncIterator[Running]:
+    """Nothing holds the device; afterwards neither."""
+    yield module_running
+    plane, proxy = module_running.plane, module_running.proxy
+    unmet = [fault for fault in proxy.faults if fault.times]
+    proxy.faults.clear()
+    module_running.federation.check()
+    for pod in await plane.api.list_all("Pod"):
+        await plane.delete_pod(pod["metadata"]["name"], pod["metadata"]["namespace"])
+    for claim in await plane.api.list_all("ResourceClaim"):
+        await plane.api.delete("ResourceClaim", claim["metadata"]["name"], claim["metadata"]["namespace"])
+        await plane.api.until_gone("ResourceClaim", claim["metadata"]["name"], claim["metadata"]["namespace"])
+    assert unmet == [], "what was to go wrong did not happen"
 
 
-async def test_a_finished_pod_frees_the_device_for_the_one_that_waits(
-    federation: Federation, plane: ControlPlane, namespace: str
-) -> None:
-    api = plane.api
+@pytest.fixture
+async def namespace(running: Running) -> str:
+    return await running.plane.add_namespace()
+
+
+async def test_a_finished_pod_frees_the_device_for_the_one_that_waits(running: Running, namespace: str) -> None:
     for name in ("first", "second"):
-        await api.create(claim_manifest(name, namespace=namespace))
-    await api.create(a_pod("first", namespace, "first"))
-    await api.until("Pod", "first", namespace, is_bound)
-    held = await api.get("ResourceClaim", "first", namespace)
-    assert devices_of(held) == ["gpu-0"]
-    await api.create(a_pod("second", namespace, "second"))
-    waiting = await api.until("Pod", "second", namespace, lambda pod: pod["status"].get("conditions"))
+        await running.claim(namespace, name)
+    await running.bound(namespace, "first", "first")
+    assert await running.devices(namespace, "first") == ["gpu-0"]
+    await running.api.create(a_pod("second", namespace, "second"))
+    waiting = await running.api.until("Pod", "second", namespace, lambda pod: pod["status"].get("conditions"))
     assert not is_bound(waiting)
-    await plane.finish_pod("first", namespace)
-    await api.until("Pod", "second", namespace, is_bound)
-    assert devices_of(await api.get("ResourceClaim", "second", namespace)) == ["gpu-0"]
-    assert devices_of(await api.get("ResourceClaim", "first", namespace)) == []
+    await running.plane.finish_pod("first", namespace)
+    await running.api.until("Pod", "second", namespace, is_bound)
+    assert await running.devices(namespace, "second") == ["gpu-0"]
+    assert await running.devices(namespace, "first") == []
+
+
+async def test_what_is_written_is_what_drivers_and_schedulers_expect(running: Running, namespace: str) -> None:
+    await running.claim(namespace)
+    await running.bound(namespace)
+    claim = await running.api.get("ResourceClaim", "c", namespace)
+    pod = await running.api.get("Pod", "p", namespace)
+    assert claim["metadata"]["finalizers"] == FINALIZERS
+    assert claim["status"]["allocation"]["allocationTimestamp"]
+    assert "nodeSelector" not in claim["status"]["allocation"]  # kube-scheduler clears one that fits no node
+    (consumer,) = claim["status"]["reservedFor"]
+    assert (consumer["resource"], consumer["uid"]) == ("pods", pod["metadata"]["uid"])
+
+
+async def test_a_finished_pod_that_stays_does_not_get_its_device_again_and_again(
+    running: Running, namespace: str
+) -> None:
+    await running.claim(namespace)
+    await running.bound(namespace)
+    await running.plane.finish_pod("p", namespace)
+    freed = await running.until_free(namespace)
+    # kube-controller-manager takes its finalizer away in a write of its own.
+    quiet = await running.api.until(
+        "ResourceClaim", "c", namespace, lambda claim: claim["metadata"].get("finalizers") == FINALIZERS[1:]
+    )
+    assert quiet["metadata"]["uid"] == freed["metadata"]["uid"]
+    async with running.api.watch(
+        "ResourceClaim", namespace, quiet["metadata"]["resourceVersion"], timeoutSeconds="2"
+    ) as events:
+        assert [event["type"] async for event in events if event["type"] != "BOOKMARK"] == []
+
+
+async def test_a_pod_that_no_node_takes_gives_its_device_to_one_that_can_run(running: Running, namespace: str) -> None:
+    await running.claim(namespace, "stuck")
+    await running.api.create(a_pod("stuck", namespace, "stuck", **NOWHERE))
+    await running.api.until("ResourceClaim", "stuck", namespace, devices_of)
+    await running.claim(namespace)
+    await running.bound(namespace)
+    assert await running.devices(namespace) == ["gpu-0"]
+    assert await running.devices(namespace, "stuck") == []
+
+
+async def test_a_pod_that_is_deleted_before_it_was_scheduled_frees_its_device(running: Running, namespace: str) -> None:
+    await running.claim(namespace)
+    await running.api.create(a_pod("p", namespace, "c", **NOWHERE))
+    await running.api.until("ResourceClaim", "c", namespace, devices_of)
+    await running.plane.delete_pod("p", namespace)
+    await running.until_free(namespace)
+
+
+async def test_a_claim_that_is_deleted_in_use_goes_after_its_pod(running: Running, namespace: str) -> None:
+    await running.claim(namespace)
+    await running.bound(namespace)
+    await running.api.delete("ResourceClaim", "c", namespace)
+    deleting = await running.api.get("ResourceClaim", "c", namespace)
+    assert deleting["metadata"]["deletionTimestamp"]
+    assert devices_of(deleting) == ["gpu-0"]
+    await running.plane.finish_pod("p", namespace)
+    await running.api.until_gone("ResourceClaim", "c", namespace)
+
+
+async def test_a_claim_that_is_made_again_under_its_name_is_another_one(running: Running, namespace: str) -> None:
+    for _ in range(3):
+        await running.claim(namespace)
+        await running.bound(namespace)
+        await running.api.delete("ResourceClaim", "c", namespace)
+        await running.plane.delete_pod("p", namespace)
+        await running.api.until_gone("ResourceClaim", "c", namespace)
+
+
+async def test_a_claim_that_changes_while_it_is_decided_is_decided_again(running: Running, namespace: str) -> None:
+    await running.claim(namespace)
+
+    async def edit_before(request: web.Request, body: bytes) -> web.StreamResponse:
+        """Somebody labels the claim just before the agent's write of its finalizers arrives."""
+        await running.api.merge("ResourceClaim", "c", namespace, {"metadata": {"labels": {"edited": "yes"}}})
+        return await running.proxy.forward(request, body)
+
+    running.proxy.fail("PUT", "/resourceclaims/c", edit_before)
+    await running.bound(namespace)
+    claim = await running.api.get("ResourceClaim", "c", namespace)
+    assert claim["metadata"]["labels"] == {"edited": "yes"}
+    assert claim["metadata"]["annotations"]["dragoman.dev/voided"]  # the first decision can not land any more
+
+
+async def test_a_deleted_claim_that_is_free_goes_without_kube_controller_manager(
+    running: Running, namespace: str
+) -> None:
+    await running.claim(namespace)
+    running.proxy.fail("PUT", "/resourceclaims/c/status", answers(422, "Invalid"), times=1_000)
+    await running.api.create(a_pod("p", namespace, "c"))
+    # Its finalizers are written, its allocation was refused, and that can not land any more.
+    await running.api.until(
+        "ResourceClaim", "c", namespace, lambda claim: "dragoman.dev/voided" in claim["metadata"].get("annotations", {})
+    )
+    await running.plane.delete_pod("p", namespace)
+    running.proxy.faults.clear()
+    await running.plane.controller_manager.kill()
+    try:
+        claim = await running.api.get("ResourceClaim", "c", namespace)
+        assert claim["metadata"]["finalizers"] == FINALIZERS
+        await running.api.delete("ResourceClaim", "c", namespace)
+        await running.api.until_gone("ResourceClaim", "c", namespace)
+    finally:
+        await running.plane.controller_manager.start()
+
+
+# --- an API server that is not well
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(answers(429, "TooManyRequests", Retry_After="1"), id="429"),
+        pytest.param(answers(500, "InternalError"), id="500"),
+        pytest.param(answers(503, "ServiceUnavailable"), id="503"),
+    ],
+)
+@pytest.mark.parametrize("part", ["/resourceclaims/c", "/resourceclaims/c/status"])
+async def test_a_pod_gets_its_device_although_writes_fail(
+    running: Running, namespace: str, part: str, answer: object
+) -> None:
+    await running.claim(namespace)
+    running.proxy.fail("PUT", part, answer, times=2)  # type: ignore[arg-type]
+    await running.bound(namespace)
+    assert await running.devices(namespace) == ["gpu-0"]
+
+
+@pytest.mark.parametrize("part", ["/resourceclaims/c", "/resourceclaims/c/status"])
+async def test_a_write_that_is_done_while_its_answer_is_cut_off_counts(
+    running: Running, namespace: str, part: str
+) -> None:
+    await running.claim(namespace)
+    running.proxy.fail("PUT", part, running.proxy.forward_and_cut)
+    await running.bound(namespace)
+    assert await running.devices(namespace) == ["gpu-0"]
+
+
+async def test_reads_that_fail_while_a_write_is_in_doubt_are_repeated(running: Running, namespace: str) -> None:
+    await running.claim(namespace)
+    running.proxy.fail("PUT", "/resourceclaims/c/status", answers(500, "InternalError"))
+    running.proxy.fail("GET", "/resourceclaims/c", answers(504, "Timeout"), times=2)
+    await running.bound(namespace)
+
+
+async def test_watches_that_are_cut_or_expire_go_on(running: Running, namespace: str) -> None:
+    await running.proxy.cut_watches(half_a_line=b'{"type":"MODIFIED","object":{"metadata"')
+    running.proxy.fail("GET", "resourceclaims?watch=true", answers(410, "Expired"))
+    running.proxy.fail("GET", "pods?watch=true", answers(500, "InternalError"), times=2)
+    await running.claim(namespace)
+    await running.bound(namespace)
+    await running.plane.finish_pod("p", namespace)
+    await running.until_free(namespace)
+
+
+async def test_a_right_that_is_taken_away_is_named_and_missed_until_it_is_back(
+    running: Running, namespace: str
+) -> None:
+    denied = answers(403, "Forbidden", 'User "agent" cannot update resource "resourceclaims"')
+    agent = running.federation.processes["east"]
+    running.proxy.fail("PUT", "/resourceclaims/c", denied, times=3)
+    await running.claim(namespace)
+    await running.bound(namespace)
+    assert 'User "agent" cannot update resource "resourceclaims"' in agent.said()
+
+
+async def test_an_apiserver_that_restarts_is_listed_again(running: Running, namespace: str) -> None:
+    await running.claim(namespace)
+    await running.bound(namespace)
+    await running.plane.restart_apiserver()
+    await running.claim(namespace, "next")
+    await running.plane.finish_pod("p", namespace)
+    await running.bound(namespace, "next", "next")

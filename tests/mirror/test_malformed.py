@@ -7,7 +7,14 @@ import pytest
 
 from cluster_agent.mirror.actions import ObjectGone, ObjectSeen
 from cluster_agent.mirror.settling import advance
-from cluster_agent.mirror.tracked import HELD, Tracked, with_allocation, with_finalizers, with_void_mark, without_held
+from cluster_agent.mirror.tracked import (
+    HELD,
+    Tracked,
+    with_allocation,
+    with_finalizers,
+    with_void_mark,
+    without_finalizers,
+)
 from schemas.wire.state import ObjectName
 from tests.mirror.driven import Driven, a_manifest, an_allocate, seen
 
@@ -63,7 +70,7 @@ def test_a_claim_that_makes_no_sense_can_still_be_written_and_let_go(path: str) 
         claim = odd(path, value)
         for written in (
             with_finalizers(claim),
-            without_held(claim),
+            without_finalizers(claim),
             with_void_mark(claim, 3, 1),
             with_allocation(claim, an_allocate()),
         ):
