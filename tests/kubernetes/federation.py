@@ -33,11 +33,14 @@ class Federation:
         self.add("broker", "broker", "--config", str(config), "--http", "127.0.0.1:0")
 
     def add(self, name: str, *arguments: str) -> None:
-        """A dragoman process; not started."""
+        """A dragoman process, in place of one of that name; not started."""
         self.processes[name] = Process(name, [*arguments, "--nats", self.nats.url], self.root / f"{name}.log")
 
     async def add_agent(self, cluster: str, kubeconfig: str = "", *arguments: str) -> None:
-        """The agent of a cluster, as a ServiceAccount with the rights of its role and no others."""
+        """The agent of a cluster, in place of one before, as a ServiceAccount that has the rights of its role.
+
+        kubeconfig: in place of that of such an account. arguments: more of them.
+        """
         role = "hub" if cluster == "hub" else "member"
         if not kubeconfig:
             kubeconfig = str((await agent_identity(self.planes[cluster], role)).kubeconfig)
@@ -61,10 +64,12 @@ class Federation:
 
 @asynccontextmanager
 async def a_kube_federation(root: Path, planes: dict[str, ControlPlane]) -> AsyncIterator[Federation]:
-    """One broker, and the planes' clusters; nothing is started yet but nats-server."""
+    """One broker, and an agent for each plane; nothing is started yet but nats-server."""
     async with embedded_nats(root / "nats") as nats:
         federation = Federation(root, nats, planes)
         try:
+            for cluster in planes:
+                await federation.add_agent(cluster)
             yield federation
         finally:
             for process in federation.processes.values():

@@ -38,8 +38,6 @@ async def federation(tmp_path: Path, start_plane: StartPlane) -> AsyncIterator[F
         await planes[name].api.create(closed_class())
         await planes[name].api.create(a_template())
     async with a_kube_federation(tmp_path, planes) as federation:
-        for name in planes:
-            await federation.add_agent(name)
         await federation.start("broker", *planes)
         yield federation
 

@@ -73,7 +73,6 @@ async def module_running(
         await hub.api.create(slice_manifest(["gpu-0"]))
         await east.add_node("n1")
         await east.api.create(closed_class())
-        await federation.add_agent("hub")
         await federation.add_agent("east", proxy.kubeconfig, "--unschedulable-after", str(UNSCHEDULABLE_S))
         await federation.start("broker", "hub", "east")
         yield Running(federation, proxy)
