@@ -11,7 +11,8 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import anyio
@@ -232,6 +233,9 @@ class KubeConnection:
         # A PUT that aiohttp sends again by itself, because a kept connection was cut, would find that it has landed and
         # tell of a conflict where there was none.
         rest.pool_manager._retry_connection = False
+        # With it aiohttp reads ~/.netrc before each call, in a thread, and refuses our token where that names the host.
+        rest.pool_manager._trust_env = False
+        rest.proxy = rest.proxy or _proxy_of_environment(configuration.host)
         self._configuration, self._rest, self._expires = configuration, rest, expires
         self._renewals += 1
         self._trust_is_stale = False
@@ -265,6 +269,14 @@ async def connect_to_cluster(credentials: Credentials) -> AsyncIterator[KubeConn
         yield connection
     finally:
         await connection.close()
+
+
+def _proxy_of_environment(server: str) -> str:
+    """What HTTPS_PROXY, HTTP_PROXY and NO_PROXY say of the server."""
+    parts = urlsplit(server)
+    if not parts.hostname or proxy_bypass(parts.netloc):
+        return ""
+    return getproxies().get(parts.scheme, "")
 
 
 # --- what a refusal means
