@@ -60,6 +60,11 @@ class FaultyProxy:
                 assert request.transport is not None
                 request.transport.close()
 
+    async def list_again(self, resource: str) -> None:
+        """Let the history of these expire: whoever follows them lists them again."""
+        self.fail("GET", f"{resource}?watch=true", answers(410, "Expired"))
+        await self.cut_watches()
+
     async def handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         path = request.path_qs

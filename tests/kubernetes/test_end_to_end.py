@@ -1,15 +1,17 @@
 """Pods of a real cluster get the device of a fabric: real scheduler, controller-manager, nats-server, broker, agents.
 
-The member's agent talks to its API server by way of a proxy, which does no harm until a test tells it to.
+The agents talk to their API servers by way of proxies, which do no harm until a test tells them to.
 """
 
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 
-from tests.controlplane.api import Object
+from schemas.client.connection import Connection
+from tests.controlplane.api import Object, wait_for
 from tests.controlplane.plane import Options, start
 from tests.controlplane.programs import Programs
 from tests.kubernetes.faulty_proxy import FaultyProxy, a_faulty_proxy, answers
@@ -24,6 +26,7 @@ from tests.kubernetes.federation import (
     is_bound,
 )
 from tests.manifests import claim_manifest, class_manifest, slice_manifest
+from tests.nats_fixture import connect_to
 
 pytestmark = pytest.mark.anyio
 
@@ -33,10 +36,11 @@ FINALIZERS = ["resource.kubernetes.io/delete-protection", "dragoman.dev/held"]
 
 
 class Running:
-    """A hub that publishes gpu-0, and the member `plane`."""
+    """A hub that publishes gpu-0, and the member `plane`; both agents go by way of a proxy."""
 
-    def __init__(self, federation: Federation, proxy: FaultyProxy) -> None:
+    def __init__(self, federation: Federation, proxy: FaultyProxy, hub_proxy: FaultyProxy) -> None:
         self.federation = federation
+        self.hub_proxy = hub_proxy
         self.plane = federation.planes["east"]
         self.api = self.plane.api
         self.proxy = proxy
@@ -68,14 +72,16 @@ async def module_running(
         start(programs, root / "east") as east,
         a_kube_federation(root, {"hub": hub, "east": east}) as federation,
         a_faulty_proxy(east, await agent_identity(east, "member")) as proxy,
+        a_faulty_proxy(hub, await agent_identity(hub, "hub")) as hub_proxy,
     ):
         await hub.api.create(brokered(class_manifest()))
         await hub.api.create(slice_manifest(["gpu-0"]))
         await east.add_node("n1")
         await east.api.create(closed_class())
+        await federation.add_agent("hub", hub_proxy.kubeconfig)
         await federation.add_agent("east", proxy.kubeconfig, "--unschedulable-after", str(UNSCHEDULABLE_S))
         await federation.start("broker", "hub", "east")
-        yield Running(federation, proxy)
+        yield Running(federation, proxy, hub_proxy)
 
 
 @pytest.fixture
@@ -284,3 +290,41 @@ async def test_an_apiserver_that_restarts_is_listed_again(running: Running, name
     await running.claim(namespace, "next")
     await running.plane.finish_pod("p", namespace)
     await running.bound(namespace, "next", "next")
+
+
+async def test_a_slice_that_is_garbage_is_kept_apart_and_the_others_count(running: Running, namespace: str) -> None:
+    garbage: Object = {
+        "metadata": {"name": "garbage", "uid": "not-a-uid", "resourceVersion": "1"},
+        "spec": {"driver": 7, "devices": "all of them"},
+    }
+
+    async def with_garbage(request: web.Request, body: bytes) -> web.StreamResponse:
+        response = await running.hub_proxy.forward(request, body)
+        assert isinstance(response, web.Response)
+        page = msgspec.json.decode(bytes(response.body))  # type: ignore[arg-type]
+        page["items"].append(garbage)
+        return web.Response(body=msgspec.json.encode(page), content_type="application/json")
+
+    async with connect_to(running.federation.nats) as connection:
+        letters = DeadLetters(connection)
+        before = await letters.count()
+        running.hub_proxy.fail("GET", "resourceslices?limit", with_garbage)
+        await running.hub_proxy.list_again("resourceslices")
+        await wait_for(lambda: letters.are_more_than(before))
+        await running.claim(namespace)
+        await running.bound(namespace)
+        await running.hub_proxy.list_again("resourceslices")  # without it: it is gone
+
+
+class DeadLetters:
+    """What the broker could not use."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def count(self) -> int:
+        info = msgspec.json.decode(await self._connection.api("STREAM.INFO.DRA_DEADLETTER"))
+        return int(info["state"]["last_seq"])
+
+    async def are_more_than(self, count: int) -> bool:
+        return await self.count() > count

@@ -1,20 +1,15 @@
 """What may go wrong between the adapter and its API server, with a real one behind a proxy that does harm."""
 
-import stat
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import anyio
 import pytest
-import yaml
 from aiohttp import web
 
 from cluster_agent.adapters.kube_cluster import KubernetesCluster
-from cluster_agent.adapters.kube_connection import Credentials, KubeConnection, Where, connect_to_cluster
-from cluster_agent.errors import ClusterAccessError
+from cluster_agent.adapters.kube_connection import Credentials, Where, connect_to_cluster
 from cluster_agent.ports import (
     ApiBusyError,
-    ApiDeniedError,
     ApiObject,
     ApiUncertainError,
     ExpiredError,
@@ -24,7 +19,7 @@ from tests.cluster_agent.contract import next_event
 from tests.cluster_agent.objects import HELD, a_raw_claim, a_raw_slice, with_metadata
 from tests.controlplane.api import wait_for
 from tests.controlplane.fixture import StartPlane
-from tests.controlplane.plane import ControlPlane, Rule
+from tests.controlplane.plane import ControlPlane
 from tests.kubernetes.faulty_proxy import FaultyProxy, a_faulty_proxy, a_page_of_html, answers, hang
 
 pytestmark = pytest.mark.anyio
@@ -202,52 +197,6 @@ async def test_a_list_whose_pages_expire_is_read_again(
     assert not any("resourceVersion" in path for method, path in proxy.requests if "resourceslices" in path)
     for name in names:
         await plane.api.delete("ResourceSlice", name)
-
-
-# --- who we are
-
-
-async def test_a_missing_right_names_who_what_and_where(plane: ControlPlane, namespace: str) -> None:
-    identity = await plane.service_account(plane.unique_name("agent"), namespace, [Rule("", ["pods"], ["list"])])
-    async with connect_to_cluster(Credentials(str(identity.kubeconfig))) as connection:
-        with pytest.raises(ApiDeniedError) as denied:
-            await KubernetesCluster(connection).list_objects("node")
-    assert identity.user in str(denied.value)
-    assert 'cannot list resource "nodes"' in str(denied.value)
-
-
-async def test_a_token_that_has_expired_is_renewed_by_its_plugin(
-    plane: ControlPlane, namespace: str, tmp_path: Path
-) -> None:
-    token = tmp_path / "token"
-    token.write_text("expired")
-    kubeconfig = with_plugin(plane, tmp_path, f"cat {token}")
-    async with connect_to_cluster(Credentials(str(kubeconfig))) as connection:
-        cluster = KubernetesCluster(connection)
-        with pytest.raises(ApiDeniedError, match="401"):
-            await cluster.list_objects("namespace")
-        token.write_text(plane.admin.token)
-        assert (await cluster.list_objects("namespace")).objects
-
-
-async def test_a_plugin_that_fails_says_why(plane: ControlPlane, tmp_path: Path) -> None:
-    kubeconfig = with_plugin(plane, tmp_path, "echo no network >&2; exit 3")
-    with pytest.raises(ClusterAccessError, match="no network"):
-        await KubeConnection(Credentials(str(kubeconfig))).open()
-
-
-def with_plugin(plane: ControlPlane, directory: Path, command: str) -> Path:
-    """A kubeconfig whose token is what a shell command prints."""
-    plugin = directory / "plugin"
-    credential = '{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{"token":"%s"}}'
-    plugin.write_text(f"#!/bin/sh\nset -e\ntoken=$({command})\nprintf '{credential}' \"$token\"\n")
-    plugin.chmod(plugin.stat().st_mode | stat.S_IXUSR)
-    config = yaml.safe_load(plane.admin.kubeconfig.read_text())
-    exec_ = {"apiVersion": "client.authentication.k8s.io/v1", "command": str(plugin), "interactiveMode": "Never"}
-    config["users"][0]["user"] = {"exec": exec_}
-    path = directory / "kubeconfig"
-    path.write_text(yaml.safe_dump(config))
-    return path
 
 
 async def test_an_apiserver_that_restarts_ends_the_watch_and_its_history(
