@@ -9,9 +9,11 @@ from broker.adapters.api_service import ApiError, Handler
 from broker.errors import DeposedError
 from broker.machine import Machine, report
 from broker.machine.cluster_report import cluster_rows
+from broker.machine.device_report import device_rows
 from broker.world.keys import ClusterId
 from schemas.client.errors import BusError
-from schemas.wire.ledger import OperatorCommand, Verb
+from schemas.resource.names import label_key
+from schemas.wire.ledger import Command, DeviceCommand, DeviceVerb, OperatorCommand, Verb
 
 T = TypeVar("T")
 
@@ -37,6 +39,19 @@ class ClusterCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fenced: bool = False
 
 
+class DeviceCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an operator orders of a device; see DeviceCommand."""
+
+    verb: DeviceVerb
+    driver: str
+    pool: str
+    device: str
+    operator: str
+    reason: str = ""
+    scope: str = ""
+    key: str = ""
+
+
 class World(Protocol):
     """Whoever can be asked about the machine between two batches, and told what operators order."""
 
@@ -44,7 +59,7 @@ class World(Protocol):
         """See Broker."""
         ...
 
-    def command(self, command: OperatorCommand) -> Awaitable[str]:
+    def command(self, command: Command) -> Awaitable[str]:
         """See Broker."""
         ...
 
@@ -88,29 +103,55 @@ def handlers(world: World) -> dict[str, Handler]:
         except msgspec.DecodeError as error:
             fields = '{"verb", "cluster", "operator", "reason"?, "fenced"?}'
             raise ApiError(400, f"cluster takes {fields}: {error}") from error
-        problem = _why_wrong(call)
+        problem = _why_nobody(call) or ("fenced: only evict takes it" if call.fenced and call.verb != "evict" else "")
         if problem:
             raise ApiError(400, problem)
         command = OperatorCommand(call.verb, call.cluster, call.operator, call.reason, call.fenced)
+        await order(command, "cluster")
+        return await clusters(b"")
+
+    async def devices(_: bytes) -> bytes:
+        return msgspec.json.encode(await world.ask_world(lambda machine: device_rows(machine.world)))
+
+    async def device(payload: bytes) -> bytes:
+        try:
+            call = msgspec.json.decode(payload, type=DeviceCall)
+        except msgspec.DecodeError as error:
+            fields = '{"verb", "driver", "pool", "device", "operator", "reason", "scope"?, "key"?}'
+            raise ApiError(400, f"device takes {fields}: {error}") from error
+        wrong_key = label_key(call.key) if call.key else None
+        problem = _why_nobody(call) or (f"key: {wrong_key}" if wrong_key is not None else "")
+        if problem:
+            raise ApiError(400, problem)
+        await order(msgspec.convert(msgspec.to_builtins(call) | {"order": "device-command"}, DeviceCommand), "device")
+        return await devices(b"")
+
+    async def order(command: Command, listing: str) -> None:
         try:
             refusal = await world.command(command)
         except (DeposedError, BusError) as error:
-            text = f"{error}: look at `dragoman cluster list` whether it was done, and else try again"
+            text = f"{error}: look at `dragoman {listing} list` whether it was done, and else try again"
             raise ApiError(503, text) from error
         if refusal:
             raise ApiError(409, refusal)
-        return await clusters(b"")
 
-    return {"explain": explain, "claims": claims, "pools": pools, "clusters": clusters, "cluster": cluster}
+    return {
+        "explain": explain,
+        "claims": claims,
+        "pools": pools,
+        "clusters": clusters,
+        "cluster": cluster,
+        "devices": devices,
+        "device": device,
+    }
 
 
-def _why_wrong(call: ClusterCall) -> str:
+def _why_nobody(call: ClusterCall | DeviceCall) -> str:
+    """What the ledger would not know of who ordered it, and why."""
     if not call.operator.strip():
         return "operator: the ledger keeps who ordered it; give a name"
     if not call.reason.strip() and call.verb != "uncordon":
         return f"reason: the ledger keeps why; {call.verb} needs one"
     if len(call.operator) > OPERATOR_LENGTH_MAX or len(call.reason) > REASON_LENGTH_MAX:
         return f"operator, reason: at most {OPERATOR_LENGTH_MAX} and {REASON_LENGTH_MAX} characters"
-    if call.fenced and call.verb != "evict":
-        return "fenced: only evict takes it"
     return ""

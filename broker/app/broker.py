@@ -50,7 +50,15 @@ from schemas.client.follow import stream_state
 from schemas.wire.bus import OutgoingMessage, StoredMessage
 from schemas.wire.calls import Ask, Beat, LeaderBeacon, LedgerGoesOn
 from schemas.wire.codec import WireError, decode_call, encode
-from schemas.wire.ledger import AnyEntry, ClusterAhead, LeaderElected, OperatorCommand, SegmentClosed, SegmentOpened
+from schemas.wire.ledger import (
+    AnyEntry,
+    ClusterAhead,
+    Command,
+    LeaderElected,
+    OperatorCommand,
+    SegmentClosed,
+    SegmentOpened,
+)
 from schemas.wire.subjects import PREFIX, STATE_STREAM, ledger_stream
 
 _log = logging.getLogger(__name__)
@@ -89,7 +97,7 @@ class Question(msgspec.Struct, eq=False):
 class Commanded(msgspec.Struct, eq=False):
     """What an operator orders; answered when what follows from it is stored. refusal: why it cannot be done, or ""."""
 
-    command: OperatorCommand
+    command: Command
     answered: anyio.Event
     refusal: str | None = None  # None: this broker was deposed, and nobody knows whether it was carried out
 
@@ -215,12 +223,13 @@ class Broker:
             state_first_sequence=state_first,
         )
 
-    async def command(self, command: OperatorCommand) -> str:
+    async def command(self, command: Command) -> str:
         """Carry out what an operator orders; returns why it cannot be done, "" if it was, and is in the ledger.
 
         Raises: DeposedError when nobody knows; BusError when nothing was done.
         """
-        if command.verb == "evict":  # whatever the cluster's agents have said up to now is of an epoch that is over
+        if isinstance(command, OperatorCommand) and command.verb == "evict":
+            # Whatever the cluster's agents have said up to now is of an epoch that is over.
             state = await stream_state(self._connection, STATE_STREAM)
             command = msgspec.structs.replace(command, state_sequence=state.last_sequence)
         commanded = Commanded(command, anyio.Event())

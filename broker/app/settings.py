@@ -10,6 +10,7 @@ import yaml
 from broker.errors import ConfigError
 from broker.world.federation import Fabric, Federation
 from broker.world.keys import ClusterId
+from schemas.resource.names import qualified_name
 
 SEGMENT_ENTRIES_MIN = 100
 STALE_AFTER_S_LEAST = 3.0
@@ -79,6 +80,13 @@ def check_federation(federation: Federation) -> list[str]:
             f"lost_after_s: {federation.lost_after_s:g} is not above stale_after_s ({federation.stale_after_s:g}) and "
             f"at most {SILENCE_S_MOST:g} s: later DRA_STATE forgets what a cluster said"
         )
+    health = federation.device_health
+    for field, types in (("healthy", health.healthy), ("unhealthy", health.unhealthy)):
+        for index, type_ in enumerate(types):
+            if (wrong := qualified_name(type_)) is not None:
+                problems.append(f"device_health.{field}[{index}]: {type_!r} is no type of a condition: {wrong}")
+    if both := sorted(set(health.healthy) & set(health.unhealthy)):
+        problems.append(f"device_health: {both[0]!r} is in healthy and in unhealthy: a condition cannot mean both")
     for index, fabric in enumerate(federation.fabrics):
         path = f"fabrics[{index}]"
         check_name(f"{path}.name", fabric.name)

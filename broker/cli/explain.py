@@ -12,6 +12,7 @@ from broker.cli.bus import add_nats_arguments
 from broker.cli.calls import call
 from broker.cli.errors import CommandError
 from broker.cli.output import claim_table, console, print_json
+from broker.machine.device_report import DeviceStatusRow
 from broker.machine.report import Explanation
 
 EPILOG = """\
@@ -67,6 +68,8 @@ def print_explanation(to: Console, explanation: Explanation) -> None:
         to.print(f"  waiting for {seconds} s")
     for sequence in explanation.grants:
         to.print(f"  granted by ledger entry {sequence}")
+    for device in explanation.devices:
+        _print_device(to, device)
     for request in explanation.requests:
         _print_request(to, request)
     for advice in explanation.advice:
@@ -74,6 +77,20 @@ def print_explanation(to: Console, explanation: Explanation) -> None:
         to.print(f"    {_plain(advice.message)}", soft_wrap=True)
         for line in advice.suggestion.splitlines():
             to.print(f"    write instead: {_plain(line)}", soft_wrap=True)
+
+
+def _print_device(to: Console, device: DeviceStatusRow) -> None:
+    if not (device.conditions or device.addresses or device.taints):
+        return
+    addresses = f" ({', '.join(device.addresses)})" if device.addresses else ""
+    to.print(f"  device {device.driver}/{device.pool}/{device.device}{_plain(addresses)}")
+    for condition in device.conditions:
+        why = ": ".join(each for each in (condition.reason, condition.message) if each)
+        to.print(f"    reports {condition.type}={condition.status}{_plain(f' ({why})' if why else '')}", soft_wrap=True)
+    for taint in device.taints:
+        to.print(
+            f"    tainted {taint.key}:{taint.effect} by {_plain(taint.by)}: {_plain(taint.reason)}", soft_wrap=True
+        )
 
 
 def _print_request(to: Console, request: dict[str, Any]) -> None:

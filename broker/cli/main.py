@@ -18,6 +18,7 @@ from broker.cli import (
     broker,
     cluster,
     demo,
+    device,
     explain,
     ledger,
     lists,
@@ -62,7 +63,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--log-format", choices=("text", "json"), default="text", help="of the logs on stderr")
     shtab.add_argument_to(parser, "--print-completion", help="print a completion script for this shell")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (demo, up, allocate, explain, lists, broker, agent, cluster, ledger, nats_config, nats_setup, bench):
+    of_federations = (explain, lists, broker, agent, cluster, device, ledger, nats_config, nats_setup)
+    for module in (demo, up, allocate, *of_federations, bench):
         module.add_command(commands)
     return parser
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from broker.machine.cluster_report import ClusterRow, OrderRow
+from broker.machine.device_report import DeviceRow
 from broker.machine.report import ClaimRow, PoolRow
 
 _STATE_STYLE = {"Allocated": "green", "Pending": "yellow", "Invalid": "red"}
@@ -108,6 +109,21 @@ def cluster_table(rows: Sequence[ClusterRow], now_ms: int) -> Group:
         if order is not None
     ]
     return Group(table, *([Text(), *orders] if orders else []))
+
+
+def device_table(rows: Sequence[DeviceRow]) -> Table:
+    """Devices that the broker has tainted: a line for each taint."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("DEVICE", "WHERE", "TAINT", "SINCE", "BY", "HELD BY", "REASON"):
+        table.add_column(name, no_wrap=name != "REASON")
+    for row in rows:
+        name = f"{row.driver}/{row.pool}/{row.device}"
+        holders = "\n".join(row.holders) or ("-" if row.is_published else "(not published)")
+        for taint in row.taints:
+            since = time.strftime("%Y-%m-%d %H:%M", time.gmtime(taint.since_ms // 1000))
+            key = f"{taint.key}:{taint.effect}"
+            table.add_row(*map(Text, (name, row.scope, key, since, taint.by, holders, taint.reason)))
+    return table
 
 
 _PASSING = ("Waiting", "Stale", "Returning", "Readmitting")

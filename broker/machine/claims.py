@@ -7,7 +7,7 @@ those). A message that has not settled the decision says nothing about the grant
 
 from collections.abc import Sequence
 
-from broker.machine import pools
+from broker.machine import device_taints, pools
 from broker.machine.core import Core
 from broker.world import observe
 from broker.world.commitments import grants_in_the_way
@@ -44,6 +44,7 @@ def on_claim(
         lost = _why_lost(core, cluster, known, state, spec)
         if lost:
             _distrust(core, cluster, f"claim {uid}: {lost}")
+    told_before = device_taints.told_by(core, known)
     shown_before = known.shown_devices if known is not None else ()
     claim = observe.observe_claim(world, cluster, ClaimUid(uid), state, spec, stream_sequence)
     claim.is_checked, claim.invalid = (False, None) if spec is not None else (True, ("Unreadable", claim.error))
@@ -65,6 +66,7 @@ def on_claim(
                     end_grant(core, grant, "AllocationRejected", claim.failures + 1)
                 else:
                     end_grant(core, grant, "AllocationCleared")
+            device_taints.take_reports(core, claim, told_before)
             release_if_rejected(core, claim)
     if claim.is_shown_without_grant and not is_fenced(core, cluster):
         core.to_adopt.add(claim.key)
@@ -151,6 +153,7 @@ def adopt(core: Core) -> None:
                     scopes=[device.pool.scope for device in devices],
                 )
             )
+            device_taints.take_reports(core, claim, {})
         elif claim.collision != claim.shown:
             held_by = [f"{world.holder_name(grant.claim)} (grant {grant.ledger_sequence})" for grant in in_the_way]
             core.record(

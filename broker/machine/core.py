@@ -18,7 +18,7 @@ from schemas.wire.state import ObjectName
 from schemas.wire.subjects import state_subject
 
 MAX_BATCH = 1000  # messages in one of JetStream's atomic batches
-ROOM_FOR_MESSAGE = 16  # entries that one message can cause at once, with a margin
+ROOM_FOR_MESSAGE = 64  # entries that one message can cause at once, with a margin: 32 devices that are all broken
 LETTER_PAYLOAD_MAX = 512 * 1024  # bytes kept of a message; in base64 that is as much as one message may have
 LETTER_TEXT_MAX = 4_000
 STEPS_WITHOUT_BATCH = 256  # then the position is recorded even though nothing happened, lest it expires

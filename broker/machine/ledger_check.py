@@ -268,7 +268,7 @@ def differences(before: World, after: World) -> Iterator[str]:
     Not compared: the words in which a claim's reason was told last, which no entry has; and claims of which nothing but
     a past is left, which a running leader has forgotten when they are gone.
     """
-    for name in ("position", "leader_epoch", "told_classes"):
+    for name in ("position", "leader_epoch", "told_classes", "taints"):
         if getattr(before, name) != getattr(after, name):
             yield f"{name} is {getattr(after, name)}, not {getattr(before, name)}"
     for cluster in sorted(before.clusters.keys() | after.clusters.keys()):

@@ -5,20 +5,20 @@ The caller stores the batch before it lets anybody see the world, and before the
 in the same steps gives the same bytes: there is no clock, random or await in here.
 
 Where things are: `intake` one message at a time; `claims` what a claim's message does to its grants; `syncs` runs of
-agents and full syncs; `clusters` silent ones and what operators order; `deciding` who gets what; `segments` and
-`recovery` a start from the ledger; `report` the world for people.
+agents and full syncs; `clusters` silent ones and what operators order; `device_taints` devices that are broken or
+drained; `deciding` who gets what; `segments` and `recovery` a start from the ledger; `report` the world for people.
 """
 
 from collections import deque
 from collections.abc import Iterable
 
 from broker.allocation.index import DeviceIndex
-from broker.machine import claims, clusters, deciding, intake, syncs
+from broker.machine import claims, clusters, deciding, device_taints, intake, syncs
 from broker.machine.core import Core
 from broker.machine.effects import Effects, Identity
 from broker.world.world import World
 from schemas.wire.bus import StoredMessage
-from schemas.wire.ledger import LivenessMark, Order, SegmentClosed
+from schemas.wire.ledger import DeviceCommand, LivenessMark, Order, SegmentClosed
 
 
 class Machine:
@@ -104,6 +104,8 @@ class Machine:
             core.orders.append(order)
             if isinstance(order, LivenessMark):
                 clusters.take_mark(core, order)
+            elif isinstance(order, DeviceCommand):
+                core.answers.append(device_taints.carry_out(core, order))
             else:
                 core.answers.append(clusters.carry_out(core, order))
             claims.end_missing(core)

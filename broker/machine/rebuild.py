@@ -60,11 +60,14 @@ def world_to_begin_with(
 ) -> World:
     """The world of a ledger that begins anew at `first_sequence`.
 
-    left: what could still be read of the old one; operators' cordons and evictions are taken over from there.
+    left: what could still be read of the old one; cordons, evictions and devices' taints are taken over from there.
     clusters: all that are known from anywhere. state_sequence: DRA_STATE's last.
     """
     world = World(federation)
     world.position, world.ledger_last = state_sequence, first_sequence - 1
+    for device, taints in left.taints.items():
+        for key, taint in taints.items():
+            world.put_taint(device, key, taint)
     for name in sorted({*federation.names(), *left.clusters, *clusters}):
         record, before = world.cluster(name), left.clusters.get(name)
         record.epoch = state_sequence + 1

@@ -9,6 +9,7 @@ import msgspec
 from broker.allocation.cel import SelectorCompileError, advise
 from broker.machine.cluster_report import state_of
 from broker.machine.deciding import why_withheld
+from broker.machine.device_report import DeviceStatusRow, device_statuses
 from broker.machine.specs import class_names
 from broker.world.commitments import grants_in_the_way
 from broker.world.keys import ClusterId
@@ -74,6 +75,7 @@ class Explanation(msgspec.Struct, frozen=True):
     requests: list[dict[str, object]]  # what became of the devices, see broker.allocation.reasons
     advice: list[AdviceRow]  # on selectors that do not mean what they seem to
     cluster_state: str = ""  # of the claim's cluster, see broker.machine.cluster_report
+    devices: list[DeviceStatusRow] = []  # that it has, and what their driver reports of them
 
 
 def claim_rows(world: World) -> list[ClaimRow]:
@@ -140,6 +142,7 @@ def explain(world: World, claim: Claim) -> Explanation:
         requests=requests,
         advice=_advice(world, owner, claim, named),
         cluster_state=state_of(world.cluster(claim.key.cluster)),
+        devices=device_statuses(world, claim),
     )
 
 

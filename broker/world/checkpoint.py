@@ -33,6 +33,7 @@ from schemas.wire.ledger import (
     ClusterRebuilt,
     ConsumersServed,
     DeviceAvoided,
+    DeviceTainted,
     EvictionKept,
     GrantKept,
     LedgerRebuilt,
@@ -44,7 +45,7 @@ from schemas.wire.ledger import (
 )
 
 PART_BYTES = 128 * 1024  # of the claims in one entry: far below what one message may have
-_PARTS = (LedgerRebuilt, CheckpointWorld, CheckpointClaims, ClassBrokered, ClusterEntry)
+_PARTS = (LedgerRebuilt, CheckpointWorld, CheckpointClaims, ClassBrokered, ClusterEntry, DeviceTainted)
 KINDS = (SegmentOpened, *_PARTS, Allocate, Release, Adopted)
 
 Restated = ClusterCordoned | ClusterExcluded | ClusterEvicted | ClusterReadmitted | ClusterRebuilt
@@ -69,6 +70,8 @@ def checkpoint(world: World, shard: str, segment: int, rebuilt: LedgerRebuilt | 
         entries.append(ClassBrokered(cluster=cluster, name=name, spec=spec))
     for _, cluster_record in sorted(world.clusters.items()):
         entries += _orders(cluster_record)
+    for _, taints in sorted(world.taints.items()):
+        entries += [taint for _, taint in sorted(taints.items())]
     stated = {grant.ledger_sequence: grant.stated for claim in claims for grant in claim.grants}
     for claim in claims:
         if claim.unsettled is not None:
@@ -112,6 +115,8 @@ def load(world: World, first: SegmentOpened, entries: Iterable[AnyEntry]) -> Non
                     world.claim(_key(served.cluster, served.uid)).spent.add(frozenset(served.consumers))
             case ClassBrokered():
                 world.told_classes[ClusterId(entry.cluster), entry.name] = entry.spec
+            case DeviceTainted():
+                fold.taint(world, entry, entry.ledger_sequence)
             case LedgerRebuilt() | ClusterEntry():
                 pass  # CheckpointWorld has it; this is for the cluster's agent, which may read no other
             case Allocate() | Adopted() | Release():

@@ -49,6 +49,16 @@ class LedgerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     segment_entries: int = 200_000
 
 
+class DeviceHealth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which types of condition in a claim's status.devices tell whether the device itself is healthy.
+
+    healthy: False for a broken device. unhealthy: True for one, such as a driver's binding failure condition.
+    """
+
+    healthy: list[str] = msgspec.field(default_factory=lambda: ["Healthy"])
+    unhealthy: list[str] = []
+
+
 class Federation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All that takes part.
 
@@ -67,6 +77,7 @@ class Federation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     lost_after_s: float = 300.0
     believe_labels: bool = False
     ledger: LedgerSettings = LedgerSettings()
+    device_health: DeviceHealth = DeviceHealth()
 
     def fabric_of(self, driver: str, pool: str) -> Fabric | None:
         """The first fabric, in the file's order, that has the pool."""

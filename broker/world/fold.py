@@ -25,7 +25,10 @@ from schemas.wire.ledger import (
     ClusterExcluded,
     ClusterReadmitted,
     CollisionFound,
+    DeviceEntry,
     DeviceHold,
+    DeviceTainted,
+    DeviceUntainted,
     FenceLifted,
     GrantEnded,
     Inputs,
@@ -81,6 +84,12 @@ def apply_entry(world: World, entry: AnyEntry, ledger_sequence: int) -> None:
             world.told_classes[ClusterId(entry.cluster), entry.name] = entry.spec
         case ClusterEntry():
             _cluster(world, entry, ledger_sequence)
+        case DeviceTainted() | DeviceUntainted():
+            device = device_of(entry)
+            is_tainted = entry.key in world.taints.get(device, {})
+            if is_tainted == isinstance(entry, DeviceTainted):
+                raise InvariantError(f"{type(entry).__name__} {ledger_sequence} of {device}: {entry.key} is as it says")
+            taint(world, entry, ledger_sequence)
         case _:
             assert_never(entry)
     world.ledger_last = ledger_sequence
@@ -136,6 +145,17 @@ def _cluster(world: World, entry: ClusterEntry, ledger_sequence: int) -> None:
             record.is_ahead = True
         case _:
             raise AssertionError(f"{type(entry).__name__} says nothing of a cluster")
+
+
+def device_of(entry: DeviceEntry) -> DeviceKey:
+    """Which device it is about."""
+    return DeviceKey(PoolKey(entry.scope, entry.driver, entry.pool), entry.device)
+
+
+def taint(world: World, entry: DeviceTainted | DeviceUntainted, ledger_sequence: int) -> None:
+    """The broker keeps, or keeps no more, this taint on a device."""
+    kept = structs.replace(entry, ledger_sequence=ledger_sequence) if isinstance(entry, DeviceTainted) else None
+    world.put_taint(device_of(entry), entry.key, kept)
 
 
 def _ordered(entry: OperatorEntry, ledger_sequence: int) -> Ordered:

@@ -12,10 +12,10 @@ from typing import Literal, overload
 
 from broker.world.changes import Changes
 from broker.world.federation import FABRIC_LABEL, Federation
-from broker.world.keys import ClusterId, PoolKey, cluster_scope, fabric_scope, is_fabric
+from broker.world.keys import ClusterId, DeviceKey, PoolKey, cluster_scope, fabric_scope, is_fabric
 from broker.world.pools import Pool, allocation_order, assemble_pool
-from broker.world.taint_rules import selects_pool, with_rules
-from schemas.resource import DeviceTaintRule, ResourceSlice
+from broker.world.taint_rules import selects_pool, with_rules, with_taints
+from schemas.resource import DeviceTaint, DeviceTaintRule, ResourceSlice
 
 SliceRef = tuple[ClusterId, str]  # cluster and name of a ResourceSlice (or DeviceTaintRule)
 _SCOPES_KEPT = 1024  # sets of scopes; each cluster has one
@@ -47,6 +47,7 @@ class Inventory:
     granted_scopes: dict[tuple[str, str], Counter[str]] = field(default_factory=dict)
     changes: Changes[PoolKey] = field(default_factory=Changes)  # pools that are new, gone, or not what they were
     _rules: dict[SliceRef, DeviceTaintRule] = field(default_factory=dict)
+    _taints: dict[PoolKey, dict[str, Sequence[DeviceTaint]]] = field(default_factory=dict)  # by name; never empty
     _members: dict[PoolKey, dict[SliceRef, ResourceSlice]] = field(default_factory=dict)
     _pools: dict[PoolKey, Pool] = field(default_factory=dict)
     _keys_by_scope: dict[str, set[PoolKey]] = field(default_factory=dict)
@@ -116,6 +117,18 @@ class Inventory:
             if any(selects_pool(each, key.driver, key.pool) for each in concerned):
                 self._has_changed(key)
 
+    def put_taints(self, device: DeviceKey, taints: Sequence[DeviceTaint]) -> None:
+        """The taints that the broker itself keeps on a device, whether it is published or not."""
+        of_pool = self._taints.setdefault(device.pool, {})
+        if taints:
+            of_pool[device.device] = taints
+        else:
+            of_pool.pop(device.device, None)
+        if not of_pool:
+            del self._taints[device.pool]
+        if device.pool in self._members:
+            self._has_changed(device.pool)
+
     def pools_of_scopes(self, scopes: Iterable[str]) -> "PoolsOfScopes":
         """The pools of these scopes as they are now: the same object each time, which the next call brings up to date.
 
@@ -168,7 +181,8 @@ class Inventory:
         members = self._members[key]
         speakers = {cluster for cluster, _ in members} | {self.federation.hub}
         rules = [rule for ref, rule in sorted(self._rules.items()) if ref[0] in speakers]
-        return [with_rules(each, rules) for each in members.values()]
+        taints = self._taints.get(key, {})
+        return [with_taints(with_rules(each, rules), taints) for each in members.values()]
 
     def _place(self, ref: SliceRef) -> Placed:
         placed = self._choose(ref)

@@ -1,14 +1,14 @@
-"""DeviceTaintRules: taints that administrators put on devices. Source: KEP-5055.
+"""Taints that others than the driver put on devices: by DeviceTaintRules (KEP-5055), and by the broker itself.
 
 A rule counts where its cluster may speak for the pool: the hub's and the source's for a fabric, the cluster's own for
 a local pool. It becomes a taint of the devices it selects, so that the allocation core knows one kind of taint only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from schemas.resource import Device, DeviceTaintRule, ResourceSlice
+from schemas.resource import Device, DeviceTaint, DeviceTaintRule, ResourceSlice
 
 
 def with_rules(resource_slice: ResourceSlice, rules: Sequence[DeviceTaintRule]) -> ResourceSlice:
@@ -18,6 +18,20 @@ def with_rules(resource_slice: ResourceSlice, rules: Sequence[DeviceTaintRule]) 
     if not concerned:
         return resource_slice
     devices = [_tainted(device, concerned) for device in spec.devices]
+    return msgspec.structs.replace(resource_slice, spec=msgspec.structs.replace(spec, devices=devices))
+
+
+def with_taints(resource_slice: ResourceSlice, taints: Mapping[str, Sequence[DeviceTaint]]) -> ResourceSlice:
+    """The slice with these taints of its devices, by name; the very same one where it has none of them."""
+    spec = resource_slice.spec
+    if not any(device.name in taints for device in spec.devices):
+        return resource_slice
+    devices = [
+        msgspec.structs.replace(device, taints=[*device.taints, *taints[device.name]])
+        if device.name in taints
+        else device
+        for device in spec.devices
+    ]
     return msgspec.structs.replace(resource_slice, spec=msgspec.structs.replace(spec, devices=devices))
 
 

@@ -13,8 +13,8 @@ from broker.world.inventory import Inventory
 from broker.world.keys import ClaimKey, ClusterId, DeviceKey, PoolKey, cluster_scope, fabric_scope
 from broker.world.records import Claim, Cluster, Grant
 from broker.world.usage import InUse, use_of
-from schemas.resource import DeviceClass, Node
-from schemas.wire.ledger import DeviceHold
+from schemas.resource import DeviceClass, DeviceTaint, Node
+from schemas.wire.ledger import DeviceHold, DeviceTainted
 from schemas.wire.state import ObjectName, add_to_digest, object_digest
 
 
@@ -50,6 +50,7 @@ class World:
     granted: dict[DeviceKey, list[Grant]] = field(default_factory=dict)  # live grants by device
     shown: dict[DeviceKey, set[ClaimKey]] = field(default_factory=dict)  # claims whose status shows the device
     told_classes: dict[tuple[ClusterId, str], dict[str, Any] | None] = field(default_factory=dict)  # to members
+    taints: dict[DeviceKey, dict[str, DeviceTainted]] = field(default_factory=dict)  # by key, as said; never empty
     _shown_holds: dict[tuple[DeviceKey, ClaimKey], list[DeviceHold]] = field(default_factory=dict)  # of `shown`
 
     def __post_init__(self) -> None:
@@ -146,6 +147,17 @@ class World:
             self._shown_holds.setdefault((device, claim.key), []).append(hold)
         for device in dict.fromkeys(claim.shown_devices):
             self._refresh(device)
+
+    def put_taint(self, device: DeviceKey, key: str, taint: DeviceTainted | None) -> None:
+        """The broker keeps this taint on the device; None: not any more."""
+        taints = self.taints.setdefault(device, {})
+        taints.pop(key, None)
+        if taint is not None:
+            taints[key] = taint
+        said = [DeviceTaint(key=key, effect=taints[key].effect) for key in sorted(taints)]
+        if not taints:
+            del self.taints[device]
+        self.inventory.put_taints(device, said)
 
     def resolve_again(self) -> None:
         """Fabrics were declared: look up anew which devices the shown allocations name."""

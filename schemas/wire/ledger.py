@@ -1,7 +1,8 @@
 """Ledger entries: what was decided and what became of it. The ledger is the source of truth about who holds what.
 
 Kinds of subject: Allocate and Release go to `claim` (so that the last message of a claim's subject is its last
-decision), all else about a claim to `record`, how a cluster stands to `cluster`; leadership and inputs belong to none.
+decision), all else about a claim to `record`, how a cluster stands to `cluster`; leadership, inputs and what the broker
+says of a device (`device`) belong to no cluster.
 """
 
 import hashlib
@@ -18,6 +19,8 @@ EndCause = Literal[
 ]
 RequestState = Literal["Pending", "Invalid"]
 Liveness = Literal["Live", "Stale", "Lost", "Returning"]
+TaintEffect = Literal["NoSchedule"]
+DeviceVerb = Literal["taint", "untaint"]
 Verb = Literal["cordon", "uncordon", "exclude", "evict", "readmit"]
 
 
@@ -239,7 +242,25 @@ class OperatorCommand(msgspec.Struct, frozen=True, omit_defaults=True, tag_field
     state_sequence: int = 0
 
 
-Order = LivenessMark | OperatorCommand
+class DeviceCommand(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="order", tag="device-command"):
+    """What an operator wants of a device.
+
+    scope: of its pool; "" where there is only one pool of that name. key: of the taint; "" for the usual one (taint),
+    or the only one (untaint).
+    """
+
+    verb: DeviceVerb
+    driver: str
+    pool: str
+    device: str
+    operator: str
+    reason: str = ""
+    scope: str = ""
+    key: str = ""
+
+
+Command = OperatorCommand | DeviceCommand
+Order = LivenessMark | Command
 
 
 class Step(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -472,6 +493,46 @@ class ClusterRebuilt(ClusterEntry, frozen=True, tag="dev.dragoman.ledger.cluster
     """
 
 
+class ReportedBy(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The claim that held a device and reported this of it in status.devices. condition: its type and status."""
+
+    cluster: str
+    uid: str
+    namespace: str
+    name: str
+    condition: str
+    reason: str = ""
+    message: str = ""
+
+
+class DeviceEntry(Entry, frozen=True, kw_only=True):
+    """What entries about a device share. Either an operator ordered it, with the reason, or a claim's report led to it.
+
+    scope: of the device's pool, see `Allocate.scopes`. key: of the taint.
+    """
+
+    scope: str
+    driver: str
+    pool: str
+    device: str
+    key: str
+    at_ms: int
+    operator: str = ""
+    reason: str = ""
+    report: ReportedBy | None = None
+    ledger_sequence: int = 0  # of its own, where a checkpoint states it again; see `own_sequence`
+
+
+class DeviceTainted(DeviceEntry, frozen=True, tag="dev.dragoman.ledger.device-tainted.v1", kw_only=True):
+    """The broker keeps claims off the device that do not tolerate this taint, as KEP-5055 has it."""
+
+    effect: TaintEffect = "NoSchedule"
+
+
+class DeviceUntainted(DeviceEntry, frozen=True, tag="dev.dragoman.ledger.device-untainted.v1", kw_only=True):
+    """The taint of this key is taken off the device."""
+
+
 class FenceLifted(ClusterEntry, frozen=True, tag="dev.dragoman.ledger.fence-lifted.v1", kw_only=True):
     """The cluster has done what its readmission asks for, and is as any other again."""
 
@@ -504,6 +565,8 @@ AnyEntry = (
     | ClusterAhead
     | ClusterRebuilt
     | FenceLifted
+    | DeviceTainted
+    | DeviceUntainted
 )
 
 _CLAIM_KINDS = (Allocate, Release)
@@ -549,13 +612,15 @@ def entry_place(entry: AnyEntry) -> tuple[str, str, str]:
             return entry.cluster, "class", entry.name
         case ClusterEntry():
             return entry.cluster, "cluster", _CLUSTER_KEYS[type(entry)]
+        case DeviceEntry():
+            return "_", "device", "/".join((entry.scope, entry.driver, entry.pool, entry.device, entry.key))
         case _:
             return entry.cluster, "claim" if isinstance(entry, _CLAIM_KINDS) else "record", entry.uid
 
 
 def own_sequence(entry: AnyEntry, stream_sequence: int) -> int:
     """The ledger sequence by which an entry is known: a checkpoint states some again, elsewhere."""
-    own = entry.ledger_sequence if isinstance(entry, Allocate | Release | Adopted | ClusterEntry) else 0
+    own = entry.ledger_sequence if isinstance(entry, Allocate | Release | Adopted | ClusterEntry | DeviceEntry) else 0
     return own or stream_sequence
 
 

@@ -79,7 +79,7 @@ def ledger_stream(shard: str, segment: int) -> str:
 
 
 def ledger_subject(shard: str, segment: int, cluster: str, kind: str, key: str) -> str:
-    """Where a ledger entry goes. kind: claim, record, class, cluster, leader or inputs (these two: cluster `_`)."""
+    """Where a ledger entry goes. kind: claim, record, class, cluster, or of no cluster (`_`) leader, inputs, device."""
     return f"{PREFIX}.ledger.{shard}.{segment}.{cluster}.{kind}.{encode_key(key)}"
 
 

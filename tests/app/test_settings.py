@@ -55,6 +55,16 @@ def test_an_empty_file_is_a_federation_of_whoever_comes(tmp_path: Path) -> None:
         pytest.param({"fabrics": [{**FABRIC, "pools": []}]}, "f: fabrics[0].pools: the fabric has no", id="no pools"),
         pytest.param({"stale_after_s": 1}, "f: stale_after_s: 1 is not between 3 and 86400 s", id="stale too soon"),
         pytest.param({"stale_after_s": "soon"}, "f: stale_after_s: Expected `float`, got `str`", id="no number"),
+        pytest.param(
+            {"device_health": {"healthy": ["a b"]}},
+            "f: device_health.healthy[0]: 'a b' is no type of a condition",
+            id="a condition that there cannot be",
+        ),
+        pytest.param(
+            {"device_health": {"unhealthy": ["Healthy"]}},
+            "f: device_health: 'Healthy' is in healthy and in unhealthy",
+            id="a condition of both kinds",
+        ),
         pytest.param({"lost_after_s": 30}, "f: lost_after_s: 30 is not above stale_after_s (30)", id="lost too soon"),
         pytest.param({"lost_after_s": 1e6}, "f: lost_after_s: 1e+06 is not above", id="lost too late"),
         pytest.param({"believe_labels": True}, "f: believe_labels: is not a setting", id="labels are not for files"),

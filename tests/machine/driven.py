@@ -29,6 +29,8 @@ from schemas.wire.codec import decode_entry, encode
 from schemas.wire.ledger import (
     Allocate,
     AnyEntry,
+    DeviceCommand,
+    DeviceVerb,
     Inputs,
     LeaderElected,
     LivenessMark,
@@ -147,6 +149,13 @@ class Driven:
         """An operator orders something; returns why it cannot be done."""
         last = len(self.log) if verb == "evict" else 0
         self.machine.order(OperatorCommand(verb, cluster, "ada", "maintenance", fenced, last))
+        self.run()
+        return self.answers[-1]
+
+    def device_command(self, verb: DeviceVerb, device: str, **more: str) -> str:
+        """An operator orders something about a device of the pool; returns why it cannot be done."""
+        command = DeviceCommand(verb, DRIVER, more.pop("pool", RACK), device, "ada", "fan is loud", **more)
+        self.machine.order(command)
         self.run()
         return self.answers[-1]
 
@@ -303,14 +312,15 @@ class Agent:
         allocation: Mapping[str, Any] | None = None,
         *pods: Consumer,
         epoch: int = 0,
+        devices: Iterable[Mapping[str, Any]] = (),
         **state: Any,
     ) -> int:
-        """A claim as it is now."""
+        """A claim as it is now. devices: its status.devices."""
         uid = claim.metadata.uid
         self.living.add(ObjectName("claim", uid))
         message = ClaimState(
             agent_epoch=epoch or self.epoch,
-            claim=raw(with_allocation(claim, allocation)),
+            claim=raw(with_allocation(claim, allocation, devices)),
             resource_version=self._next(),
             consumers=list(pods),
             **state,
@@ -415,10 +425,13 @@ def raw(obj: Any) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(obj))
 
 
-def with_allocation(claim: ResourceClaim, allocation: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The claim's manifest with that allocation."""
+def with_allocation(
+    claim: ResourceClaim, allocation: Mapping[str, Any] | None, devices: Iterable[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """The claim's manifest with that allocation, and status.devices."""
     manifest: dict[str, Any] = msgspec.to_builtins(claim)
-    return {**manifest, "status": {"allocation": allocation}} if allocation is not None else manifest
+    status = {"allocation": allocation, "devices": list(devices)}
+    return {**manifest, "status": status} if allocation is not None else manifest
 
 
 def key_of(cluster: str, claim: ResourceClaim) -> ClaimKey:
@@ -453,6 +466,7 @@ def facts(world: World) -> dict[str, Any]:
         "classes": world.classes,
         "nodes": {cluster: nodes for cluster, nodes in world.nodes.items() if nodes},
         "told": world.told_classes,
+        "taints": world.taints,
         "in_use": set(world.in_use),
         "granted": world.granted,
         "position": world.position,

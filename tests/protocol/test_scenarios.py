@@ -264,6 +264,23 @@ def test_a_device_that_cannot_be_bound_is_given_back_and_avoided() -> None:
     assert stage.allocated() == {"east/u": ["d1"]}
 
 
+def test_a_broken_device_is_given_to_nobody_when_its_claim_is_gone() -> None:
+    stage = at_rest(devices=["d0", "d1"])
+    u = a_pod_waits(stage)
+    broken = {"type": "Healthy", "status": "False", "reason": "Xid", "message": "it is on fire"}
+    stage.clusters["east"].report(u, broken)
+    stage.rest()
+    stage.delete("east", "u")
+    stage.clusters["east"].delete("pod", "p")
+    stage.rest()
+    stage.claim("west", "w")
+    stage.claim("east", "v")
+    stage.rest()
+    assert sorted(stage.allocated().values()) == [["d1"]], "d0 is free, and nobody's"
+    stage.start_broker()
+    assert [device.device for device in stage.world.taints] == ["d0"]
+
+
 def test_what_the_scheduler_clears_while_a_pod_waits_is_avoided_and_given_later() -> None:
     stage = at_rest(devices=["d0", "d1"])
     u = a_pod_waits(stage)

@@ -35,6 +35,8 @@ from schemas.wire.ledger import (
     ConsumersServed,
     DeviceAvoided,
     DeviceHold,
+    DeviceTainted,
+    DeviceUntainted,
     EvictionKept,
     FenceLifted,
     GrantEnded,
@@ -49,6 +51,7 @@ from schemas.wire.ledger import (
     OutcomeRecorded,
     ReasonChanged,
     Release,
+    ReportedBy,
     SegmentClosed,
     SegmentOpened,
     Step,
@@ -141,6 +144,8 @@ STATE: list[tuple[msgspec.Struct, bytes]] = [
 BY_ADA: dict[str, Any] = {"cluster": "east", "operator": "ada", "reason": "fire", "at_ms": 5_000}
 BY_ADA_JSON = b'"cluster":"east","operator":"ada","reason":"fire","at_ms":5000'
 
+GPU_3: dict[str, Any] = {"scope": "fabric/f", "driver": "gpu.example.com", "pool": "rack7", "device": "gpu-3"}
+GPU_3_JSON = b'"scope":"fabric/f","driver":"gpu.example.com","pool":"rack7","device":"gpu-3"'
 LEDGER: list[tuple[AnyEntry, bytes]] = [
     (
         SegmentOpened(shard="main", segment=1, covers=9, entries=2, checksum="ab"),
@@ -378,6 +383,30 @@ LEDGER: list[tuple[AnyEntry, bytes]] = [
             b'{"type":"dev.dragoman.ledger.grant-ended.v1","cluster":"east","uid":"u1","grant_sequence":40,'
             b'"cause":"AllocationRejected","retry_at_ms":3000,"rejections":2}'
         ),
+    ),
+    (
+        DeviceTainted(
+            **GPU_3,
+            key="dragoman.dev/unhealthy",
+            at_ms=2_000,
+            report=ReportedBy("east", "u1", "default", "train", "Healthy=False", "Xid", "it is on fire"),
+        ),
+        b'{"type":"dev.dragoman.ledger.device-tainted.v1",'
+        + GPU_3_JSON
+        + b',"key":"dragoman.dev/unhealthy","at_ms":2000,"report":{"cluster":"east","uid":"u1","namespace":"default",'
+        b'"name":"train","condition":"Healthy=False","reason":"Xid","message":"it is on fire"}}',
+    ),
+    (
+        DeviceTainted(**GPU_3, key="example.com/fan", at_ms=2_000, operator="ada", reason="loud", ledger_sequence=44),
+        b'{"type":"dev.dragoman.ledger.device-tainted.v1",'
+        + GPU_3_JSON
+        + b',"key":"example.com/fan","at_ms":2000,"operator":"ada","reason":"loud","ledger_sequence":44}',
+    ),
+    (
+        DeviceUntainted(**GPU_3, key="example.com/fan", at_ms=3_000, operator="ada", reason="new fan"),
+        b'{"type":"dev.dragoman.ledger.device-untainted.v1",'
+        + GPU_3_JSON
+        + b',"key":"example.com/fan","at_ms":3000,"operator":"ada","reason":"new fan"}',
     ),
 ]
 
@@ -723,6 +752,11 @@ def test_other_subjects_are_not_of_state(subject: str) -> None:
         (LEDGER[22][0], ("east", "cluster", "rebuilt")),
         (LEDGER[23][0], ("_", "leader", "rebuilt")),
         (LEDGER[24][0], ("east", "record", "u1")),
+        (LEDGER[25][0], ("_", "device", "fabric/f/gpu.example.com/rack7/gpu-3/dragoman.dev/unhealthy")),
+        *[
+            (entry, ("_", "device", "fabric/f/gpu.example.com/rack7/gpu-3/example.com/fan"))
+            for entry, _ in LEDGER[26:28]
+        ],
     ],
     ids=by_type,
 )

@@ -462,6 +462,7 @@ def same_by_ledger(replayed: World, live: World) -> None:
             require(mine == other_s, f"{at} of {name}: live {mine}, replayed {other_s}")
     require(live.position == replayed.position, f"position: live {live.position}, replayed {replayed.position}")
     require(live.told_classes == replayed.told_classes, "what members were told differs")
+    require(live.taints == replayed.taints, f"taints: live {live.taints}, replayed {replayed.taints}")
 
 
 def shares_of(hold: DeviceHold) -> int:
