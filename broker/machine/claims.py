@@ -64,6 +64,7 @@ def on_claim(
                     end_grant(core, grant, "AllocationReplaced")
                 elif _is_rejected(claim, grant):
                     end_grant(core, grant, "AllocationRejected", claim.failures + 1)
+                    _tell_rejection(core, claim, "its cluster has cleared it while a pod waits for a node")
                 else:
                     end_grant(core, grant, "AllocationCleared")
             device_taints.take_reports(core, claim, told_before)
@@ -299,6 +300,7 @@ def release_if_rejected(core: Core, claim: Claim) -> None:
     if grant is None or grant.is_released:
         return
     rejections = claim.failures + 1
+    _tell_rejection(core, claim, f"{rejected.reason}: {rejected.message}")
     core.record(
         Release(
             cluster=claim.key.cluster,
@@ -313,6 +315,10 @@ def release_if_rejected(core: Core, claim: Claim) -> None:
             retry_at_ms=core.now_ms + back_off_ms(rejections),
         )
     )
+
+
+def _tell_rejection(core: Core, claim: Claim, why: str) -> None:
+    core.notice("warning", "AllocationRejected", f"claim {core.world.holder_name(claim.key)}", why)
 
 
 def _end_claim(core: Core, key: ClaimKey, cause: EndCause) -> None:

@@ -35,7 +35,7 @@ from cluster_agent.mirror.rejections import PATIENCE, Patience, Rejection, bindi
 from cluster_agent.mirror.tracked import Job, Tracked, fingerprint, holds_of, is_held, metadata_of, raw
 from schemas.resource.untyped import allocation_of, as_dict, as_text, dicts_in
 from schemas.wire.calls import Beat
-from schemas.wire.ledger import Allocate
+from schemas.wire.ledger import Allocate, Release
 from schemas.wire.state import (
     NO_OBJECT,
     ClaimState,
@@ -119,6 +119,7 @@ class Mirror:
             case Wrote() | WriteFailed() | ClaimRead():
                 tracked = self.tracked.get(ObjectName("claim", event.action.claim.uid))
                 if tracked is not None:
+                    self._look_for_running(tracked)
                     self._actions += settling.answer(tracked, event)
                     self._advance(tracked)
                     self._forget_if_done(tracked)
@@ -358,6 +359,11 @@ class Mirror:
 
     # --- rejections
 
+    def _look_for_running(self, tracked: Tracked) -> None:
+        """Before a Release does anything: whether a pod has got a node with what is to be asked back."""
+        if tracked.object is not None and tracked.job is not None and isinstance(tracked.job.decision, Release):
+            tracked.is_running = any(pod.is_live and pod.scheduled for pod in self.consumers.of(tracked.object))
+
     def _look_at_use(self, tracked: Tracked) -> None:
         """Report an allocation of ours that the cluster cannot use; once, and for as long as it is there."""
         found = self._why_unused(tracked)
@@ -401,6 +407,7 @@ class Mirror:
         if tracked.name in self._unseen:
             self._look_for(tracked)
         if tracked.name.kind == "claim":
+            self._look_for_running(tracked)
             self._actions += settling.advance(tracked)
             self._look_at_use(tracked)
         if tracked.in_flight is not None or not tracked.view_is_current:

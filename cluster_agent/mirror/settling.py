@@ -5,6 +5,9 @@ us, could still land. A write is guarded by the resourceVersion that the decisio
 finalizer write, guarded by the former, returned; no later read ever supplies the guard. Where that fails, the claim is
 read, and if it has no allocation, written with a mark: that voids whatever was sent before, and only then is it
 reported. See `model/README.md` of the design for the histories that these rules exclude.
+
+A Release takes nothing from a pod that runs: kube-scheduler binds a pod without touching a claim that is reserved for
+it, so no resourceVersion says that it has.
 """
 
 from typing import Any, assert_never
@@ -35,6 +38,8 @@ from cluster_agent.mirror.tracked import (
 )
 from schemas.wire.ledger import Allocate
 from schemas.wire.state import Outcome, Settled
+
+IS_RUNNING = "a pod that uses it has a node by now"
 
 
 def advance(tracked: Tracked) -> list[Action]:
@@ -105,6 +110,8 @@ def _allocated(tracked: Tracked, job: Job) -> list[Action]:
     assert tracked.object is not None
     if isinstance(job.decision, Allocate):
         return _finish(tracked, job, "Applied")
+    if tracked.is_running:
+        return _finish(tracked, job, "Failed", IS_RUNNING)
     job.stage = "sent"
     return [ClearAllocation(tracked.ref, job.ledger_sequence, with_allocation(tracked.object, job.decision))]
 
@@ -146,6 +153,10 @@ def _read(tracked: Tracked, job: Job, event: ClaimRead) -> list[Action]:
     if not isinstance(job.decision, Allocate):
         if found != job.decision.holds:
             return _finish(tracked, job, "Applied")
+        if tracked.is_running:
+            job.failure = ("Failed", IS_RUNNING)
+            if job.is_unknown:
+                return _void(tracked, job, event.object)  # else what was sent could still clear it
         if job.failure[0] == "Failed" and not job.is_unknown:
             return _finish(tracked, job, *job.failure)
         return [ClearAllocation(tracked.ref, job.ledger_sequence, with_allocation(event.object, job.decision))]

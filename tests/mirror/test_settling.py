@@ -13,6 +13,7 @@ from cluster_agent.mirror.actions import (
     WriteAllocation,
     WriteFinalizers,
 )
+from cluster_agent.mirror.settling import IS_RUNNING
 from cluster_agent.mirror.tracked import DELETE_PROTECTION, HELD, VOIDED_ANNOTATION
 from schemas.wire.state import Outcome, Rejected, Settled
 from tests.mirror.driven import (
@@ -26,6 +27,7 @@ from tests.mirror.driven import (
     allocated,
     an_allocate,
     an_allocation,
+    an_object,
     decides,
     failed,
     gone,
@@ -348,6 +350,57 @@ def test_the_next_allocation_that_is_applied_is_not_rejected() -> None:
     driven.tell(seen(allocated(protected()), 101))
     driven.store()
     assert driven.said().rejected is None
+
+
+# --- a pod that runs
+
+
+def a_pod(node: str = "") -> Manifest:
+    return an_object("pod", "worker", uid="uid-worker", namespace="default") | {
+        "spec": {"nodeName": node, "resourceClaims": [{"name": "gpu", "resourceClaimName": "train"}]}
+    }
+
+
+def test_a_release_takes_nothing_from_a_pod_that_runs() -> None:
+    driven = a_started(allocated(protected()))
+    driven.tell(seen(a_pod("n1"), 101, "pod"))
+    driven.store_all()
+    driven.tell(decides(a_release()))
+    driven.store()
+    assert driven.said().decision == Settled(50, "Failed", IS_RUNNING)
+    assert driven.pending == []
+
+
+def test_a_release_whose_result_is_unknown_is_voided_when_a_pod_has_got_a_node_meanwhile() -> None:
+    driven = a_started(allocated(protected()))
+    driven.tell(seen(a_pod(), 101, "pod"))
+    driven.store_all()
+    driven.tell(decides(a_release()))
+    clear = driven.take(ClearAllocation)
+    driven.tell(seen(a_pod("n1"), 102, "pod"))
+    driven.store_all()
+    driven.tell(failed(clear, "unknown"))
+    driven.tell(read(driven.take(ReadClaim), allocated(protected()), 100))
+    driven.tell(wrote(driven.take(Void), 105))
+    driven.tell(seen(allocated(protected()), 105))
+    driven.store()
+    assert driven.said().decision == Settled(50, "Failed", IS_RUNNING)
+
+
+def test_a_release_that_was_refused_is_not_repeated_when_a_pod_has_got_a_node_meanwhile() -> None:
+    driven = a_started(allocated(protected()))
+    driven.tell(seen(a_pod(), 101, "pod"))
+    driven.store_all()
+    driven.tell(decides(a_release()))
+    clear = driven.take(ClearAllocation)
+    driven.tell(seen(a_pod("n1"), 102, "pod"))
+    driven.store_all()
+    driven.tell(failed(clear, "conflict"))
+    driven.tell(read(driven.take(ReadClaim), allocated(protected()), 104))
+    driven.tell(seen(allocated(protected()), 104))
+    driven.store()
+    assert driven.said().decision == Settled(50, "Failed", IS_RUNNING)
+    assert driven.pending == []
 
 
 # --- our finalizer
