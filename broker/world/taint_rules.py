@@ -24,7 +24,7 @@ def with_rules(resource_slice: ResourceSlice, rules: Sequence[DeviceTaintRule]) 
 def with_taints(resource_slice: ResourceSlice, taints: Mapping[str, Sequence[DeviceTaint]]) -> ResourceSlice:
     """The slice with these taints of its devices, by name; the very same one where it has none of them."""
     spec = resource_slice.spec
-    if not any(device.name in taints for device in spec.devices):
+    if not taints or not any(device.name in taints for device in spec.devices):
         return resource_slice
     devices = [
         msgspec.structs.replace(device, taints=[*device.taints, *taints[device.name]])
