@@ -84,6 +84,22 @@ class Cluster(Protocol):
         ...
 
 
+class Classes(Protocol):
+    """The DeviceClasses of a cluster, where the hub's are projected into it. Errors as those of Cluster."""
+
+    async def create_class(self, obj: ApiObject) -> ApiObject:
+        """POST it. Returns: the class as it is stored."""
+        ...
+
+    async def update_class(self, obj: ApiObject) -> ApiObject:
+        """PUT it, guarded by its uid and resourceVersion. Returns: the class as it is stored."""
+        ...
+
+    async def delete_class(self, obj: ApiObject) -> None:
+        """Delete it if it still is what was read: by its uid and resourceVersion."""
+        ...
+
+
 class ApiError(Exception):
     """A call that did not do what was asked. kind, namespace, name: of the object, as far as there is one."""
 

@@ -55,8 +55,9 @@ class AgentConsumers:
             state_last = await self._offer_last(STATE_STREAM, name, f"{PREFIX}.state.{cluster}.>")
         ledger, last = self.ledger, 0
         await self._ensure_durable(ledger, name, f"{PREFIX}.ledger.*.*.{cluster}.>")
-        if last_of == "ledger":
-            last = await self._offer_last(ledger, name, f"{PREFIX}.ledger.*.*.{cluster}.claim.>")
+        kind = {"ledger": "claim", "classes": "class"}.get(last_of)
+        if kind is not None:
+            last = await self._offer_last(ledger, name, f"{PREFIX}.ledger.*.*.{cluster}.{kind}.>")
         info = msgspec.json.decode(await self._connection.api(f"STREAM.INFO.{STATE_STREAM}"), type=_StreamInfo)
         return Joined(info.config.max_age / _NS, state_last, [LedgerSegment(ledger, last)])
 

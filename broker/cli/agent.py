@@ -26,6 +26,7 @@ from cluster_agent.adapters.journal import JournalError
 from cluster_agent.adapters.manifest_cluster import ManifestCluster
 from cluster_agent.app.agent import KINDS, Agent, AgentSettings
 from cluster_agent.app.metrics import AgentMetrics, MeasuredCluster
+from cluster_agent.app.projection import Projection
 from cluster_agent.errors import AgentReplacedError, ClusterAccessError, NewerLedgerError
 from cluster_agent.mirror.rejections import PATIENCE, Patience
 from cluster_agent.ports import ApiError, Cluster, Kind
@@ -117,14 +118,15 @@ def run(options: argparse.Namespace) -> int:
         async with (
             until_told_to_stop(),
             anyio.create_task_group() as tasks,
-            _cluster(options, tasks) as (cluster, settings),
+            _cluster(options, tasks) as (cluster, settings, projection),
             connect(
                 bus_options(options, f"dragoman agent {options.cluster}", f"agent-{options.cluster}")
             ) as connection,
         ):
             metrics = AgentMetrics()
             bus = AgentBus(connection, options.cluster)
-            agent = Agent(options.cluster, MeasuredCluster(cluster, metrics), bus, new_instance(), settings)
+            measured = MeasuredCluster(cluster, metrics)
+            agent = Agent(options.cluster, measured, bus, new_instance(), settings, projection)
             refresh, registry = partial(metrics.refresh, agent), metrics.registry
             async with monitoring(options.http, registry, refresh, partial(_why_not_ready, agent, connection)):
                 await agent.run()
@@ -174,12 +176,14 @@ def _check_arguments(options: argparse.Namespace) -> None:
 
 
 @asynccontextmanager
-async def _cluster(options: argparse.Namespace, tasks: TaskGroup) -> AsyncIterator[tuple[Cluster, AgentSettings]]:
+async def _cluster(
+    options: argparse.Namespace, tasks: TaskGroup
+) -> AsyncIterator[tuple[Cluster, AgentSettings, Projection | None]]:
     if options.manifests is not None:
         manifests = ManifestCluster([options.manifests], data_dir=options.data, report=log_problem)
         tasks.start_soon(manifests.run)
         try:
-            yield manifests, AgentSettings(publishes_all=True)
+            yield manifests, AgentSettings(publishes_all=True), None
         finally:
             manifests.close()
         return
@@ -204,4 +208,5 @@ async def _cluster(options: argparse.Namespace, tasks: TaskGroup) -> AsyncIterat
             versions["claim"],
         )
         patience = Patience(int(options.unschedulable_after * 1000), int(options.binding_timeout * 1000))
-        yield cluster, AgentSettings(publishes_all=False, kinds=kinds, patience=patience)
+        projection = Projection(options.cluster, cluster) if "claim" in kinds else None
+        yield cluster, AgentSettings(publishes_all=False, kinds=kinds, patience=patience), projection

@@ -9,7 +9,7 @@ from broker.allocation.validate_selectors import compile_class
 from broker.machine import claims, pools, syncs
 from broker.machine.core import Core
 from broker.world import observe
-from broker.world.federation import BROKERED_LABEL
+from broker.world.federation import BROKERED_LABEL, PROJECTED_LABEL
 from broker.world.keys import ClusterId
 from schemas.errors import DecodeError
 from schemas.resource import (
@@ -250,7 +250,8 @@ def _class(core: Core, cluster: ClusterId, found: DeviceClass) -> None:
     hub = world.federation.hub
     if hub and cluster != hub:
         theirs = world.classes.get((hub, name))
-        if theirs is not None and theirs.spec != found.spec and _is_brokered(found):
+        is_projected = found.metadata.labels.get(PROJECTED_LABEL) == "true"
+        if theirs is not None and theirs.spec != found.spec and _is_brokered(found) and not is_projected:
             text = f"differs from the hub's DeviceClass of that name; the hub's ({hub}) is used"
             core.notice("warning", "ClassDiffers", f"DeviceClass {name} of {cluster}", text)
     core.classes_changed = True

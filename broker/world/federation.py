@@ -8,6 +8,7 @@ from broker.world.keys import ClusterId, cluster_scope, fabric_scope
 
 FABRIC_LABEL = "dragoman.dev/fabric"
 BROKERED_LABEL = "dragoman.dev/brokered"
+PROJECTED_LABEL = "dragoman.dev/projected"  # on a member's class: its agent has written it, as the hub's says
 ALLOCATE_ANNOTATION = "dragoman.dev/allocate"
 
 

@@ -184,10 +184,20 @@ class AgentBus:
         One that is settled and holds nothing is not stated again, and of no concern any more.
         Raises: BusUnavailableError, BusRefusedError.
         """
+        return sorted(await self._last_in_ledger("ledger"), key=_known_by)
+
+    async def last_classes(self) -> list[StoredMessage]:
+        """What the ledger says last of each brokered class of the hub; nothing from a broker that cannot say it.
+
+        Raises: BusUnavailableError, BusRefusedError.
+        """
+        return await self._last_in_ledger("classes")
+
+    async def _last_in_ledger(self, last_of: str) -> list[StoredMessage]:
         found: list[StoredMessage] = []
-        for segment in (await self.join("ledger")).segments:
+        for segment in (await self.join(last_of)).segments:
             found += await self._read_last(segment.stream, segment.last_sequence)
-        return sorted(found, key=_known_by)
+        return found
 
     async def _read_last(self, stream: str, until: int) -> list[StoredMessage]:
         """What the consumer of last messages delivers, up to a sequence that the stream's leader has named."""

@@ -278,6 +278,44 @@ class KubernetesCluster:
             api_version, await self._connection.call("PUT", path + subresource, body=body, where=where), where
         )
 
+    # --- classes
+
+    async def create_class(self, obj: ApiObject) -> ApiObject:
+        """See Classes."""
+        return await self._write_class("POST", obj)
+
+    async def update_class(self, obj: ApiObject) -> ApiObject:
+        """See Classes."""
+        return await self._write_class("PUT", obj)
+
+    async def delete_class(self, obj: ApiObject) -> None:
+        """See Classes."""
+        metadata = obj["metadata"]
+        guard = {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]}
+        where = Where("class", "", metadata["name"])
+        _, path = await self._class_path(where)
+        body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": guard}
+        await self._connection.call("DELETE", f"{path}/{where.name}", body=body, where=where)
+
+    async def _write_class(self, method: str, obj: ApiObject) -> ApiObject:
+        where = Where("class", "", obj["metadata"]["name"])
+        api_version, path = await self._class_path(where)
+        path = path if method == "POST" else f"{path}/{where.name}"
+        answer = await self._connection.call(method, path, body={**obj, "apiVersion": api_version}, where=where)
+        try:
+            read = read_object("class", api_version, answer)
+        except msgspec.DecodeError as error:
+            raise _not_understood(error, where) from error
+        assert read is not None, "only pods are left out"
+        return read[0]
+
+    async def _class_path(self, where: Where) -> tuple[str, str]:
+        found = await self._path("class")
+        if found is None:
+            self._served = None
+            raise ApiUncertainError(f"{self._connection.server} serves no classes now", **msgspec.structs.asdict(where))
+        return found
+
     async def _claim_path(self, where: Where) -> tuple[str, str]:
         api_version = await self._version_of("claim")
         if api_version is None:

@@ -36,16 +36,19 @@ _CLAIM_WRITES = (
     Right(GROUP, "resourceclaims/binding", "update"),
 )
 
+_CLASS_WRITES = tuple(Right(GROUP, "deviceclasses", verb) for verb in ("create", "update", "delete"))
+
 
 def needed_rights(kinds: Iterable[Kind]) -> list[Right]:
-    """The rights of an agent that reads these kinds; where claims are among them, it also writes them."""
+    """The rights of an agent that reads these kinds; where claims are among them, it writes them, and the hub's classes
+    beside them."""
     kinds = list(kinds)
     rights = []
     for kind in kinds:
         api_kind = API_KINDS[kind]
         group = GROUP if "/" in api_kind.versions[0] else ""
         rights += [Right(group, api_kind.resource, verb) for verb in ("list", "watch")]
-    return sorted(rights + (list(_CLAIM_WRITES) if "claim" in kinds else []))
+    return sorted(rights + ([*_CLAIM_WRITES, *_CLASS_WRITES] if "claim" in kinds else []))
 
 
 class _UserInfo(msgspec.Struct):

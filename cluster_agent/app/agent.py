@@ -19,6 +19,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from cluster_agent.adapters.bus import AgentBus, LedgerFollower, RefusedBySubject, Uncertain
 from cluster_agent.adapters.bus import Published as StoredAt
+from cluster_agent.app.projection import Projection
 from cluster_agent.errors import AgentReplacedError, EvictedError, NewerLedgerError
 from cluster_agent.mirror import Mirror
 from cluster_agent.mirror.actions import (
@@ -83,6 +84,7 @@ from schemas.wire.ledger import (
     REBUILT_KEY,
     Allocate,
     AnyEntry,
+    ClassBrokered,
     ClusterEvicted,
     ClusterReadmitted,
     ClusterRebuilt,
@@ -153,8 +155,18 @@ class Standing(msgspec.Struct, frozen=True):
 class Agent:
     """Runs until it is cancelled or another agent takes over."""
 
-    def __init__(self, name: str, cluster: Cluster, bus: AgentBus, instance: str, settings: AgentSettings) -> None:
+    def __init__(
+        self,
+        name: str,
+        cluster: Cluster,
+        bus: AgentBus,
+        instance: str,
+        settings: AgentSettings,
+        projection: Projection | None = None,
+    ) -> None:
+        """projection: of the hub's classes into the cluster, where that is wanted."""
         self.name = name
+        self.projection = projection
         self._cluster = cluster
         self._bus = bus
         self._settings = settings
@@ -223,6 +235,8 @@ class Agent:
             tg.start_soon(self._follow_ledger)
             tg.start_soon(self._follow_asks)
             tg.start_soon(self._tick)
+            if self.projection is not None:
+                tg.start_soon(self.projection.run)
             task_status.started()
             async for event in self._receive:
                 self._carry_out(tg, self.mirror.handle(event))
@@ -320,6 +334,11 @@ class Agent:
             entry = _entry(entry_message)
             if isinstance(entry, Allocate | Release):
                 decisions.append((own_sequence(entry, entry_message.stream_sequence), entry))
+        if self.projection is not None:
+            for entry_message in await self._until_answered(self._bus.last_classes):
+                entry = _entry(entry_message)
+                if isinstance(entry, ClassBrokered):
+                    self.projection.told(entry)
         standing = self._standing
         return Started(
             epoch,
@@ -339,6 +358,8 @@ class Agent:
             ObjectSeen(kind, each, _version_of(each), listing.errors.get(each["metadata"].get("uid", ""), ""))
             for each in listing.objects
         ]
+        if kind == "class" and self.projection is not None:
+            self.projection.listed(listing.objects)
         return seen, listing.resource_version
 
     # --- what happens outside
@@ -351,6 +372,8 @@ class Agent:
                 async for event in self._cluster.watch(kind, resource_version):
                     resource_version = event.resource_version
                     delay_s = RETRY_FIRST_S
+                    if kind == "class" and self.projection is not None:
+                        self.projection.saw(event)
                     if event.type == "DELETED":
                         await self._send.send(ObjectGone(kind, event.object, int(event.resource_version)))
                     elif event.type == "BOOKMARK":
@@ -403,6 +426,8 @@ class Agent:
                         await self._send.send(DecisionSeen(sequence, entry))
                     else:
                         await follower.ack(delivered)
+                    if isinstance(entry, ClassBrokered) and self.projection is not None:
+                        self.projection.told(entry)
                     if isinstance(entry, ClusterEvicted | ClusterReadmitted | ClusterRebuilt):
                         sequence = own_sequence(entry, delivered.message.stream_sequence)
                         if sequence > self._standing.sequence:

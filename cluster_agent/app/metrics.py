@@ -58,6 +58,10 @@ class AgentMetrics:
         self._objects = Gauge(
             "dragoman_agent_objects", "What the agent follows and tells, by kind.", ["kind"], registry=self.registry
         )
+        self._projected = self._gauge("dragoman_agent_classes_projected", "The hub's classes that are here.")
+        self._unprojected = self._gauge(
+            "dragoman_agent_classes_wrong", "The hub's classes that are not here as they should be; the log says why."
+        )
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(name, text, registry=self.registry)
@@ -70,6 +74,9 @@ class AgentMetrics:
         self._objects.clear()
         for name in list(agent.mirror.tracked):
             self._objects.labels(name.kind).inc()
+        if agent.projection is not None:
+            self._projected.set(agent.projection.projected)
+            self._unprojected.set(sum(map(bool, agent.projection.problems.values())))
 
     @contextmanager
     def call(self, name: str) -> Iterator[None]:

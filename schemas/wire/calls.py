@@ -22,7 +22,8 @@ class Ask(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag
 class Join(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="dev.dragoman.join.v1"):
     """An agent asks what it may read.
 
-    last_of: offer the last message of each of its subjects there: "state", or "ledger" (its decisions); "" for none.
+    last_of: offer the last message of each of its subjects there: "state", or of the ledger's "ledger" (its decisions)
+        or "classes" (the hub's brokered classes); "" for none.
     """
 
     last_of: str = ""

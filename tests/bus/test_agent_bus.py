@@ -26,8 +26,8 @@ from schemas.client.connection import Connection
 from schemas.client.errors import BusUnavailableError, MessageTooLargeError
 from schemas.wire.bus import OutgoingMessage
 from schemas.wire.calls import Joined, LedgerSegment
-from schemas.wire.codec import encode
-from schemas.wire.ledger import Release
+from schemas.wire.codec import decode_entry, encode
+from schemas.wire.ledger import ClassBrokered, Release
 from schemas.wire.subjects import ledger_stream
 from tests.bus.builders import Cut, a_proxy, a_state, an_entry
 from tests.bus.conftest import LEDGER
@@ -311,6 +311,24 @@ async def test_reads_the_open_segment_alone(east: AgentBus, connection: Connecti
     assert [message.stream_sequence for message in await east.last_decisions()] == [102]
     assert await east.last_decision("u2") is None
     assert await AgentBus(connection, "west").last_decision("u1") is None
+
+
+async def test_reads_what_was_said_last_of_each_class(
+    east: AgentBus, connection: Connection, consumers: AgentConsumers
+) -> None:
+    assert await east.last_classes() == []
+    entries = [
+        ClassBrokered(cluster="east", name="gpu.example.com", spec={"selectors": []}),
+        ClassBrokered(cluster="west", name="gpu.example.com", spec={"selectors": []}),
+        ClassBrokered(cluster="east", name="nic", spec={}),
+        ClassBrokered(cluster="east", name="gpu.example.com"),
+    ]
+    ledger = LedgerStore(connection, LEDGER)
+    told = [
+        OutgoingMessage(f"dra.v1.ledger.main.0.{each.cluster}.class.{each.name}", encode(each), {}) for each in entries
+    ]
+    assert await ledger.append([a_decision(0), *told], 0) == Committed(5)
+    assert [decode_entry(message.payload) for message in await east.last_classes()] == entries[2:]
 
 
 async def test_hears_asks_and_is_heard(connection: Connection, nats_url: str) -> None:

@@ -61,16 +61,19 @@ class Bed:
         self._published: list[Object] = []
 
     async def publish(self, profile: str) -> None:
-        """The profile's devices and class at the hub, its class in the member as it is projected."""
+        """The profile's devices and class at the hub; return when the member has the class, too."""
         for obj in self._published:
             await self.hub.api.delete(obj["kind"], obj["metadata"]["name"])
             await self._until_told(obj, is_there=False)
+            if obj["kind"] == "DeviceClass":
+                await self.east.api.until_gone("DeviceClass", obj["metadata"]["name"])
         self._published = []
         for manifest in manifests(profile):
             if manifest["kind"] == "DeviceClass":
-                await self._project(manifest)
-                manifest = brokered(manifest)
-            await self.create_at_hub(manifest)
+                await self.create_at_hub(brokered(manifest))
+                await self.east.api.until("DeviceClass", manifest["metadata"]["name"], "", lambda _: True)
+            else:
+                await self.create_at_hub(manifest)
 
     async def create_at_hub(self, manifest: Object) -> None:
         """Return when the broker will meet it before anything that is created from now on."""
@@ -88,10 +91,6 @@ class Bed:
         """Return when the broker will meet all of a kind at the hub before anything that is created from now on."""
         for obj in await self.hub.api.list_all(kind):
             await self._until_told(obj, is_there=True)
-
-    async def _project(self, device_class: Object) -> None:
-        spec = {"selectors": [{"cel": {"expression": "false"}}]}
-        await self.east.api.apply(brokered({**device_class, "spec": spec}))
 
     async def _until_told(self, obj: Object, *, is_there: bool) -> None:
         kind = {"ResourceSlice": "slice", "DeviceClass": "class", "DeviceTaintRule": "taintrule"}[obj["kind"]]

@@ -293,6 +293,15 @@ def test_a_member_whose_class_differs_from_the_hubs_is_named(hub_machine: Driven
     ]
 
 
+def test_a_class_that_an_agent_has_projected_is_as_it_should_be(hub_machine: Driven) -> None:
+    _, east, _ = a_hub_and_members(hub_machine)
+    projected = a_brokered_class(CLASS, "false")
+    projected.metadata.labels["dragoman.dev/projected"] = "true"
+    east.publishes(projected)
+    hub_machine.run()
+    assert hub_machine.notices == []
+
+
 # --- consumers
 
 

@@ -1,0 +1,85 @@
+"""What the brokered classes of the hub are like in a member: what of a class there has to be written.
+
+A projected class selects nothing, so that the member's own scheduler finds no device for it; the broker decides by the
+hub's. People read the selectors that count in an annotation. A class of that name that is not projected is somebody
+else's: it is left alone.
+"""
+
+from typing import Any
+
+import msgspec
+
+from cluster_agent.ports import ApiObject
+from schemas.resource.untyped import as_dict
+from schemas.resource.versions import V1
+
+BROKERED_LABEL = "dragoman.dev/brokered"
+PROJECTED_LABEL = "dragoman.dev/projected"
+SELECTORS_ANNOTATION = "dragoman.dev/selectors"
+LABELS = {BROKERED_LABEL: "true", PROJECTED_LABEL: "true"}
+
+
+class CreateClass(msgspec.Struct, frozen=True):
+    object: ApiObject
+
+
+class UpdateClass(msgspec.Struct, frozen=True):
+    """With the uid and resourceVersion of what was found."""
+
+    object: ApiObject
+
+
+class DeleteClass(msgspec.Struct, frozen=True):
+    object: ApiObject
+
+
+class ForeignClass(msgspec.Struct, frozen=True):
+    """Somebody else's class has the name."""
+
+    name: str
+
+
+ClassStep = CreateClass | UpdateClass | DeleteClass | ForeignClass
+
+
+def project(name: str, spec: dict[str, Any] | None, found: ApiObject | None) -> ClassStep | None:
+    """What to do so that the member has the class as it should be; None: it has.
+
+    spec: of the hub's brokered class; None: there is none any more.
+    found: what the member has under the name.
+    """
+    if found is None:
+        return None if spec is None else CreateClass(_written({"name": name}, spec))
+    metadata = as_dict(found.get("metadata"))
+    if as_dict(metadata.get("labels")).get(PROJECTED_LABEL) != "true":
+        return None if spec is None else ForeignClass(name)
+    if metadata.get("deletionTimestamp"):
+        return None  # its end is told, and then it is made anew
+    if spec is None:
+        return DeleteClass(found)
+    wanted = _written(metadata, spec)
+    if wanted["metadata"] == metadata and wanted["spec"] == found.get("spec"):
+        return None
+    return UpdateClass(wanted)
+
+
+def is_projected(found: ApiObject) -> bool:
+    """We have written it."""
+    return as_dict(as_dict(found.get("metadata")).get("labels")).get(PROJECTED_LABEL) == "true"
+
+
+def _written(metadata: dict[str, Any], spec: dict[str, Any]) -> ApiObject:
+    """The class with this metadata, and what belongs to others in it."""
+    expressions = [as_dict(each.get("cel")).get("expression", "") for each in spec.get("selectors", [])]
+    annotations = {**as_dict(metadata.get("annotations")), SELECTORS_ANNOTATION: "\n".join(expressions)}
+    labels = {**as_dict(metadata.get("labels")), **LABELS}
+    # No extendedResourceName: for it kube-scheduler makes claims by itself, once it has found a device.
+    closed: dict[str, Any] = {"selectors": [{"cel": {"expression": "false"}}]}
+    if spec.get("config"):
+        closed["config"] = spec["config"]
+    return {
+        "apiVersion": V1,
+        "kind": "DeviceClass",
+        "metadata": {**metadata, "labels": labels, "annotations": annotations},
+        "spec": closed,
+    }
