@@ -8,6 +8,7 @@ import time
 import msgspec
 
 from broker.app.api import ClusterCall
+from broker.cli import membership
 from broker.cli.bus import add_nats_arguments
 from broker.cli.calls import call
 from broker.cli.errors import CommandError
@@ -27,6 +28,8 @@ examples:
   dragoman cluster exclude north --reason "not built yet"
   dragoman cluster evict west --reason "flooded" --fenced
   dragoman cluster readmit west --reason "dry again"
+  dragoman cluster join gpu.example.com --context east
+  dragoman cluster leave --context east
 
 exit code: 0; 1 if the broker refuses or does not answer; 2 for wrong arguments.
 """
@@ -59,7 +62,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     """Declare `cluster` and its verbs."""
     parser = commands.add_parser(
         "cluster",
-        help="how clusters stand; cordon, exclude, evict, readmit",
+        help="how clusters stand; cordon, exclude, evict, readmit; join, leave",
         description="Show how clusters stand, or order something about one.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -69,6 +72,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     listing.add_argument("-o", "--output", choices=("table", "json"), default="table")
     add_nats_arguments(listing)
     listing.set_defaults(run=run_list)
+    membership.add_verbs(verbs)
     for verb, (short, description, _) in _VERBS.items():
         options = "" if verb == "uncordon" else ' --reason "..."'
         order = verbs.add_parser(

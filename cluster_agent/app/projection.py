@@ -94,7 +94,7 @@ class Projection:
         problem, is_right = "", True
         try:
             if isinstance(step, ForeignClass):
-                problem = f"is somebody else's (no label {PROJECTED_LABEL}), it is left alone: rename it or delete it"
+                problem = f"is somebody else's (no label {PROJECTED_LABEL}): delete it, or `dragoman cluster join`"
             elif step is not None:
                 await self._write(name, step)
         except (ApiConflictError, ApiNotFoundError):

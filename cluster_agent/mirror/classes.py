@@ -16,6 +16,7 @@ from schemas.resource.versions import V1
 BROKERED_LABEL = "dragoman.dev/brokered"
 PROJECTED_LABEL = "dragoman.dev/projected"
 SELECTORS_ANNOTATION = "dragoman.dev/selectors"
+ORIGINAL_ANNOTATION = "dragoman.dev/original"  # of a class that was taken over: what it was before
 LABELS = {BROKERED_LABEL: "true", PROJECTED_LABEL: "true"}
 
 
@@ -56,11 +57,42 @@ def project(name: str, spec: dict[str, Any] | None, found: ApiObject | None) -> 
     if metadata.get("deletionTimestamp"):
         return None  # its end is told, and then it is made anew
     if spec is None:
-        return DeleteClass(found)
+        original = give_back(found)
+        return DeleteClass(found) if original is None else UpdateClass(original)
     wanted = _written(metadata, spec)
     if wanted["metadata"] == metadata and wanted["spec"] == found.get("spec"):
         return None
     return UpdateClass(wanted)
+
+
+def take_over(found: ApiObject) -> ApiObject:
+    """A class that is in use, closed to the member's own scheduler from now on; it keeps what it was."""
+    metadata, spec = as_dict(found.get("metadata")), as_dict(found.get("spec"))
+    original = {key: metadata.get(key, {}) for key in ("labels", "annotations")} | {"spec": spec}
+    closed = _written(metadata, spec)
+    closed["metadata"]["annotations"][ORIGINAL_ANNOTATION] = msgspec.json.encode(original).decode()
+    return closed
+
+
+def give_back(found: ApiObject) -> ApiObject | None:
+    """A class that was taken over, as it was before; None if we made it ourselves."""
+    metadata = as_dict(found.get("metadata"))
+    kept = as_dict(metadata.get("annotations")).get(ORIGINAL_ANNOTATION)
+    if kept is None:
+        return None
+    original = msgspec.json.decode(kept, type=_Original)
+    return {
+        "apiVersion": V1,
+        "kind": "DeviceClass",
+        "metadata": {**metadata, "labels": original.labels, "annotations": original.annotations},
+        "spec": original.spec,
+    }
+
+
+class _Original(msgspec.Struct):
+    labels: dict[str, str]
+    annotations: dict[str, str]
+    spec: dict[str, Any]
 
 
 def is_projected(found: ApiObject) -> bool:

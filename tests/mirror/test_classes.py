@@ -4,7 +4,15 @@ from typing import Any
 
 import pytest
 
-from cluster_agent.mirror.classes import CreateClass, DeleteClass, ForeignClass, UpdateClass, project
+from cluster_agent.mirror.classes import (
+    CreateClass,
+    DeleteClass,
+    ForeignClass,
+    UpdateClass,
+    give_back,
+    project,
+    take_over,
+)
 from cluster_agent.ports import ApiObject
 
 SPEC: dict[str, Any] = {
@@ -79,3 +87,18 @@ def test_somebody_elses_class_of_that_name_is_left_alone(labels: dict[str, str])
     theirs = {"metadata": {"name": "gpu", "labels": labels}, "spec": {"selectors": []}}
     assert project("gpu", SPEC, theirs) == ForeignClass("gpu")
     assert project("gpu", None, theirs) is None
+
+
+def test_a_class_that_is_taken_over_is_closed_and_given_back_as_it_was() -> None:
+    metadata = {"name": "gpu", "uid": "u", "resourceVersion": "3", "labels": {"team": "a"}}
+    theirs = {"apiVersion": "resource.k8s.io/v1", "kind": "DeviceClass", "metadata": metadata, "spec": SPEC}
+    taken = take_over(theirs)
+    assert taken["spec"] == CLOSED
+    assert taken["metadata"]["labels"]["dragoman.dev/projected"] == "true"
+    given_back = {**theirs, "metadata": {**metadata, "annotations": {}}}
+    assert give_back(taken) == given_back
+    # The hub's class goes into it, and when that is gone it is what it was.
+    step = project("gpu", {"selectors": []}, taken)
+    assert isinstance(step, UpdateClass)
+    assert project("gpu", None, step.object) == UpdateClass(given_back)
+    assert give_back(projected()) is None

@@ -1,0 +1,136 @@
+"""What an operator does to a member: take classes that are in use under brokering, and take the member out again.
+
+No pod ends by either: allocations are not touched.
+"""
+
+from collections.abc import Awaitable, Callable, Collection
+from typing import Protocol
+
+import msgspec
+
+from cluster_agent.mirror.classes import give_back, is_projected, take_over
+from cluster_agent.mirror.tracked import HELD, VOIDED_ANNOTATION, is_held, metadata_of
+from cluster_agent.ports import ApiConflictError, ApiNotFoundError, ApiObject, Classes, Cluster, Kind
+from schemas.resource.untyped import as_dict
+
+TRIES = 5
+
+
+class Member(Cluster, Classes, Protocol):
+    """A cluster whose classes may be written."""
+
+
+class Joined(msgspec.Struct, frozen=True):
+    """closed, were_closed: names of classes, now and before. in_use: how many claims on them hold devices."""
+
+    closed: list[str]
+    were_closed: list[str]
+    in_use: int
+
+
+class Left(msgspec.Struct, frozen=True):
+    """given_back, deleted: names of classes. released: how many claims do not carry our finalizer any more."""
+
+    given_back: list[str]
+    deleted: list[str]
+    released: int
+
+
+async def join(member: Member, names: Collection[str]) -> Joined:
+    """Close these classes to the member's own scheduler; what is allocated stays.
+
+    Raises: ApiNotFoundError if there is no class of a name, before anything is written; ApiError.
+    """
+    found = {_name(each): each for each in (await member.list_objects("class")).objects}
+    for name in names:
+        if name not in found:
+            raise ApiNotFoundError("there is no such class", kind="class", name=name)
+    were_closed = [name for name in names if is_projected(found[name])]
+    closed = [name for name in names if name not in were_closed]
+    for name in closed:
+        await _change(member, "class", found[name], _taken_over, member.update_class)
+    claims = (await member.list_objects("claim")).objects
+    return Joined(closed, were_closed, sum(_holds_of(claim, names) for claim in claims))
+
+
+async def leave(member: Member) -> Left:
+    """Undo what agents have written: classes are what they were before or gone, claims can go without an agent.
+
+    Raises: ApiError.
+    """
+    given_back, deleted, released = [], [], 0
+    for found in (await member.list_objects("class")).objects:
+        if not is_projected(found):
+            continue
+        if give_back(found) is None:
+            await _change(member, "class", found, _projected, member.delete_class)
+            deleted.append(_name(found))
+        else:
+            await _change(member, "class", found, give_back, member.update_class)
+            given_back.append(_name(found))
+    for claim in (await member.list_objects("claim")).objects:
+        if is_held(claim):
+            await _change(member, "claim", claim, _released, member.update_claim)
+            released += 1
+    return Left(sorted(given_back), sorted(deleted), released)
+
+
+async def _change(
+    member: Member,
+    kind: Kind,
+    found: ApiObject,
+    change: Callable[[ApiObject], ApiObject | None],
+    write: Callable[[ApiObject], Awaitable[object]],
+) -> None:
+    """Write what `change` makes of the object, as it is now; None: nothing. One that is gone needs nothing."""
+    uid = found["metadata"]["uid"]
+    for attempt in range(TRIES):
+        changed = change(found)
+        if changed is None:
+            return
+        try:
+            await write(changed)
+        except ApiNotFoundError:
+            return
+        except ApiConflictError:
+            if attempt == TRIES - 1:
+                raise
+        else:
+            return
+        same = [each for each in (await member.list_objects(kind)).objects if each["metadata"]["uid"] == uid]
+        if not same:
+            return
+        [found] = same
+
+
+def _taken_over(found: ApiObject) -> ApiObject | None:
+    return None if is_projected(found) else take_over(found)
+
+
+def _projected(found: ApiObject) -> ApiObject | None:
+    return found if is_projected(found) else None
+
+
+def _released(claim: ApiObject) -> ApiObject | None:
+    """Without our finalizer and mark. The other finalizer stays: by it kube-controller-manager frees the claim."""
+    if not is_held(claim):
+        return None
+    metadata = metadata_of(claim)
+    finalizers = [each for each in metadata["finalizers"] if each != HELD]
+    annotations = {key: value for key, value in metadata.get("annotations", {}).items() if key != VOIDED_ANNOTATION}
+    return {**claim, "metadata": {**metadata, "finalizers": finalizers, "annotations": annotations}}
+
+
+def _name(obj: ApiObject) -> str:
+    return str(obj["metadata"]["name"])
+
+
+def _holds_of(claim: ApiObject, names: Collection[str]) -> bool:
+    """It is allocated, and one of its requests is of one of these classes."""
+    if not as_dict(claim.get("status")).get("allocation"):
+        return False
+    for request in as_dict(as_dict(claim.get("spec")).get("devices")).get("requests", []):
+        alternatives = [as_dict(request).get("exactly"), *as_dict(request).get("firstAvailable", [])]
+        if any(as_dict(each).get("deviceClassName") in names for each in alternatives):
+            return True
+    return False
