@@ -5,7 +5,8 @@ and is an error when it is cut. The caller resumes it then, or lists again; retr
 """
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from random import SystemRandom
 from typing import Annotated, Literal, TypeVar
 
@@ -14,7 +15,7 @@ import anyio
 import msgspec
 
 from cluster_agent.adapters.kube_connection import KubeConnection, Where, error_of
-from cluster_agent.adapters.kube_objects import API_KINDS, read_object
+from cluster_agent.adapters.kube_objects import API_KINDS, decoded, read_object
 from cluster_agent.errors import ClusterAccessError
 from cluster_agent.ports import (
     ApiNotFoundError,
@@ -39,8 +40,11 @@ _random = SystemRandom()
 _T = TypeVar("_T")
 
 
+_Version = Annotated[str, msgspec.Meta(pattern="^[0-9]+$")]
+
+
 class _ListMeta(msgspec.Struct, rename="camel"):
-    resource_version: str = ""
+    resource_version: _Version
     continue_: str = msgspec.field(default="", name="continue")
 
 
@@ -55,7 +59,7 @@ class _Event(msgspec.Struct):
 
 
 class _EventMetadata(msgspec.Struct, rename="camel"):
-    resource_version: Annotated[str, msgspec.Meta(pattern="^[0-9]+$")] = "0"
+    resource_version: _Version = "0"
 
 
 class _EventObject(msgspec.Struct):
@@ -178,7 +182,7 @@ class KubernetesCluster:
             query = [("limit", str(page))] + ([("continue", token)] if token else [])
             found = _read(await self._connection.call("GET", path, query, where=where), _Page, where)
             for item in found.items or ():
-                read = read_object(kind, api_version, item)
+                read = _object(kind, api_version, item, where)
                 if read is not None:
                     objects.append(read[0])
                     if read[1]:
@@ -203,11 +207,12 @@ class KubernetesCluster:
         while True:
             began, position = time.monotonic(), resource_version
             try:
-                async for event in self._stream(kind, api_version, path, resource_version):
-                    if int(event.resource_version) < int(resource_version) + (event.type != "BOOKMARK"):
-                        continue  # whoever stands between has sent it twice
-                    resource_version = event.resource_version
-                    yield _quiet(kind, event, seen)
+                async with aclosing(self._stream(kind, api_version, path, resource_version)) as events:
+                    async for event in events:
+                        if int(event.resource_version) < int(resource_version) + (event.type != "BOOKMARK"):
+                            continue  # whoever stands between has sent it twice
+                        resource_version = event.resource_version
+                        yield _quiet(kind, event, seen)
             except aiohttp.SocketTimeoutError:
                 pass
             except ApiUncertainError:
@@ -220,7 +225,7 @@ class KubernetesCluster:
 
     async def _stream(
         self, kind: Kind, api_version: str, path: str, resource_version: str
-    ) -> AsyncIterator[WatchEvent]:
+    ) -> AsyncGenerator[WatchEvent, None]:
         query = [
             ("watch", "true"),
             ("allowWatchBookmarks", "true"),
@@ -327,8 +332,8 @@ class KubernetesCluster:
 def _watch_event(kind: Kind, api_version: str, line: bytes) -> WatchEvent:
     """Raises: ApiError for an ERROR event, ApiUncertainError for what is no event."""
     try:
-        event = _event.decode(line)
-        said = _event_object.decode(event.object)
+        event = decoded(_event, line)
+        said = decoded(_event_object, event.object)
         if event.type == "ERROR":
             raise error_of(said.code, event.object, Where(kind))
         read = read_object(kind, api_version, event.object) if event.type != "BOOKMARK" else None
@@ -359,17 +364,24 @@ def _quiet(kind: Kind, event: WatchEvent, seen: dict[str, ApiObject]) -> WatchEv
 
 
 def _claim(api_version: str, data: bytes, where: Where) -> ApiObject:
-    try:
-        read = read_object("claim", api_version, data)
-    except msgspec.DecodeError as error:
-        raise _not_understood(error, where) from error
+    read = _object("claim", api_version, data, where)
     assert read is not None, "only pods are left out"
     return read[0]
 
 
+def _object(kind: Kind, api_version: str, data: bytes | msgspec.Raw, where: Where) -> tuple[ApiObject, str] | None:
+    try:
+        read = read_object(kind, api_version, data)
+        if read is not None:
+            msgspec.convert(read[0]["metadata"].get("resourceVersion"), _Version)  # the agent counts on it
+    except msgspec.DecodeError as error:
+        raise _not_understood(error, where) from error
+    return read
+
+
 def _read(data: bytes, type_: type[_T], where: Where) -> _T:
     try:
-        return msgspec.json.decode(data, type=type_)
+        return decoded(msgspec.json.Decoder(type_), data)
     except msgspec.DecodeError as error:
         raise _not_understood(error, where) from error
 

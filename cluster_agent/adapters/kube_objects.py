@@ -4,7 +4,8 @@ A slice's spec stays as bytes, for a thousand slices of 128 devices are 25 MB of
 pods and nodes little is kept: a cluster may have a hundred thousand of the former, and the latter change all the time.
 """
 
-from typing import Any
+import re
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -74,11 +75,45 @@ class _Metadata(msgspec.Struct):
     metadata: dict[str, Any]
 
 
+DEPTH_MAX = 100  # of objects and lists in one another; the API itself has a dozen
+_CUT = 500  # deeper than this not even the rest of an answer can be read, for Python's stack ends
+_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]]', re.DOTALL)
+_T = TypeVar("_T")
+
 _raw_object = msgspec.json.Decoder(_RawObject)
 _pod = msgspec.json.Decoder(_Pod)
 _node = msgspec.json.Decoder(_Node)
 _namespace = msgspec.json.Decoder(_Metadata)
 _anything = msgspec.json.Decoder(dict[str, Any])
+
+
+def decoded(decoder: msgspec.json.Decoder[_T], data: bytes | msgspec.Raw) -> _T:
+    """What is in `data`, of which only what is nested beyond all measure is left out.
+
+    A driver's parameters may be any JSON: whoever may create a claim can nest it 5,000 deep; it must harm nobody.
+    Raises: msgspec.DecodeError.
+    """
+    try:
+        return decoder.decode(data)
+    except RecursionError:
+        return decoder.decode(_shallow(bytes(data)))
+
+
+def _shallow(data: bytes) -> bytes:
+    """The same JSON with null for all that is nested deeper than _CUT."""
+    parts: list[bytes] = []
+    kept_from = depth = 0
+    for token in _TOKENS.finditer(data):
+        match data[token.start() : token.start() + 1]:
+            case b"{" | b"[":
+                depth += 1
+                if depth == _CUT + 1:
+                    parts += data[kept_from : token.start()], b"null"
+            case b"}" | b"]":
+                if depth == _CUT + 1:
+                    kept_from = token.end()
+                depth -= 1
+    return b"".join([*parts, data[kept_from:]])
 
 
 def read_object(kind: Kind, api_version: str, data: bytes | msgspec.Raw) -> tuple[ApiObject, str] | None:
@@ -90,28 +125,56 @@ def read_object(kind: Kind, api_version: str, data: bytes | msgspec.Raw) -> tupl
     try:
         obj = _read(kind, api_version, data)
     except msgspec.ValidationError as error:
-        obj = _anything.decode(data)
+        obj = decoded(_anything, data)
         if not isinstance(obj.get("metadata"), dict):
             raise
         return _named(kind, api_version, _without_noise(obj)), str(error)
-    return None if obj is None else (obj, _problem(kind, obj))
+    if obj is None:
+        return None
+    if kind != "slice" and _is_cut(obj):  # in a slice nothing is free to nest
+        return (
+            obj,
+            f"{obj['kind']} {obj['metadata'].get('name')}: nested more than {DEPTH_MAX} deep; the rest is left out",
+        )
+    return obj, _problem(kind, obj)
+
+
+def _is_cut(obj: ApiObject) -> bool:
+    """Leave out what is nested too deeply for whoever reads it next, with a deeper stack; whether there was any."""
+    is_cut = False
+    level: list[Any] = [obj]
+    for _ in range(DEPTH_MAX):
+        inner = []
+        for container in level:
+            values = container.values() if isinstance(container, dict) else container
+            inner += [value for value in values if isinstance(value, dict | list)]
+        if not inner:
+            return False
+        level = inner
+    for container in level:
+        items = list(container.items()) if isinstance(container, dict) else list(enumerate(container))
+        for key, value in items:
+            if isinstance(value, dict | list):
+                container[key] = None
+                is_cut = True
+    return is_cut
 
 
 def _read(kind: Kind, api_version: str, data: bytes | msgspec.Raw) -> ApiObject | None:
     match kind:
         case "pod":
-            pod = _pod.decode(data)
+            pod = decoded(_pod, data)
             obj = msgspec.to_builtins(pod) if pod.spec.resource_claims else None
         case "node":
-            obj = msgspec.to_builtins(_node.decode(data))
+            obj = msgspec.to_builtins(decoded(_node, data))
             obj["metadata"].pop("annotations", None)
         case "namespace":
-            obj = msgspec.to_builtins(_namespace.decode(data))
+            obj = msgspec.to_builtins(decoded(_namespace, data))
         case "slice" if api_version == V1:
-            found = _raw_object.decode(data)
+            found = decoded(_raw_object, data)
             obj = {"metadata": found.metadata, "spec": found.spec.copy()}  # else it keeps its whole page in memory
         case _:
-            obj = _anything.decode(data)
+            obj = decoded(_anything, data)
             if not isinstance(obj.get("metadata"), dict):
                 raise msgspec.ValidationError("Expected `object` - at `$.metadata`")
     if obj is None:

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from cluster_agent.adapters.kube_connection import Where, error_of
-from cluster_agent.adapters.kube_objects import read_object
+from cluster_agent.adapters.kube_objects import decoded, read_object
 from cluster_agent.ports import (
     ApiBusyError,
     ApiConflictError,
@@ -62,6 +62,49 @@ def test_a_pod_of_which_a_field_has_another_type_is_handed_on_with_the_reason() 
     found, problem = read("pod", pod, "v1")
     assert found == pod
     assert "$.spec.nodeName" in problem
+
+
+def nested(depth: int, inner: bytes = b"1") -> bytes:
+    return b'{"":' * depth + inner + b"}" * depth
+
+
+def with_parameters(parameters: bytes) -> bytes:
+    """A claim with these parameters for a driver."""
+    claim = a_raw_claim()
+    claim["spec"]["devices"]["config"] = [{"opaque": {"driver": "gpu.example.com", "parameters": "HERE"}}]
+    return msgspec.json.encode(claim).replace(b'"HERE"', parameters)
+
+
+@pytest.mark.parametrize("depth", [120, 600, 2_000, 200_000])
+def test_a_claim_that_is_nested_too_deeply_is_cut_and_says_so(depth: int) -> None:
+    for parameters in (nested(depth), b'{"":' + b"[" * depth + b"]" * depth + b"}"):
+        found = read_object("claim", V1, with_parameters(parameters))
+        assert found is not None
+        assert "ResourceClaim c: nested more than 100 deep" in found[1]
+        assert found[0]["spec"]["devices"]["requests"] == a_raw_claim()["spec"]["devices"]["requests"]
+        msgspec.json.encode(found[0])
+
+
+def test_parameters_of_ordinary_depth_are_kept_and_braces_in_texts_are_no_depth() -> None:
+    text = msgspec.json.encode('"{[' * 3_000)
+    for parameters in (nested(80, text), nested(3, text)):
+        found = read_object("claim", V1, with_parameters(parameters))
+        assert found is not None
+        assert found[1] == ""
+        kept = found[0]["spec"]["devices"]["config"][0]["opaque"]["parameters"]
+        assert msgspec.json.encode(kept) == parameters
+
+
+def test_the_rest_of_an_answer_is_read_beside_what_is_nested_too_deeply() -> None:
+    page = b'{"items":[' + nested(3_000) + b',{"a":"}{"},' + nested(5_000) + b',{"b":[1]}]}'
+    (first, second, third, fourth) = decoded(msgspec.json.Decoder(Page), page).items
+    assert (second, fourth) == ({"a": "}{"}, {"b": [1]})
+    assert first
+    assert third
+
+
+class Page(msgspec.Struct):
+    items: list[object]
 
 
 def test_nothing_without_metadata_is_an_object() -> None:

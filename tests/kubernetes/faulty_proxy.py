@@ -10,6 +10,7 @@ import anyio
 import msgspec
 from aiohttp import web
 
+from tests.controlplane.api import wait_for
 from tests.controlplane.plane import ControlPlane, Identity
 from tests.nats_fixture import free_port
 
@@ -61,9 +62,15 @@ class FaultyProxy:
                 request.transport.close()
 
     async def list_again(self, resource: str) -> None:
-        """Let the history of these expire: whoever follows them lists them again."""
+        """Let the history of these expire, and return when whoever follows them lists them again."""
+        before = self.count("GET", f"{resource}?limit=")
         self.fail("GET", f"{resource}?watch=true", answers(410, "Expired"))
         await self.cut_watches()
+
+        async def is_listed() -> bool:
+            return self.count("GET", f"{resource}?limit=") > before
+
+        await wait_for(is_listed)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()

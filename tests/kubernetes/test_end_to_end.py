@@ -4,6 +4,7 @@ The agents talk to their API servers by way of proxies, which do no harm until a
 """
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -149,6 +150,22 @@ async def test_a_finished_pod_that_stays_does_not_get_its_device_again_and_again
         assert [event["type"] async for event in events if event["type"] != "BOOKMARK"] == []
 
 
+async def test_a_pod_may_have_a_device_of_its_own_cluster_beside_ours(running: Running, namespace: str) -> None:
+    local = slice_manifest(["nic-0"], name="local", pool="local", driver="nic.example.com")
+    await running.api.apply([local, class_manifest("nic", driver="nic.example.com")])
+    await running.claim(namespace)
+    await running.api.create(claim_manifest("nic", namespace=namespace, device_class="nic"))
+    both = [{"name": "gpu", "resourceClaimName": "c"}, {"name": "nic", "resourceClaimName": "nic"}]
+    await running.bound(namespace, resourceClaims=both)
+    assert await running.devices(namespace) == ["gpu-0"]
+    assert await running.devices(namespace, "nic") == ["nic-0"]
+    theirs = await running.api.get("ResourceClaim", "nic", namespace)
+    assert "dragoman.dev/held" not in theirs["metadata"]["finalizers"]
+    await running.plane.finish_pod("p", namespace)
+    await running.until_free(namespace)
+    await running.until_free(namespace, "nic")
+
+
 async def test_a_pod_that_no_node_takes_gives_its_device_to_one_that_can_run(running: Running, namespace: str) -> None:
     await running.claim(namespace, "stuck")
     await running.api.create(a_pod("stuck", namespace, "stuck", **NOWHERE))
@@ -290,6 +307,23 @@ async def test_an_apiserver_that_restarts_is_listed_again(running: Running, name
     await running.claim(namespace, "next")
     await running.plane.finish_pod("p", namespace)
     await running.bound(namespace, "next", "next")
+
+
+async def test_a_claim_that_is_nested_too_deeply_harms_nobody_else(running: Running, namespace: str) -> None:
+    claim = claim_manifest("deep", namespace=namespace)
+    parameters = msgspec.Raw(b'{"":' * 1_900 + b"{}" + b"}" * 1_900)
+    claim["spec"]["devices"]["config"] = [{"opaque": {"driver": "gpu.example.com", "parameters": parameters}}]
+    with pytest.raises(RecursionError):  # in the test's own client, which reads the answer
+        await running.api.create(claim)
+    try:
+        await running.claim(namespace)
+        await running.bound(namespace)
+        await running.proxy.list_again("resourceclaims")
+        await running.plane.finish_pod("p", namespace)
+        await running.until_free(namespace)
+    finally:
+        with suppress(RecursionError):
+            await running.api.delete("ResourceClaim", "deep", namespace)
 
 
 async def test_a_slice_that_is_garbage_is_kept_apart_and_the_others_count(running: Running, namespace: str) -> None:
