@@ -39,8 +39,10 @@ RETRY_MOST_S = 30.0
 class Projection:
     """problems: by name of a class, why it is not as it should be; "" where it is."""
 
-    def __init__(self, cluster: str, classes: Classes) -> None:
+    def __init__(self, cluster: str, classes: Classes, retry_first_s: float = RETRY_FIRST_S) -> None:
+        """retry_first_s: when what failed is tried again; twice as long each time, up to half a minute."""
         self._cluster = cluster
+        self._retry_first_s = retry_first_s
         self._classes = classes
         self._wanted: dict[str, dict[str, Any] | None] = {}  # the hub's specs; None: it has none any more
         self._found: dict[str, ApiObject] = {}
@@ -81,7 +83,7 @@ class Projection:
         """Write what differs, until cancelled."""
         failures = 0
         while True:
-            delay_s = min(RETRY_FIRST_S * 2**failures, RETRY_MOST_S) if failures else math.inf
+            delay_s = min(self._retry_first_s * 2**failures, RETRY_MOST_S) if failures else math.inf
             with anyio.move_on_after(delay_s):
                 await self._changed.wait()
             self._changed = anyio.Event()
