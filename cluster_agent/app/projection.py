@@ -83,7 +83,7 @@ class Projection:
         """Write what differs, until cancelled."""
         failures = 0
         while True:
-            delay_s = min(self._retry_first_s * 2**failures, RETRY_MOST_S) if failures else math.inf
+            delay_s = min(self._retry_first_s * 2 ** min(failures, 10), RETRY_MOST_S) if failures else math.inf
             with anyio.move_on_after(delay_s):
                 await self._changed.wait()
             self._changed = anyio.Event()
