@@ -17,7 +17,7 @@ from schemas.wire.ledger import DeviceCommand, DeviceTainted, DeviceUntainted, R
 UNHEALTHY = "dragoman.dev/unhealthy"
 MAINTENANCE = "dragoman.dev/maintenance"
 TEXT_LENGTH_MAX = 1_000
-REPORTED_MAX = 10_000  # taints by the reports of one cluster: more than it has devices, unless it makes them up
+REPORTED_MAX = 4_096  # taints by the reports of one cluster: more than it has devices, unless it makes them up
 
 
 def told_by(core: Core, claim: Claim | None) -> dict[Identity, bool]:
@@ -128,10 +128,6 @@ def _is_meant(command: DeviceCommand, device: DeviceKey) -> bool:
 
 def _taint_as_reported(core: Core, claim: Claim, device: DeviceKey, condition: Condition) -> None:
     name, holder = claim.key.cluster, core.world.holder_name(claim.key)
-    if published(core.world, device) is None:
-        text = f"it reports {_words(condition)} of {device}, which nobody publishes"
-        core.notice("warning", "DeviceReportIgnored", f"claim {holder}", text)
-        return
     reports = [taint.report for each in core.world.taints.values() for taint in each.values() if taint.report]
     if sum(report.cluster == name for report in reports) >= REPORTED_MAX:
         text = f"{name} has reported {REPORTED_MAX} devices unhealthy, and this one is not tainted"

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from broker.machine.device_taints import MAINTENANCE, UNHEALTHY
+from broker.machine.device_taints import MAINTENANCE, REPORTED_MAX, UNHEALTHY
 from broker.world.federation import DeviceHealth, Federation
 from schemas.resource import CapacityRequirements, DeviceToleration, ResourceClaim
 from schemas.wire.ledger import (
@@ -296,6 +296,33 @@ def test_taints_go_on_in_the_next_segment_with_who_set_them(machine: Driven) -> 
     west.tells(an_immediate_claim("other"))
     machine.run()
     assert devices_of(machine.last(Allocate)[1]) == ["gpu-1"]
+
+
+def test_a_report_of_a_device_whose_slice_is_away_counts_when_it_is_back(machine: Driven) -> None:
+    east, west = everyone_heard(machine)
+    claim = a_claim()
+    granted(machine, east, claim, a_pod())
+    east.removes("slice", "slice-0")
+    reports(machine, east, claim, of("gpu-0", BROKEN))
+    east.deletes(claim)
+    east.publishes(a_slice(some_devices(1), generation=2))
+    west.tells(an_immediate_claim("waiting"))
+    machine.run()
+    assert reason(machine, west, an_immediate_claim("waiting")) == "DevicesTainted"
+
+
+def test_a_cluster_cannot_fill_the_ledger_with_devices_that_it_makes_up(machine: Driven) -> None:
+    east, west = everyone_heard(machine)
+    for number in range(REPORTED_MAX // 32 + 1):
+        names = [f"gpu-{number}-{index}" for index in range(32)]
+        made_up = an_allocation(*names, pool="made-up")
+        west.tells(a_claim(name=f"c{number}"), made_up, devices=[of(name, BROKEN, pool="made-up") for name in names])
+    machine.run()
+    assert len(machine.world.taints) == REPORTED_MAX
+    claim = a_claim()
+    granted(machine, east, claim, a_pod())
+    reports(machine, east, claim, of("gpu-0", BROKEN))
+    assert fabric_device("gpu-0") in machine.world.taints, "others may still report theirs"
 
 
 # --- operators
