@@ -15,7 +15,7 @@ help:
 	@echo "make bench  the figures of docs/benchmarks.md"
 	@echo "make oracle build/oracle: upstream's allocator and CEL compiler, to compare with"
 	@echo "make controlplane   Kubernetes' control plane for the tests: some ten minutes on two cores, once for a machine"
-	@echo "make soak   the long runs: 100,000 simulated histories (SEEDS=n: as many), the model, 100,000 allocations against upstream's, real kills (some three hours)"
+	@echo "make soak   the long runs: 100,000 simulated histories (SEEDS=n: as many), the model, 100,000 allocations against upstream's, real kills, 600 pods of two real clusters (some three hours)"
 	@echo "make lock   renew requirements.lock from pyproject.toml"
 
 $(READY): requirements.lock pyproject.toml
@@ -52,11 +52,12 @@ build/oracle: $(wildcard tests/oracle/*.go) tests/oracle/go.mod tests/oracle/go.
 controlplane: $(READY)
 	@$(BIN)/python -m tests.controlplane.programs
 
-soak: $(READY) oracle
+soak: $(READY) oracle controlplane
 	$(BIN)/python docs/model/check.py
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first-seed 2000
 	ORACLE_PROBLEMS=100000 ORACLE_SEED=2 $(BIN)/python -m pytest --timeout 0 tests/oracle/test_allocation_differential.py
 	$(BIN)/python -m tests.chaos --minutes 10
+	COMPETING_PODS=300 COMPETING_DEVICES=200 $(BIN)/python -m pytest -s tests/kubernetes/test_competing.py
 
 lock: $(READY)
 	$(BIN)/python -m pip install --quiet uv
