@@ -1,6 +1,7 @@
 """Asking the broker that leads: what several commands share."""
 
 import argparse
+import getpass
 
 import anyio
 
@@ -34,3 +35,13 @@ def call(options: argparse.Namespace, verb: str, payload: bytes = b"") -> bytes:
         return anyio.run(ask)
     except* (ApiError, BusError) as group:
         raise CommandError("; ".join(map(str, flat(group))), exit_code=1) from None
+
+
+def login() -> str:
+    """Who is at the terminal. Raises: CommandError if nobody knows."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError) as error:
+        raise CommandError(
+            "the ledger keeps who ordered it, and you have no login name here: give --operator"
+        ) from error

@@ -1,7 +1,6 @@
 """`dragoman cluster`: how clusters stand, and what an operator can order about them."""
 
 import argparse
-import getpass
 import sys
 import time
 
@@ -10,7 +9,7 @@ import msgspec
 from broker.app.api import ClusterCall
 from broker.cli import membership
 from broker.cli.bus import add_nats_arguments
-from broker.cli.calls import call
+from broker.cli.calls import call, login
 from broker.cli.errors import CommandError
 from broker.cli.output import cluster_table, console, print_json
 from broker.machine.cluster_report import ClusterRow
@@ -28,8 +27,8 @@ examples:
   dragoman cluster exclude north --reason "not built yet"
   dragoman cluster evict west --reason "flooded" --fenced
   dragoman cluster readmit west --reason "dry again"
-  dragoman cluster join gpu.example.com --context east
-  dragoman cluster leave --context east
+  dragoman cluster join east --context east --class gpu.example.com
+  dragoman cluster leave east --context east --reason "back to one cluster"
 
 exit code: 0; 1 if the broker refuses or does not answer; 2 for wrong arguments.
 """
@@ -123,13 +122,3 @@ def _confirm(order: ClusterCall) -> None:
     print(f"Evict cluster {order.cluster}, and {what}? Type its name to go on: ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip() != order.cluster:
         raise CommandError("nothing was done", exit_code=1)
-
-
-def login() -> str:
-    """Who is at the terminal. Raises: CommandError if nobody knows."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError, ImportError) as error:
-        raise CommandError(
-            "the ledger keeps who ordered it, and you have no login name here: give --operator"
-        ) from error

@@ -6,8 +6,7 @@ import msgspec
 
 from broker.app.api import DeviceCall
 from broker.cli.bus import add_nats_arguments
-from broker.cli.calls import call
-from broker.cli.cluster import login
+from broker.cli.calls import call, login
 from broker.cli.errors import CommandError
 from broker.cli.output import console, device_table, print_json
 from broker.machine.device_report import DeviceRow

@@ -9,7 +9,7 @@ import shtab
 
 from broker.app.rebuild import RebuildRefusedError, Rebuilt, rebuild_ledger
 from broker.cli.bus import add_nats_arguments
-from broker.cli.cluster import login
+from broker.cli.calls import login
 from broker.cli.errors import CommandError
 from broker.cli.federation import read_federation
 from broker.cli.ledger_bus import SHARD, with_nats

@@ -58,6 +58,8 @@ def project(name: str, spec: dict[str, Any] | None, found: ApiObject | None) -> 
         return None  # its end is told, and then it is made anew
     if spec is None:
         original = give_back(found)
+        if original is None and ORIGINAL_ANNOTATION in as_dict(metadata.get("annotations")):
+            return ForeignClass(name)  # somebody has spoilt what we kept: not ours to make up
         return DeleteClass(found) if original is None else UpdateClass(original)
     wanted = _written(metadata, spec)
     if wanted["metadata"] == metadata and wanted["spec"] == found.get("spec"):
@@ -75,12 +77,15 @@ def take_over(found: ApiObject) -> ApiObject:
 
 
 def give_back(found: ApiObject) -> ApiObject | None:
-    """A class that was taken over, as it was before; None if we made it ourselves."""
+    """A class that was taken over, as it was before; None if we made it ourselves, or if that cannot be read."""
     metadata = as_dict(found.get("metadata"))
     kept = as_dict(metadata.get("annotations")).get(ORIGINAL_ANNOTATION)
     if kept is None:
         return None
-    original = msgspec.json.decode(kept, type=_Original)
+    try:
+        original = msgspec.json.decode(kept, type=_Original)
+    except msgspec.MsgspecError:
+        return None
     return {
         "apiVersion": V1,
         "kind": "DeviceClass",

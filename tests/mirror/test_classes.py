@@ -102,3 +102,10 @@ def test_a_class_that_is_taken_over_is_closed_and_given_back_as_it_was() -> None
     assert isinstance(step, UpdateClass)
     assert project("gpu", None, step.object) == UpdateClass(given_back)
     assert give_back(projected()) is None
+
+
+def test_what_was_kept_of_a_class_and_cannot_be_read_is_not_made_up() -> None:
+    taken = take_over({"metadata": {"name": "gpu", "uid": "u"}, "spec": SPEC})
+    taken["metadata"]["annotations"]["dragoman.dev/original"] = "{"
+    assert give_back(taken) is None
+    assert project("gpu", None, taken) == ForeignClass("gpu")
