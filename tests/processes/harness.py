@@ -45,14 +45,15 @@ class Row(msgspec.Struct, frozen=True):
 class Process:
     """One dragoman process; may be killed and started again.
 
-    source: the directory whose code it runs; None: ours.
+    source: the directory whose code it runs; None: ours. newest: arguments that only ours is given.
     """
 
-    def __init__(self, name: str, arguments: Sequence[str], log: Path) -> None:
+    def __init__(self, name: str, arguments: Sequence[str], log: Path, newest: Sequence[str] = ()) -> None:
         self.name = name
         self.log = log
         self.source: Path | None = None
         self._arguments = arguments
+        self._newest = newest
         self._process: OsProcess | None = None
         self._log_began = 0  # where the log of this run begins
 
@@ -63,7 +64,8 @@ class Process:
 
     def command(self) -> list[str]:
         """What is run."""
-        return dying_with_us([sys.executable, "-m", "broker.cli.main", "-v", *self._arguments])
+        newest = self._newest if self.source is None else ()
+        return dying_with_us([sys.executable, "-m", "broker.cli.main", "-v", *self._arguments, *newest])
 
     @property
     def pid(self) -> int:
@@ -170,7 +172,7 @@ class Federation:
         for name in clusters:
             (root / name).mkdir()
             where = ["--manifests", str(root / name), "--data", str(self.data(name))]
-            self._add(name, "agent", "--cluster", name, *where, "--http", "127.0.0.1:0")
+            self._add(name, "agent", "--cluster", name, *where)
         config = root / "config.yaml"
         source = clusters[0]
         fabric = {"name": "rack", "source": source, "clusters": self.members, "pools": [{"driver": DRIVER}]}
@@ -178,10 +180,11 @@ class Federation:
         ledger = {"ledger": {"segment_entries": segment_entries}} if segment_entries else {}
         config.write_text(yaml.safe_dump({"clusters": self.clusters, "fabrics": [fabric], **hub, **ledger}))
         for name in ("broker", "broker-2"):
-            self._add(name, "broker", "--config", str(config), "--http", "127.0.0.1:0")
+            self._add(name, "broker", "--config", str(config))
 
     def _add(self, name: str, *arguments: str) -> None:
-        self.processes[name] = Process(name, [*arguments, "--nats", self.nats.url], self.root / f"{name}.log")
+        log, newest = self.root / f"{name}.log", ["--http", "127.0.0.1:0"]
+        self.processes[name] = Process(name, [*arguments, "--nats", self.nats.url], log, newest)
 
     def data(self, cluster: str) -> Path:
         return self.root / f"{cluster}-data"
