@@ -5,7 +5,9 @@ typed clients are not used (they take nine seconds for a list that `kube_objects
 """
 
 import logging
+import math
 import os
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -40,6 +42,7 @@ CONNECT_S = 5.0
 ANSWER_S = 30.0  # the whole answer of one call; a page of a list takes part of a second
 PLUGIN_S = 60.0  # a credential plugin may ask an identity provider far away
 RENEW_EARLY = timedelta(seconds=60)
+RENEW_AGAIN_S = 5.0  # a credential plugin that fails, or whose token is refused, is not run for each call
 BUSY_S = 1.0  # where a 429 does not say how long
 
 Query = Sequence[tuple[str, str]]
@@ -84,11 +87,15 @@ class Where(msgspec.Struct, frozen=True):
 class KubeConnection:
     """Calls to one API server. Made by `connect_to_cluster`."""
 
-    def __init__(self, credentials: Credentials) -> None:
+    def __init__(self, credentials: Credentials, renew_again_s: float = RENEW_AGAIN_S) -> None:
+        """renew_again_s: the least time between two attempts to renew the credentials."""
         self._credentials = credentials
+        self._renew_again_s = renew_again_s
+        self._renewed_at = -math.inf
         self._renewing = anyio.Lock()
         self._configuration = Configuration()
         self._rest: RESTClientObject | None = None
+        self._endpoint: tuple[object, ...] = ()  # what the session was made for
         self._expires: datetime | None = None
         self._renewals = 0
         self._trust_is_stale = False  # the server's certificate was not believed: the CA may be another by now
@@ -203,16 +210,20 @@ class KubeConnection:
 
         Raises: ApiDeniedError.
         """
+        denied = error_of(401, await response.read(), where)
         try:
             await self._renew(renewals)
         except ClusterAccessError as error:
-            denied = error_of(401, await response.read(), where)
             raise ApiDeniedError(f"{denied.message}, and: {error}", **_fields(where)) from error
 
     async def _renew(self, renewals: int) -> None:
         async with self._renewing:
-            if renewals == self._renewals:  # else somebody has done it meanwhile
+            if renewals != self._renewals or time.monotonic() - self._renewed_at < self._renew_again_s:
+                return  # somebody has done it meanwhile, or has just tried
+            try:
                 await self._load()
+            finally:
+                self._renewed_at = time.monotonic()
 
     async def _load(self) -> None:
         configuration = Configuration()
@@ -222,25 +233,29 @@ class KubeConnection:
                 expires = None
             else:
                 expires = await self._load_kubeconfig(configuration)
-            before, rest = self._rest, RESTClientObject(configuration)
+            endpoint = _endpoint_of(configuration)
+            if self._rest is None or endpoint != self._endpoint:
+                await self._begin_session(configuration)
         except ClusterAccessError:
             raise
-        except (
-            Exception
-        ) as error:  # the library passes on whatever a file that is not a kubeconfig makes it stumble over
+        except Exception as error:  # whatever the library stumbles over in a file that is no kubeconfig
             reason = str(error) if isinstance(error, ConfigException | OSError) else f"{type(error).__name__}: {error}"
             raise ClusterAccessError(f"{self._credentials}: {reason}") from error
+        self._configuration, self._endpoint, self._expires = configuration, endpoint, expires
+        self._renewals += 1
+        self._trust_is_stale = False
+
+    async def _begin_session(self, configuration: Configuration) -> None:
+        before, rest = self._rest, RESTClientObject(configuration)
         # A PUT that aiohttp sends again by itself, because a kept connection was cut, would find that it has landed and
         # tell of a conflict where there was none.
         rest.pool_manager._retry_connection = False
         # With it aiohttp reads ~/.netrc before each call, in a thread, and refuses our token where that names the host.
         rest.pool_manager._trust_env = False
         rest.proxy = rest.proxy or _proxy_of_environment(configuration.host)
-        self._configuration, self._rest, self._expires = configuration, rest, expires
-        self._renewals += 1
-        self._trust_is_stale = False
+        self._rest = rest
         if before is not None:
-            await before.close()
+            await before.close()  # and with it the watches, which go on in the new one
 
     async def _load_kubeconfig(self, configuration: Configuration) -> datetime | None:
         """Returns when a credential plugin's token expires, if it says so."""
@@ -261,14 +276,24 @@ class KubeConnection:
 
 
 @asynccontextmanager
-async def connect_to_cluster(credentials: Credentials) -> AsyncIterator[KubeConnection]:
+async def connect_to_cluster(
+    credentials: Credentials, renew_again_s: float = RENEW_AGAIN_S
+) -> AsyncIterator[KubeConnection]:
     """A connection, until the context ends. Raises: ClusterAccessError where the credentials cannot be read."""
-    connection = KubeConnection(credentials)
+    connection = KubeConnection(credentials, renew_again_s)
     await connection.open()
     try:
         yield connection
     finally:
         await connection.close()
+
+
+def _endpoint_of(configuration: Configuration) -> tuple[object, ...]:
+    """Whom a session talks to, whom it believes, and as whom: another token cuts no watch."""
+    files = (configuration.ssl_ca_cert, configuration.cert_file, configuration.key_file)
+    contents = [Path(path).read_bytes() if path else b"" for path in files]
+    names = ("host", "verify_ssl", "tls_server_name", "proxy")
+    return (*(getattr(configuration, name) for name in names), *contents)
 
 
 def _proxy_of_environment(server: str) -> str:

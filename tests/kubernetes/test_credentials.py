@@ -12,10 +12,13 @@ from cluster_agent.adapters.kube_cluster import KubernetesCluster
 from cluster_agent.adapters.kube_connection import Credentials, KubeConnection, connect_to_cluster
 from cluster_agent.errors import ClusterAccessError
 from cluster_agent.ports import ApiDeniedError, ApiUncertainError
+from tests.cluster_agent.contract import next_event
 from tests.controlplane.certificates import make_certificates
 from tests.controlplane.plane import ControlPlane, Rule
 
 pytestmark = pytest.mark.anyio
+
+AT_ONCE = 0.0  # credentials are renewed as often as they are refused
 
 
 def a_kubeconfig(plane: ControlPlane, directory: Path, user: dict[str, object]) -> Credentials:
@@ -50,7 +53,7 @@ async def test_a_missing_right_names_who_what_and_where(plane: ControlPlane, nam
 async def test_a_token_that_has_expired_is_renewed_by_its_plugin(plane: ControlPlane, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("expired")
-    async with connect_to_cluster(with_plugin(plane, tmp_path, f"cat {token}")) as connection:
+    async with connect_to_cluster(with_plugin(plane, tmp_path, f"cat {token}"), AT_ONCE) as connection:
         cluster = KubernetesCluster(connection)
         with pytest.raises(ApiDeniedError, match="401"):
             await cluster.list_objects("namespace")
@@ -66,10 +69,36 @@ async def test_a_plugin_is_asked_again_before_its_token_expires_and_not_otherwis
         runs.write_text("")
         command = f"echo >>{runs}; echo {plane.admin.token}"
         credentials = with_plugin(plane, tmp_path, command, f',"expirationTimestamp":"{expires}"')
-        async with connect_to_cluster(credentials) as connection:
+        async with connect_to_cluster(credentials, AT_ONCE) as connection:
             for _ in range(2):
                 assert (await KubernetesCluster(connection).list_objects("namespace")).objects
         assert len(runs.read_text()) == expected
+
+
+async def test_a_plugin_whose_token_is_refused_is_not_run_for_each_call(plane: ControlPlane, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    async with connect_to_cluster(with_plugin(plane, tmp_path, f"echo >>{runs}; echo expired")) as connection:
+        for _ in range(5):
+            with pytest.raises(ApiDeniedError, match="401"):
+                await KubernetesCluster(connection).list_objects("namespace")
+    assert len(runs.read_text()) == 2  # at the start, and once more
+
+
+async def test_another_token_cuts_no_watch(plane: ControlPlane, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text(plane.admin.token)
+    credentials = a_kubeconfig(plane, tmp_path, {"tokenFile": str(token)})
+    async with connect_to_cluster(credentials, AT_ONCE) as connection:
+        cluster = KubernetesCluster(connection)
+        watch = cluster.watch("namespace", (await cluster.list_objects("namespace")).resource_version)
+        first = await plane.add_namespace()
+        assert (await next_event(watch)).object["metadata"]["name"] == first
+        token.write_text("expired")
+        await connection.open()  # whose token is refused from here on
+        token.write_text(plane.admin.token)
+        assert (await cluster.list_objects("namespace")).objects
+        second = await plane.add_namespace()
+        assert (await next_event(watch)).object["metadata"]["name"] == second
 
 
 async def test_a_plugin_that_fails_says_why(plane: ControlPlane, tmp_path: Path) -> None:
@@ -97,7 +126,7 @@ async def test_a_pod_uses_its_service_account_and_the_token_that_follows(
     token.write_text("expired\n")
     monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(token))
     monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(plane.ca))
-    async with connect_to_cluster(Credentials(in_cluster=True)) as connection:
+    async with connect_to_cluster(Credentials(in_cluster=True), AT_ONCE) as connection:
         cluster = KubernetesCluster(connection)
         with pytest.raises(ApiDeniedError, match="401"):
             await cluster.list_objects("namespace")
@@ -114,7 +143,7 @@ async def test_a_server_whose_certificate_nobody_vouches_for_is_believed_once_th
     stranger = make_certificates(tmp_path).ca.read_bytes()
     wrong["clusters"][0]["cluster"]["certificate-authority-data"] = base64.b64encode(stranger).decode()
     path.write_text(yaml.safe_dump(wrong))
-    async with connect_to_cluster(Credentials(str(path))) as connection:
+    async with connect_to_cluster(Credentials(str(path)), AT_ONCE) as connection:
         cluster = KubernetesCluster(connection)
         with pytest.raises(ApiUncertainError, match="is not who it says"):
             await cluster.list_objects("namespace")

@@ -103,6 +103,13 @@ async def test_a_server_that_does_not_answer_is_given_up(proxy: FaultyProxy, nam
 # --- watches
 
 
+async def next_in(namespace: str, watch: AsyncIterator[WatchEvent]) -> WatchEvent:
+    """The next event there: what tests before have left elsewhere may still be going."""
+    while (event := await next_event(watch)).object["metadata"]["namespace"] != namespace:
+        pass
+    return event
+
+
 def named(event: WatchEvent) -> tuple[str, str]:
     return event.type, event.object["metadata"]["name"]
 
@@ -113,13 +120,13 @@ async def test_a_watch_that_is_cut_in_a_line_goes_on_where_it_was(
     version = claim["metadata"]["resourceVersion"]
     watch = cluster.watch("claim", version)
     await plane.api.create(a_raw_claim("before", namespace=namespace))
-    event = await next_event(watch)
+    event = await next_in(namespace, watch)
     assert named(event) == ("ADDED", "before")
     await proxy.cut_watches(half_a_line=b'{"type":"ADDED","object":{"metadata":{"na')
     with pytest.raises(ApiUncertainError):
-        await next_event(watch)
+        await next_in(namespace, watch)
     await plane.api.create(a_raw_claim("after", namespace=namespace))
-    assert named(await next_event(cluster.watch("claim", event.resource_version))) == ("ADDED", "after")
+    assert named(await next_in(namespace, cluster.watch("claim", event.resource_version))) == ("ADDED", "after")
 
 
 async def test_what_comes_twice_is_told_once(
@@ -129,7 +136,7 @@ async def test_what_comes_twice_is_told_once(
     watch = cluster.watch("claim", claim["metadata"]["resourceVersion"])
     for name in ("x", "y"):
         await plane.api.create(a_raw_claim(name, namespace=namespace))
-    assert [named(await next_event(watch)) for _ in range(2)] == [("ADDED", "x"), ("ADDED", "y")]
+    assert [named(await next_in(namespace, watch)) for _ in range(2)] == [("ADDED", "x"), ("ADDED", "y")]
 
 
 async def test_a_watch_that_is_open_but_silent_is_opened_anew(
@@ -140,12 +147,12 @@ async def test_a_watch_that_is_open_but_silent_is_opened_anew(
     async with anyio.create_task_group() as tasks:
 
         async def heal() -> None:
-            await wait_for(lambda: _is_true(proxy.count("GET", "watch=true") == 1))
+            await wait_for(lambda: _is_true(proxy.count("GET", "watch=true") > 0))
             await plane.api.create(a_raw_claim("unheard", namespace=namespace))
             proxy.swallows = False  # of the watches that are still to come: nothing comes on this one any more
 
         tasks.start_soon(heal)
-        assert named(await next_event(watch)) == ("ADDED", "unheard")
+        assert named(await next_in(namespace, watch)) == ("ADDED", "unheard")
 
 
 async def _is_true(value: bool) -> bool:
