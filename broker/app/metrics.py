@@ -76,6 +76,12 @@ class BrokerMetrics:
         self._devices = self._gauge(
             "dragoman_devices", "Devices by fabric (or cluster): free, held, unusable.", "scope", "state"
         )
+        self._tainted = self._gauge(
+            "dragoman_tainted_devices",
+            "Devices that the broker keeps from new claims, by who said so: report, operator.",
+            "scope",
+            "by",
+        )
         self._clusters = self._gauge("dragoman_clusters", "1 for the state that a cluster is in.", "cluster", "state")
         self._lags = self._gauge("dragoman_agent_lag_seconds", "Time since a cluster's agent was heard.", "cluster")
         self._ledger = self._gauge("dragoman_ledger_sequence", "The ledger's last entry.")
@@ -121,7 +127,7 @@ class BrokerMetrics:
             with anyio.move_on_after(ASK_DEADLINE_S):
                 found = await world.ask_world(lambda machine: totals(machine.world))
         self._leads.set(1 if found is not None or world.leads else 0)
-        for gauge in (self._claims, self._pending, self._devices, self._clusters, self._lags):
+        for gauge in (self._claims, self._pending, self._devices, self._tainted, self._clusters, self._lags):
             gauge.clear()
         if found is None:
             self._ledger.set(float("nan"))
@@ -130,6 +136,7 @@ class BrokerMetrics:
         self._ledger.set(found.ledger_sequence)
         self._state.set(found.state_sequence)
         _set(self._devices, found.devices)
+        _set(self._tainted, found.tainted)
         by_state: Counter[str] = Counter()
         for (state, reason), number in found.claims.items():
             by_state[state] += number

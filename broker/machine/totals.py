@@ -15,12 +15,14 @@ class Totals(msgspec.Struct, frozen=True):
 
     claims: by state and reason, see `report.ClaimRow`; the reason is "" where the state says all.
     devices: by scope and whether they are `free`, `held` or `unusable` (their pool is incomplete or wrong).
+    tainted: devices that the broker has tainted, by scope and whether a `report` led to it or an `operator` ordered it.
     clusters: each one's state, see `cluster_report.ClusterRow`.
     ledger_sequence, state_sequence: up to where the ledger goes and DRA_STATE was applied.
     """
 
     claims: dict[tuple[str, str], int]
     devices: dict[tuple[str, str], int]
+    tainted: dict[tuple[str, str], int]
     clusters: dict[ClusterId, str]
     ledger_sequence: int
     state_sequence: int
@@ -37,9 +39,15 @@ def totals(world: World) -> Totals:
         taken = sum(name in held for name in names) if held else 0
         devices[pool.key.scope, "held"] += taken
         devices[pool.key.scope, "free" if pool.is_usable else "unusable"] += len(names) - taken
+    tainted = Counter(
+        (device.pool.scope, by)
+        for device, taints in world.taints.items()
+        for by in {"report" if taint.report is not None else "operator" for taint in taints.values()}
+    )
     return Totals(
         claims={(state, reason): number for (state, reason), number in claims.items()},
         devices=dict(devices),
+        tainted=dict(tainted),
         clusters={
             name: state_of(world.cluster(name)) for name in sorted(world.federation.names() | world.clusters.keys())
         },

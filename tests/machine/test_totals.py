@@ -1,8 +1,9 @@
 """The world as numbers: they add up to what `report` says claim by claim and pool by pool."""
 
 from broker.machine.totals import totals
-from tests.builders import a_claim
-from tests.machine.driven import EAST, Driven, an_immediate_claim, everyone_heard, granted
+from schemas.wire.ledger import Allocate
+from tests.builders import DRIVER, a_claim
+from tests.machine.driven import EAST, RACK, Driven, an_immediate_claim, everyone_heard, granted, settled
 
 
 def test_of_an_empty_world_names_the_clusters(machine: Driven) -> None:
@@ -25,3 +26,15 @@ def test_counts_claims_by_reason_and_devices_by_use(machine: Driven) -> None:
     assert after.clusters[EAST] == "Ready"
     assert after.ledger_sequence == machine.world.ledger_last > before.ledger_sequence
     assert after.state_sequence == machine.world.position > before.state_sequence
+
+
+def test_counts_tainted_devices_by_who_said_so(machine: Driven) -> None:
+    east, _ = everyone_heard(machine, devices=2)
+    sequence = granted(machine, east, an_immediate_claim("one"))
+    allocation = machine.last(Allocate)[1].allocation
+    broken = {"driver": DRIVER, "pool": RACK, "device": "gpu-0", "conditions": [{"type": "Healthy", "status": "False"}]}
+    east.tells(an_immediate_claim("one"), allocation, decision=settled(sequence), devices=[broken])
+    machine.run()
+    for device in ("gpu-0", "gpu-1"):
+        assert machine.device_command("taint", device) == ""
+    assert totals(machine.world).tainted == {("fabric/f", "report"): 1, ("fabric/f", "operator"): 2}
