@@ -362,10 +362,16 @@ class Mirror:
     def _look_for_running(self, tracked: Tracked) -> None:
         """Before a Release does anything: whether a pod has got a node with what is to be asked back."""
         if tracked.object is not None and tracked.job is not None and isinstance(tracked.job.decision, Release):
-            tracked.is_running = any(pod.is_live and pod.scheduled for pod in self.consumers.of(tracked.object))
+            tracked.is_running = self._has_running(tracked.object)
+
+    def _has_running(self, claim: dict[str, Any]) -> bool:
+        """A live pod that uses the claim has a node."""
+        return any(pod.is_live and pod.scheduled for pod in self.consumers.of(claim))
 
     def _look_at_use(self, tracked: Tracked) -> None:
         """Report an allocation of ours that the cluster cannot use; once, and for as long as it is there."""
+        if tracked.rejected is not None and tracked.object is not None and self._has_running(tracked.object):
+            tracked.rejected = None  # for good: that its pod is done later does not make it unusable again
         found = self._why_unused(tracked)
         if found is None:
             return
@@ -384,15 +390,14 @@ class Mirror:
             return None  # not ours: nobody could tell the broker which grant it is
         if tracked.rejected is not None and tracked.rejected.ledger_sequence == decision.ledger_sequence:
             return None
-        consumers = self.consumers.of(claim)
-        if any(pod.is_live and pod.scheduled for pod in consumers):
+        if self._has_running(claim):
             return None
         binding = binding_of(claim)
         found = binding_problem(claim, binding, self._now_ms, self.patience)
         if found is not None or binding.pending:  # meanwhile the pod is what it was before, Unschedulable perhaps
             self._unused.add(tracked.name)
             return found
-        found = unschedulable(consumers, self.consumers.refusals)
+        found = unschedulable(self.consumers.of(claim), self.consumers.refusals)
         if found is None:
             return None
         tracked.unschedulable_since_ms = self._now_ms if since_ms is None else since_ms

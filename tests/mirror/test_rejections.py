@@ -109,6 +109,18 @@ def test_a_pod_that_is_taken_in_time_rejects_nothing() -> None:
     assert driven.said().rejected is None
 
 
+def test_a_rejection_ends_for_good_when_a_pod_has_got_a_node_after_all() -> None:
+    driven = started(allocated(protected()), a_pod())
+    passes(driven, PATIENCE.unschedulable_ms)
+    assert driven.said().rejected is not None
+    driven.tell(seen(a_pod(node="n1"), 110, "pod"))
+    driven.store_all()
+    assert driven.said().rejected is None
+    driven.tell(gone(a_pod(node="n1"), 111, "pod"))
+    passes(driven, 10 * PATIENCE.unschedulable_ms)
+    assert driven.said().rejected is None
+
+
 def test_nothing_is_rejected_while_another_pod_runs_with_it() -> None:
     driven = started(allocated(protected()), a_pod(), a_pod("runs", node="n1"))
     passes(driven, 10 * PATIENCE.unschedulable_ms)
