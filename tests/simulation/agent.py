@@ -215,6 +215,11 @@ class AgentRun:
         """How many events of a kind the watch has not delivered yet."""
         return len(self.cluster.events[kind]) - self._seen[kind]
 
+    def behind(self) -> list[Kind]:
+        """Kinds of which it has not delivered all."""
+        events, seen = self.cluster.events, self._seen
+        return [kind for kind in KINDS if len(events[kind]) > seen[kind]]
+
     def watch(self, kind: Kind, count: int = 1) -> None:
         """The watch delivers the next events of a kind."""
         for _ in range(min(count, self.lag(kind))):

@@ -282,8 +282,9 @@ def _check_restart(sim: Simulation, broker: BrokerRun) -> None:
     believe_again(again, sim.log.read(0, again.world.position))
     recovery.resume(again)
     again.feed(sim.log.read(again.world.position, sim.log.last_sequence))
-    while again.has_work(sim.now_ms):
-        again.step(sim.now_ms)
+    now_ms = max(sim.now_ms, broker.machine.core.now_ms)  # clocks have jumped
+    while again.has_work(now_ms):
+        again.step(now_ms)
     if any(again.world.clusters[name].digest != cluster.digest for name, cluster in broker.world.clusters.items()):
         return  # messages have expired: it would ask for everything first
     same_by_ledger(again.world, broker.world)

@@ -3,6 +3,8 @@
 Answers that are lost and requests that arrive late are in `traffic`, beside those that are not.
 """
 
+from collections.abc import Callable
+
 import msgspec
 
 from cluster_agent.mirror.actions import Publish
@@ -20,23 +22,23 @@ CLOCK_JUMPS_MS = (-3_600_000, -30_000, -2_000, 2_000, 30_000, 3_600_000)
 EVENTS_LASTING = (10, 40, 120)  # a pause, or a cut
 
 
-def offer(sim: Simulation, moves: Moves) -> None:
+def offer_turns(sim: Simulation, turns: Moves) -> None:
     """All that may go wrong now, by itself."""
     often = sim.plan.faults
     for agent in sim.agents:
-        moves.add(often["agents killed"], kill_agent, agent)
+        turns.add(often["agents killed"], kill_agent, agent)
     for broker in sim.brokers:
         # In the middle of a rotation more often: it is short.
-        moves.add((8 if broker.phase == "opens" else 1) * often["brokers killed"], kill_broker, broker)
-    moves.add(often["agents paused"], pause_agent)
-    moves.add(often["brokers paused"], pause_broker)
-    moves.add(often["partitions"], cut)
-    moves.add(often["clocks jumped"], clock_jumps)
-    moves.add(often["clusters silent"], cluster_falls_silent)
-    moves.add(often["checkpoints damaged"], checkpoint_is_damaged)
-    moves.add(often["state expired"] / 2, subject_expires)
-    moves.add(often["state expired"] / 2, log_expires)
-    moves.add(often["state's tail lost"], tail_is_lost)
+        turns.add((8 if broker.phase == "opens" else 1) * often["brokers killed"], kill_broker, broker)
+    turns.add(sim.plan.together(MISHAPS), mishap)
+
+
+def mishap(sim: Simulation) -> None:
+    """One of those that do not depend on what there is."""
+    moves = Moves(sim.rng)
+    for kind, act in MISHAPS.items():
+        moves.add(sim.plan.faults[kind], act)
+    moves.do_one(sim)
 
 
 def happen(sim: Simulation) -> None:
@@ -160,7 +162,7 @@ def tail_is_lost(sim: Simulation) -> None:
     Nor the message with which a run of an agent began: its epoch would be given again, and nothing tells the two runs
     apart. That is one of the reasons why disks must sync (docs/nats.md).
     """
-    runs = (each.stream_sequence for each in sim.log.archive if b"agent-started" in each.payload)
+    runs = (each for starts in sim.log.starts.values() for each in starts)
     batches = (attempt.batch.position for attempt in sim.appends)
     covered = max([sim.oracle.position, sim.told_last, *batches, *runs])
     lost = min(sim.log.last_sequence - covered, sim.rng.randint(1, 10))
@@ -241,3 +243,19 @@ def log_expires(sim: Simulation) -> None:
 def _forget_publishes(sim: Simulation) -> None:
     """No publish travels so long, or outlives its server. (A write to an API server may: nobody promised else.)"""
     sim.late = [each for each in sim.late if not isinstance(each[1], Publish)]
+
+
+def _state_expires(sim: Simulation) -> None:
+    sim.rng.choice((subject_expires, log_expires))(sim)
+
+
+MISHAPS: dict[str, Callable[[Simulation], None]] = {
+    "agents paused": pause_agent,
+    "brokers paused": pause_broker,
+    "partitions": cut,
+    "clocks jumped": clock_jumps,
+    "clusters silent": cluster_falls_silent,
+    "checkpoints damaged": checkpoint_is_damaged,
+    "state expired": _state_expires,
+    "state's tail lost": tail_is_lost,
+}

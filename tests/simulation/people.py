@@ -1,48 +1,54 @@
 """What people do: users with claims and pods, platform teams with slices and classes, strangers, and operators."""
 
+from collections.abc import Callable
+
 from broker.world.keys import ClusterId
 from cluster_agent.mirror.tracked import holds_of, metadata_of
 from schemas.wire.ledger import OperatorCommand, Verb
 from tests.simulation.broker import BrokerRun
 from tests.simulation.cluster import CLASS, SimCluster, a_class, a_pod
-from tests.simulation.moves import Moves
+from tests.simulation.moves import PASSED, Moves
 from tests.simulation.simulation import Simulation
 
-
-def offer(sim: Simulation, moves: Moves) -> None:
-    """All that they may do now."""
-    often = sim.plan.faults
-    moves.add(often["delete a claim"], somebody_deletes)
-    moves.add(often["touch a claim"], somebody_touches)
-    moves.add(often["clear an allocation"], somebody_clears)
-    moves.add(often["allocated by strangers"], stranger_allocates)
-    moves.add(often["reject"], rejected)
-    moves.add(often["change slices"], slices_change)
-    moves.add(often["change the class"], class_changes)
-    moves.add(often["time leaps"], time_leaps)
-    if sim.plan.pods:
-        moves.add(1.5, pods_change)
-    moves.add(1.0, controller_manager)
-    _offer_operators(sim, moves)
+OPERATORS = 4  # how often they have a turn
 
 
-def _offer_operators(sim: Simulation, moves: Moves) -> None:
-    often = sim.plan.faults
+def offer_turns(sim: Simulation, turns: Moves) -> None:
+    """They may do something."""
+    turns.add(sim.plan.together(WHIMS), whim)
+    turns.add(1.5 if sim.plan.pods else 0, pods_change)
+    turns.add(sim.plan.diligence, controller_manager)
+    turns.add(OPERATORS, operators_act)
+
+
+def whim(sim: Simulation) -> None:
+    """Something that somebody wants."""
+    moves = Moves(sim.rng)
+    for kind, act in WHIMS.items():
+        moves.add(sim.plan.faults[kind], act)
+    moves.do_one(sim)
+
+
+def operators_act(sim: Simulation) -> object:
+    """They look at a cluster, where a broker hears them."""
     leader = sim.leader()
     if leader is None:
-        return
+        return PASSED
+    often, moves = sim.plan.faults, Moves(sim.rng)
     for name in sim.clusters:
         record = leader.world.cluster(ClusterId(name))
         if record.cordon:
-            moves.add(1, order, leader, "uncordon", name)
+            moves.add(sim.plan.diligence, order, leader, "uncordon", name)
         else:
             moves.add(often["cordon"], order, leader, "cordon", name)
         if record.eviction is None or record.eviction.readmitted:
             moves.add(often["evictions"], order, leader, "evict", name)
         else:
-            moves.add(1, order, leader, "readmit", name)
+            moves.add(sim.plan.diligence, order, leader, "readmit", name)
         if often["exclude"] and record.is_waited_for and sim.oracle.holds_nothing_unknown(name):
             moves.add(often["exclude"], order, leader, "exclude", name)
+    moves.fill(OPERATORS)
+    return None if moves.do_one(sim) else PASSED
 
 
 def order(sim: Simulation, leader: BrokerRun, verb: Verb, cluster: str) -> None:
@@ -95,9 +101,14 @@ def delete(sim: Simulation, cluster: SimCluster, uid: str) -> None:
     cluster.delete("claim", cluster.keys[uid].name)
 
 
-def somebody_deletes(sim: Simulation) -> None:
+def somebody_is_done(sim: Simulation) -> None:
+    """With what was allocated."""
+    somebody_deletes(sim, is_allocated=True)
+
+
+def somebody_deletes(sim: Simulation, *, is_allocated: bool | None = None) -> None:
     """And perhaps creates another of the same name."""
-    found = _any_claim(sim)
+    found = _any_claim(sim, is_allocated)
     if found is None:
         return
     cluster, uid = found
@@ -206,8 +217,23 @@ def pods_change(sim: Simulation) -> None:
         cluster.delete("pod", name)
 
 
-def controller_manager(sim: Simulation) -> None:
+def controller_manager(sim: Simulation) -> object:
     """kube-controller-manager looks at a claim."""
     found = _any_claim(sim)
-    if found is not None and found[0].clean_up(found[1]):
-        sim.say(f"kube-controller-manager cleans up {found[1]}")
+    if found is None or not found[0].clean_up(found[1]):
+        return PASSED
+    sim.say(f"kube-controller-manager cleans up {found[1]}")
+    return None
+
+
+WHIMS: dict[str, Callable[[Simulation], None]] = {
+    "delete a claim": somebody_deletes,
+    "delete an allocated claim": somebody_is_done,
+    "touch a claim": somebody_touches,
+    "clear an allocation": somebody_clears,
+    "allocated by strangers": stranger_allocates,
+    "reject": rejected,
+    "change slices": slices_change,
+    "change the class": class_changes,
+    "time leaps": time_leaps,
+}

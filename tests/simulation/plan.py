@@ -1,7 +1,8 @@
 """What a seed starts with, and which faults it has, how often. All drawn from the seed."""
 
 import random
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 
 from broker.world.federation import Fabric, Federation, PoolPattern
 from broker.world.keys import ClusterId
@@ -33,6 +34,7 @@ FAULTS = {  # how often, if at all, relative to the 100 or so of all that goes a
 }
 CHANGES = {  # the same for what people do, which is no fault
     "delete a claim": 0.8,
+    "delete an allocated claim": 0.3,
     "touch a claim": 1.5,
     "clear an allocation": 1.0,
     "reject": 1.0,
@@ -42,6 +44,7 @@ CHANGES = {  # the same for what people do, which is no fault
     "exclude": 1.0,
     "time leaps": 0.7,
 }
+USES = {"delete an allocated claim": 5.0, "reject": 1.5}  # in calm seeds, beside those
 
 
 @dataclass(frozen=True)
@@ -65,26 +68,35 @@ class Plan:
     messages_per_subject: int
     faults: dict[str, float]
     overlaps: bool  # a second agent comes often, and the one before it is slow to notice
+    is_calm: bool  # few faults, so that much is granted, used, given back and granted again
+    live_claims: int  # of a member: few, so that much happens to each
+    diligence: float  # how often controllers and operators get round to things
+    paces: tuple[int, ...]  # how much a process does in one turn, drawn from these
+    _together: dict[int, float] = field(default_factory=dict, repr=False)
 
     @classmethod
     def draw(cls, rng: random.Random) -> "Plan":
         """The plan of a seed."""
         members = ["east", "west", "north"][: rng.choice((2, 3, 3))]
         hub = "hub" if len(members) == 2 or rng.random() < 0.3 else ""  # three clusters at least
+        is_calm = rng.random() < 0.55
         names = POOLS[: rng.choice((1, 1, 2))]
         fabrics = rng.randint(1, len(names))
-        devices = {pool: rng.randint(1, 3) for pool in names}
+        devices = {pool: rng.randint(*((2, 6) if is_calm else (1, 3))) for pool in names}
         wanted = rng.randint(0, min(2, sum(devices.values())))
         found = dict.fromkeys(members, 0)
         for _ in range(wanted if rng.random() < 0.5 else 0):
             found[rng.choice(members)] += 1
         publishes_all = bool(hub) or rng.random() < 0.5
-        loud = rng.uniform(0.2, 2.0)  # some seeds are quiet, so that what takes long is reached too
+        loud = rng.uniform(*((0.02, 0.15) if is_calm else (0.2, 2.0)))
         faults = {
             name: loud * often * rng.uniform(0.3, 1.5) if rng.random() < 0.5 else 0.0
             for name, often in (FAULTS | CHANGES).items()
         }
-        overlaps = rng.random() < 0.4
+        if is_calm:
+            faults |= {name: often * rng.uniform(0.5, 1.5) for name, often in USES.items()}
+            faults["change the class"] *= 0.2
+        overlaps = not is_calm and rng.random() < 0.4
         if overlaps:
             faults |= {"second agents": 4.0, "partitions": 2.0, "late requests": 3.0, "touch a claim": 3.0}
             faults["agents killed"] = 0.0
@@ -100,12 +112,25 @@ class Plan:
             found=found,
             publishes_all=publishes_all,
             pods=rng.random() < 0.5,
-            warm=rng.random() < 0.6,
+            warm=is_calm or rng.random() < 0.5,
             slow=rng.choice((1.5, 0.3, 0.05)),
             refresh_ms=rng.choice((10**9, 10**9, 20_000)),
             messages_per_subject=rng.choice((64, 64, 8, 3)),
             faults=faults,
             overlaps=overlaps,
+            is_calm=is_calm,
+            live_claims=rng.choice((3, 4, 5)) if is_calm else 5,
+            diligence=5.0 if is_calm else 1.0,
+            paces=rng.choice(((1, 5), (1, 5, 20), (3, 20)) if is_calm else ((1,), (1, 3), (1, 1, 5))),
+        )
+
+    def together(self, kinds: Collection[str]) -> float:
+        """How often one of these comes, if at all."""
+        found = self._together.get(id(kinds))
+        return (
+            found
+            if found is not None
+            else self._together.setdefault(id(kinds), sum(self.faults[kind] for kind in kinds))
         )
 
     @property

@@ -1,5 +1,6 @@
 """Many seeds at once, one process for each core."""
 
+import gc
 import os
 from collections import Counter
 from collections.abc import Generator
@@ -39,12 +40,18 @@ class Total:
         )
 
 
+def collect_seldom() -> None:
+    """A seed makes much that stays until it ends: looking through it again and again took a tenth of the time."""
+    gc.freeze()
+    gc.set_threshold(200_000)
+
+
 def run_seeds(first: int, count: int, steps: int = STEPS, without: str | None = None) -> Generator[Ran, None, None]:
     """Run `count` seeds from `first`, in their order; leave it to stop.
 
     without: a rule of the protocol that is switched off.
     """
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    with ProcessPoolExecutor(os.cpu_count(), initializer=collect_seldom) as pool:
         seeds = iter(range(first, first + count))
         one = partial(_run_one, steps, without)
         running = [pool.submit(one, seed) for seed in islice(seeds, 8 * (os.cpu_count() or 1))]

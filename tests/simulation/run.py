@@ -50,7 +50,7 @@ def run_seed(seed: int, steps: int = STEPS, doubles: Doubles | None = None, *, w
         violation = str(found) or type(found).__name__
     except Exception:  # the code under test fell over: that is a finding too
         violation = traceback.format_exc()
-    told = sim.history if whole else sim.history[-LAST_EVENTS:] if violation else []
+    told = sim.told() if whole else sim.told(LAST_EVENTS) if violation else []
     return Ran(seed, sim.events, sim.faults, sim.decisions, sim.digest(), violation, told)
 
 

@@ -10,7 +10,6 @@ from tests.simulation.simulation import Simulation
 CLAIMS = 40  # in each seed, at least
 KINDS_OF_FAULT = 5  # the same
 DRAWS = 100
-LIVE_CLAIMS = 5  # of a cluster: few, so that much happens to each
 
 
 def run(sim: Simulation, steps: int) -> None:
@@ -28,23 +27,25 @@ def run(sim: Simulation, steps: int) -> None:
 
 
 def happen(sim: Simulation) -> None:
-    """One event: what is drawn until something comes of it. At rest, and without faults, that may be nothing."""
+    """One event: turns are drawn until something comes of one. At rest, and without faults, that may be nothing."""
     told = len(sim.history)
     for _ in range(DRAWS):
+        sim.pass_time(sim.rng.randint(1, 200))
+        turns = Moves(sim.rng)
+        traffic.offer_turns(sim, turns)
+        people.offer_turns(sim, turns)
+        faults.offer_turns(sim, turns)
+        for _ in range(DRAWS):
+            if turns.do_one(sim):
+                break
         if len(sim.history) > told:
             break
-        sim.pass_time(sim.rng.randint(1, 200))
-        moves = Moves(sim.rng)
-        traffic.offer(sim, moves)
-        people.offer(sim, moves)
-        faults.offer(sim, moves)
-        moves.do_one(sim)
     sim.bury()
 
 
 def _claim_comes(sim: Simulation) -> None:
     """Somebody has something to do; where that is enough, something else is done with."""
     cluster = sim.clusters[sim.rng.choice(sim.plan.members)]
-    if len(cluster.keys) >= LIVE_CLAIMS:
+    if len(cluster.keys) >= sim.plan.live_claims:
         people.delete(sim, cluster, sim.rng.choice(sorted(cluster.keys)))
     sim.create_claim(cluster)

@@ -14,6 +14,7 @@ from broker.machine import Effects
 from cluster_agent.mirror import Mirror
 from cluster_agent.mirror.actions import WriteAllocation
 from schemas.wire.calls import Ask
+from schemas.wire.ledger import AnyEntry
 from tests.simulation.agent import AgentRun, Request
 from tests.simulation.broker import Attempt, BrokerRun
 from tests.simulation.cluster import SimCluster, a_claim, a_class, a_pod, a_slice, an_allocation
@@ -22,6 +23,7 @@ from tests.simulation.plan import SHARES, Plan
 from tests.simulation.streams import Batch, DurableConsumer, Ledger, StateLog
 
 Process = AgentRun | BrokerRun
+BEACON_MS = 1_000  # how often a leader shows it, and looks who is silent when it comes back
 Side = Literal["bus", "API server", "watch of claims"]
 
 
@@ -36,7 +38,7 @@ class Doubles:
 
 @dataclass
 class Simulation:
-    """A run of one seed. `history` tells what happened, line by line.
+    """A run of one seed. `history` tells what happened, line by line, with the entries that were decided.
 
     faults: how often each kind has happened. paused, cut: until which event a process stands still, or is cut off
     from one of the sides that it talks to. clock_ms: how far a process' clock is off.
@@ -44,7 +46,7 @@ class Simulation:
 
     seed: int
     doubles: Doubles = field(default_factory=Doubles)
-    history: list[str] = field(default_factory=list)
+    history: list[str | AnyEntry] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
     now_ms: int = 1_000
     events: int = 0
@@ -71,6 +73,7 @@ class Simulation:
         self.decisions = 0
         self.lost_until = 0  # the highest sequence that the log has acknowledged and lost
         self.told_last = 0  # DRA_STATE's last sequence when an operator last ordered an eviction
+        self._looked_ms = self.now_ms
         self._runs = 0
         self._names = 0
         for cluster in self.clusters.values():
@@ -104,9 +107,14 @@ class Simulation:
         self.faults[kind] += 1
         self.say(line)
 
+    def told(self, most: int | None = None) -> list[str]:
+        """The last so many lines of the history; all of them."""
+        last = self.history if most is None else self.history[-most:]
+        return [each if isinstance(each, str) else f"    {each}" for each in last]
+
     def digest(self) -> str:
         """Equal histories and ledgers have equal digests."""
-        found = hashlib.sha256("\n".join(self.history).encode())
+        found = hashlib.sha256("\n".join(each for each in self.history if isinstance(each, str)).encode())
         for message in self.ledger.messages:
             found.update(message.payload)
         return found.hexdigest()
@@ -204,12 +212,14 @@ class Simulation:
 
     def pass_time(self, ms: int) -> None:
         """Brokers look who is silent, as often as their beacon comes back."""
-        while ms > 0:
-            self.now_ms += min(ms, 1_000)
-            ms -= 1_000
+        until_ms = self.now_ms + ms
+        while until_ms - self._looked_ms >= BEACON_MS:
+            self._looked_ms += BEACON_MS
+            self.now_ms = max(self.now_ms, self._looked_ms)
             for broker in self.brokers:
                 if self.reaches(broker, "bus"):
                     broker.look(self.now_of(broker))
+        self.now_ms = until_ms
 
     # --- what the oracle hears
 
@@ -230,8 +240,7 @@ class Simulation:
         self.asks += effects.asks
         for refusal in effects.answers:
             self.say(f"    order: {refusal or 'done'}")
-        for entry in effects.entries[1:]:
-            self.say(f"    {entry}")
+        self.history += effects.entries[1:]
 
     def _writes_under_way(self) -> Iterator[tuple[SimCluster, WriteAllocation]]:
         for agent in self.agents:

@@ -1,5 +1,6 @@
 """DRA_STATE and the ledger, in memory: what JetStream promises of them, and nothing more."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -30,6 +31,7 @@ class StateLog:
 
     def __init__(self, messages_per_subject: int = 64) -> None:
         self.archive: list[StoredMessage] = []
+        self.starts: dict[str, list[int]] = defaultdict(list)  # of runs, by cluster; as the archive
         self._messages_per_subject = messages_per_subject
         self._kept: dict[int, StoredMessage] = {}  # ascending
         self._by_subject: dict[str, list[int]] = {}
@@ -47,6 +49,7 @@ class StateLog:
     def lose(self) -> None:
         """The stream is gone, and another one begins at 1."""
         self.archive, self._kept, self._by_subject = [], {}, {}
+        self.starts.clear()
 
     def publish(self, subject: str, payload: bytes, expected: int, message_id: str = "", now_ms: int = 0) -> int | None:
         """Store a message if `expected` is the subject's last sequence (0: none); None: it is not."""
@@ -56,6 +59,8 @@ class StateLog:
         sequence = len(self.archive) + 1
         message = StoredMessage(subject, payload, {MESSAGE_ID: message_id}, sequence, now_ms)
         self.archive.append(message)
+        if subject.endswith(".agent.run") and b"agent-started" in payload:
+            self.starts[subject.split(".")[3]].append(sequence)
         self._kept[sequence] = message
         sequences.append(sequence)
         # Runs are kept longer: they tell which of two was believed. (A real log keeps 64 messages of each subject.)
@@ -91,6 +96,8 @@ class StateLog:
     def lose_after(self, sequence: int) -> None:
         """Whatever was stored after `sequence` never was; its numbers are given again."""
         del self.archive[sequence:]
+        for starts in self.starts.values():
+            starts[:] = [each for each in starts if each <= sequence]
         for lost in [each for each in self._kept if each > sequence]:
             self._by_subject[self._kept.pop(lost).subject].remove(lost)
 

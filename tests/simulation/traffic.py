@@ -4,44 +4,65 @@ from cluster_agent.mirror.actions import Publish, ReadClaim
 from tests.simulation.agent import AgentRun, Call, describe
 from tests.simulation.broker import Attempt, BrokerRun
 from tests.simulation.cluster import KINDS, Kind
-from tests.simulation.moves import Moves
+from tests.simulation.moves import PASSED, Moves
 from tests.simulation.simulation import Side, Simulation
 
+AGENT, BROKER = 12, 16  # how often each has its turn
 
-def offer(sim: Simulation, moves: Moves) -> None:
-    """All that may happen now."""
+
+def offer_turns(sim: Simulation, turns: Moves) -> None:
+    """Whose turn it may be. Whoever has less to do than others lets most of its turns pass."""
     often = sim.plan.faults
-    moves.add(sim.plan.slow * len(sim.late), late_arrives)
-    running: dict[str, list[AgentRun]] = {name: [] for name in sim.clusters}
-    alive: dict[str, list[AgentRun]] = {name: [] for name in sim.clusters}
+    turns.add(sim.plan.slow * len(sim.late), late_arrives)
+    agents: dict[str, list[AgentRun]] = {name: [] for name in sim.clusters}
     for agent in sim.agents:
-        alive[agent.cluster.name].append(agent)
-        if agent in sim.paused:
-            _offer_answers_to_nobody(agent, moves)
-            continue
-        if agent.runs:
-            running[agent.cluster.name].append(agent)
-        _offer_agent(sim, agent, moves)
-    for name, agents in alive.items():
-        if not agents:
-            moves.add(6, agent_starts, name)
-        elif len(agents) == 1:
-            moves.add(often["second agents"] if sim.reaches(agents[0], "bus") else 2, second_agent_starts, name)
-        heard = [each for each in running[name] if sim.reaches(each, "bus")]
-        if heard:
-            _offer_consumer(sim, name, heard, running[name], moves)
+        agents[agent.cluster.name].append(agent)
+        turns.add(AGENT, agent_acts, agent)
+    for name, alive in agents.items():
+        if not alive:
+            turns.add(6, agent_starts, name)
+        elif len(alive) == 1:
+            turns.add(often["second agents"] if sim.reaches(alive[0], "bus") else 2, second_agent_starts, name)
     for broker in sim.brokers:
-        if sim.reaches(broker, "bus"):
-            _offer_broker(sim, broker, moves)
+        turns.add(BROKER, broker_acts, broker)
     for attempt in sim.appends:
-        _offer_append(sim, attempt, moves)
+        _offer_append(sim, attempt, turns)
     if not sim.brokers:
-        moves.add(6, broker_starts)
+        turns.add(6, broker_starts)
     elif len(sim.brokers) == 1:
         is_heard = sim.reaches(sim.brokers[0], "bus")
-        moves.add(often["second brokers"] if is_heard else 6, second_broker_starts)
+        turns.add(often["second brokers"] if is_heard else 6, second_broker_starts)
     if sim.asks:
-        moves.add(4, ask_arrives)
+        turns.add(4, ask_arrives)
+
+
+def agent_acts(sim: Simulation, agent: AgentRun) -> object:
+    """It has its turn."""
+    for done in range(sim.rng.choice(sim.plan.paces)):
+        moves = Moves(sim.rng)
+        if agent in sim.paused:
+            _offer_answers_to_nobody(agent, moves)
+        elif agent.is_alive:
+            _offer_agent(sim, agent, moves)
+        moves.fill(AGENT)
+        if not moves.do_one(sim):
+            return None if done else PASSED
+    return None
+
+
+def broker_acts(sim: Simulation, broker: BrokerRun) -> object:
+    """The same."""
+    if not sim.reaches(broker, "bus"):
+        return PASSED
+    for done in range(sim.rng.choice(sim.plan.paces)):
+        moves = Moves(sim.rng)
+        _offer_broker(sim, broker, moves)
+        if done and broker.attempt in sim.appends:
+            _offer_append(sim, broker.attempt, moves)
+        moves.fill(BROKER)
+        if not moves.do_one(sim):
+            return None if done else PASSED
+    return None
 
 
 def side_of(call: Call) -> Side:
@@ -66,22 +87,16 @@ def _offer_agent(sim: Simulation, agent: AgentRun, moves: Moves) -> None:
         moves.add(0 if agent.is_shut_out or cut else 10, start_step, agent)
         return
     calls = agent.calls
-    if cut is not None:
+    if cut is not None and calls:
         waits = [call for call in calls if side_of(call) == cut[1]]
         calls = [call for call in calls if side_of(call) != cut[1]]
         moves.add(len(waits), times_out, [each for each in waits if _may_be_lost(each)] or waits)
-    moves.add(4 * len(calls), call_moves, calls)
-    losable = [call for call in calls if _may_be_lost(call)]
-    if losable:
-        moves.add(often["lost answers"] * len(losable), answer_lost, losable)
-        if often["late requests"]:
-            publishes = [call for call in losable if isinstance(call.request, Publish)]
-            writes = [call for call in losable if not isinstance(call.request, Publish)]
-            moves.add(0.2 * often["late requests"] * len(publishes), request_late, publishes)
-            moves.add(3 * often["late requests"] * len(writes), request_late, writes)
+    if calls:
+        moves.add(4 * len(calls), call_moves, calls)
+        _offer_losses(sim, calls, moves)
     if api:
         stalled = "claim" if cut is not None and cut[1] == "watch of claims" else ""
-        behind = [kind for kind in KINDS if kind != stalled and agent.lag(kind)]
+        behind = [kind for kind in agent.behind() if kind != stalled]
         moves.add(4 * len(behind), watch, agent, behind)
         moves.add(0 if stalled else often["lists again"] * len(KINDS), relist, agent)
     if bus:
@@ -90,22 +105,36 @@ def _offer_agent(sim: Simulation, agent: AgentRun, moves: Moves) -> None:
         if agent.other_run():
             moves.add(0.05 if sim.plan.overlaps else 2, follow_run, agent)
         moves.add(0.5, beat, agent)
+        _offer_consumer(sim, agent, moves)
     moves.add(0.3, tick, agent)
+
+
+def _offer_losses(sim: Simulation, calls: list[Call], moves: Moves) -> None:
+    lost, late = sim.plan.faults["lost answers"], sim.plan.faults["late requests"]
+    if not lost and not late:
+        return
+    losable = [call for call in calls if _may_be_lost(call)]
+    moves.add(lost * len(losable), answer_lost, losable)
+    if late:
+        publishes = [call for call in losable if isinstance(call.request, Publish)]
+        writes = [call for call in losable if not isinstance(call.request, Publish)]
+        moves.add(0.2 * late * len(publishes), request_late, publishes)
+        moves.add(3 * late * len(writes), request_late, writes)
 
 
 def _may_be_lost(call: Call) -> bool:
     return not call.is_reading and not isinstance(call.request, ReadClaim)  # else it would simply ask again
 
 
-def _offer_consumer(
-    sim: Simulation, cluster: str, heard: list[AgentRun], running: list[AgentRun], moves: Moves
-) -> None:
-    consumer = sim.consumers[cluster]
+def _offer_consumer(sim: Simulation, agent: AgentRun, moves: Moves) -> None:
+    consumer = sim.consumers[agent.cluster.name]
     if consumer.has_new():
-        moves.add(6, take_new, heard)
-    taken = list(consumer.taken.items())
-    moves.add(2.0 * sum(holder not in running for _, (_, holder) in taken), take_from_the_dead, heard, running)
-    moves.add(sim.plan.faults["deliveries again"] * len(taken), take_again, heard)
+        moves.add(6, take_new, agent)
+    if consumer.taken:
+        left = [each for each, (_, holder) in consumer.taken.items() if holder not in sim.agents]
+        moves.add(2.0 * len(left), take_again, agent, left)
+        again = list(consumer.taken)
+        moves.add(sim.plan.faults["deliveries again"] * len(again), taken_comes_again, agent, again)
 
 
 def agent_starts(sim: Simulation, cluster: str) -> None:
@@ -225,27 +254,23 @@ def beat(sim: Simulation, agent: AgentRun) -> None:
         sim.asks.append((agent.cluster.name, ask))
 
 
-def take_new(sim: Simulation, heard: list[AgentRun]) -> None:
+def take_new(sim: Simulation, agent: AgentRun) -> None:
     """The ledger's consumer goes on."""
-    _take(sim, heard, None)
+    sim.say(f"{agent.instance}: gets the next decision")
+    agent.take_decision()
 
 
-def take_from_the_dead(sim: Simulation, heard: list[AgentRun], running: list[AgentRun]) -> None:
-    """What an agent that has ended did not acknowledge."""
-    taken = sim.consumers[heard[0].cluster.name].taken
-    _take(sim, heard, sim.rng.choice([each for each, (_, holder) in taken.items() if holder not in running]))
+def take_again(sim: Simulation, agent: AgentRun, sequences: list[int]) -> None:
+    """One of those that an agent did not acknowledge."""
+    sequence = sim.rng.choice(sequences)
+    sim.say(f"{agent.instance}: gets decision {sequence} again")
+    agent.take_decision(sequence)
 
 
-def take_again(sim: Simulation, heard: list[AgentRun]) -> None:
+def taken_comes_again(sim: Simulation, agent: AgentRun, sequences: list[int]) -> None:
     """What is not acknowledged comes again, to anyone."""
     sim.faults["deliveries again"] += 1
-    _take(sim, heard, sim.rng.choice(list(sim.consumers[heard[0].cluster.name].taken)))
-
-
-def _take(sim: Simulation, heard: list[AgentRun], sequence: int | None) -> None:
-    agent = sim.rng.choice(heard)
-    sim.say(f"{agent.instance}: gets {'the next decision' if sequence is None else f'decision {sequence} again'}")
-    agent.take_decision(sequence)
+    take_again(sim, agent, sequences)
 
 
 def ask_arrives(sim: Simulation) -> None:
