@@ -50,10 +50,10 @@ def on_claim(
     claim.is_checked, claim.invalid = (False, None) if spec is not None else (True, ("Unreadable", claim.error))
     if core.is_replaying:
         return
-    # Nothing changed for those who wait where a grant has the device anyway, as when an allocation of ours is reported
-    # as applied: to try them all again for each report would cost the square of a full fleet.
+    # Nothing changed for those who wait where a grant of the claim has the device anyway, as when an allocation of ours
+    # is reported as applied: to try them all again for each report would cost the square of a full fleet.
     changed = set(shown_before) ^ set(claim.shown_devices)
-    core.wake_devices(device for device in changed if device not in world.granted)
+    core.wake_devices(changed.difference(*(grant.devices for grant in claim.grants)))
     if not world.cluster(cluster).is_ahead:  # else what it says of decisions is about others than ours
         _settle(core, claim)
         if spec is not None:  # what cannot be read ends nothing: its grants stay

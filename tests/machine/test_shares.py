@@ -158,6 +158,15 @@ def test_a_share_that_ends_makes_room_for_who_waits() -> None:
     assert allocate.name == "b"
 
 
+def test_a_whole_device_that_is_shown_no_longer_makes_room_beside_the_share_that_is_granted() -> None:
+    stage = Stage(a_shared_slice())
+    stage.claim(wanting("a", "5"))
+    stage.claim(wanting("b", "9"), a_result("s"))
+    assert of_kind(stage.claim(wanting("c", "3")), Allocate) == []
+    (allocate,) = of_kind(stage.claim(wanting("b", "9")), Allocate)
+    assert allocate.name == "c"
+
+
 def test_the_same_share_shown_and_granted_counts_once() -> None:
     stage = Stage(a_shared_slice())
     (allocate,) = of_kind(stage.claim(wanting("a", "5")), Allocate)
