@@ -257,9 +257,9 @@ class Agent:
             rebuilt, _ = await self._last_about_us(REBUILT_KEY)
             if not isinstance(entry, ClusterEvicted):
                 readmission = sequence if isinstance(entry, ClusterReadmitted) else 0
-                cleaning = Cleaning(keeps_allocation=True) if rebuilt else None
+                cleaning = Cleaning(rebuilt, keeps_allocation=True) if rebuilt else None
                 if isinstance(entry, ClusterReadmitted) and entry.is_fenced:
-                    cleaning = Cleaning()
+                    cleaning = Cleaning(max(readmission, rebuilt))
                 return Standing(max(sequence, rebuilt), max(readmission, rebuilt), cleaning)
             if sequence != told:
                 told = sequence

@@ -19,10 +19,12 @@ class Cleaning(msgspec.Struct, frozen=True):
     """No earlier write for the claim may land any more. It is settled as a decision is, with the sequence of the entry
     that asks for it.
 
+    since: that sequence; what was decided later stands.
     keeps_allocation: the ledger was rebuilt, and what the claim has is its own. Else the cluster was evicted as cut off
     and is readmitted: a claim of before must have no allocation.
     """
 
+    since: int
     keeps_allocation: bool = False
 
 

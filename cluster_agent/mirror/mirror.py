@@ -185,7 +185,7 @@ class Mirror:
             if tracked.object is None:  # it went while no agent was there
                 tracked.view_version = max(tracked.subject_version, 1)
         if event.cleaning is not None:
-            self._oldest_decision = event.readmission
+            self._oldest_decision = event.cleaning.since
             self._clean(event.cleaning, {decision.uid for _, decision in event.decisions})
         for sequence, decision in event.decisions:
             if sequence < self._oldest_decision:
@@ -208,10 +208,10 @@ class Mirror:
         decided: UIDs of claims for which something was ever decided.
         """
         for tracked in self.tracked.values():
-            if tracked.name.kind != "claim" or tracked.object is None or tracked.decision_sequence >= self.readmission:
+            if tracked.name.kind != "claim" or tracked.object is None or tracked.decision_sequence >= cleaning.since:
                 continue  # a run before us has done it
             if tracked.name.key in decided or self._is_our_business(tracked):
-                tracked.job = Job(self.readmission, cleaning)
+                tracked.job = Job(cleaning.since, cleaning)
                 self._to_clean.add(tracked.name)
 
     def _exit(self, sequence: int) -> None:
@@ -424,7 +424,7 @@ class Mirror:
 
     def _is_told(self, tracked: Tracked) -> None:
         """The sync need not wait for the object any more, unless it has to be cleaned before that."""
-        if tracked.published_decision >= self.readmission or tracked.published_version is None:
+        if tracked.published_decision >= self._oldest_decision or tracked.published_version is None:
             self._to_clean.discard(tracked.name)
         if tracked.name not in self._to_clean:
             self._owed.discard(tracked.name)

@@ -26,7 +26,7 @@ READMITTED = 90
 
 def readmitted(*objects: ObjectSeen, **more: Any) -> Driven:
     driven = Driven()
-    driven.starts(*objects, readmission=READMITTED, cleaning=Cleaning(), **more)
+    driven.starts(*objects, readmission=READMITTED, cleaning=Cleaning(READMITTED), **more)
     return driven
 
 
@@ -113,7 +113,7 @@ def test_its_syncs_name_the_readmission_and_others_none() -> None:
 
 def rebuilt(*objects: ObjectSeen, **more: Any) -> Driven:
     driven = Driven()
-    driven.starts(*objects, readmission=READMITTED, cleaning=Cleaning(keeps_allocation=True), **more)
+    driven.starts(*objects, readmission=READMITTED, cleaning=Cleaning(READMITTED, keeps_allocation=True), **more)
     return driven
 
 

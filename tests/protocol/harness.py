@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from broker.machine import Effects, Notice, rebuild
-from broker.machine.segments import LedgerStart
-from broker.world import checkpoint
+from broker.machine import Effects, Notice
 from broker.world.check import check
 from broker.world.federation import Fabric, Federation, PoolPattern
 from broker.world.keys import ClaimKey, ClaimUid, ClusterId
@@ -28,13 +26,13 @@ from schemas.wire.ledger import (
     DeviceHold,
     Entry,
     FenceLifted,
-    LedgerRebuilt,
     OperatorCommand,
     Verb,
 )
 from tests.simulation.agent import AgentRun, Call, Request
 from tests.simulation.broker import BrokerRun
 from tests.simulation.cluster import Allocation, SimCluster, a_claim, a_class, a_slice
+from tests.simulation.rebuild import rebuild_ledger
 from tests.simulation.streams import Batch, DurableConsumer, Ledger, StateLog
 
 ROUNDS = 100  # many more than any history needs to come to rest
@@ -336,24 +334,9 @@ class Stage:
         """An operator rebuilds the ledger while no broker runs; returns where it begins."""
         if self.broker is not None:
             self.broker.stop("killed")
-        start = LedgerStart(self.ledger.segments, lambda: BrokerRun("", self.log, self.ledger, self.federation).machine)
-        while start.wanted is not None:
-            start.add(self.ledger.segment(start.wanted))
-            start.end()
-        evidence = rebuild.Evidence()
-        evidence.add(self.log.last_messages())
-        first = rebuild.first_sequence(max(evidence.highest_seen, self.ledger.last_sequence))
-        world = rebuild.world_to_begin_with(
-            self.federation, start.machine.world, evidence.clusters, first, self.log.last_sequence
-        )
-        said = LedgerRebuilt(
-            operator="ada", reason="disk", at_ms=self.now_ms, highest_seen=first - 1, state_sequence=world.position
-        )
-        entries = checkpoint.checkpoint(world, "main", 0, said)
-        self.ledger.lose(begins_at=first)
+        first = rebuild_ledger(self.log, self.ledger, self.federation, self.now_ms)
         for consumer in self.consumers.values():
             consumer.forget()
-        assert self.ledger.append(Batch.of(entries, first - 1, "rebuild", is_of_checkpoint=True))
         return first
 
     def allocated(self) -> dict[str, list[str]]:

@@ -41,7 +41,7 @@ def test_a_lost_ledger_is_rebuilt_from_what_clusters_have(agents_too: bool) -> N
     first = stage.rebuild()
     stage.rest()
     assert stage.allocated() == {"east/u": ["d0"], "west/w": ["d1"]}
-    [adopted] = stage.entries(Adopted)
+    adopted = stage.entries(Adopted)[-1]
     assert (adopted.cluster, adopted.name) == ("east", "u")
     [decision] = stage.believed("west", next(iter(stage.clusters["west"].keys))).grants
     assert decision.ledger_sequence > first
@@ -201,6 +201,22 @@ def test_a_cluster_that_was_cut_off_stays_so() -> None:
     stage.order("readmit", "west")
     stage.rest()
     assert stage.allocated() == {"east/u": ["d0"], "east/x": ["d1"]}
+
+
+def test_a_cluster_that_is_evicted_and_readmitted_after_a_rebuild_is_no_loss_of_the_ledger() -> None:
+    stage = u_has_d0()
+    stage.lose_ledger()
+    stage.rebuild()
+    stage.rest()
+    v = stage.claim("east", "v", count=3)
+    stage.rest()
+    stage.order("evict", "east")
+    stage.order("readmit", "east")
+    stage.rest()
+    stage.clusters["east"].allocate(v, [(POOL, "d1")])
+    stage.rest()
+    assert lost(stage) == []
+    assert stage.believed("east", v).grants, "what somebody else has allocated is adopted"
 
 
 # --- two clusters hold one device

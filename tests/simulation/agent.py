@@ -135,9 +135,9 @@ class AgentRun:
             self._admission, entry = self._ledger.evictions.get(self.cluster.name, (0, None))
             rebuilt = self._ledger.rebuilt.get(self.cluster.name, 0)
             self._readmission = max(rebuilt, self._admission if isinstance(entry, ClusterReadmitted) else 0)
-            self._cleaning = Cleaning(keeps_allocation=True) if rebuilt else None
+            self._cleaning = Cleaning(rebuilt, keeps_allocation=True) if rebuilt else None
             if isinstance(entry, ClusterReadmitted) and entry.is_fenced:
-                self._cleaning = Cleaning()
+                self._cleaning = Cleaning(self._readmission)
             self._admission = max(self._admission, rebuilt)
             last = self._log.last(run)
             started = _decoded_start(last)

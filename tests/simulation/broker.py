@@ -15,6 +15,7 @@ from broker.world.world import World
 from schemas.wire.calls import Ask, Beat
 from schemas.wire.ledger import AnyEntry, LeaderElected, SegmentOpened
 from tests.believing import believe_again
+from tests.simulation.rebuild import abandon
 from tests.simulation.streams import Batch, Ledger, StateLog
 
 Phase = Literal["starts", "opens", "elects", "leads", "stopped"]
@@ -216,6 +217,9 @@ class BrokerRun:
         """Read the ledger's tail: ours, another's, or nothing."""
         assert self.batch is not None
         self.must_look = False
+        if self._ledger.last_sequence < self.batch.expected_last:
+            self.find_entries_lost()
+            return
         there = self._ledger.holds(self.batch)
         if there:
             self._committed()
@@ -223,6 +227,12 @@ class BrokerRun:
             self.stop("the ledger goes on without us")
         else:
             self.must_retry = True
+
+    def find_entries_lost(self) -> None:
+        """Entries that it has written or read are not there any more: it says so in what is left, and ends."""
+        if self._ledger.messages:
+            abandon(self._ledger, self.instance)
+        self.stop("entries of the ledger are lost")
 
     def retry(self) -> Attempt:
         """The same batch again."""

@@ -26,6 +26,8 @@ def drain(sim: Simulation) -> None:
     """Let all come to rest. Raises: Violation, if it does not or if what is then true is wrong."""
     sim.say("faults stop")
     faults.heal(sim)
+    if sim.oracle.is_lost:
+        sim.rebuild_ledger()
     calm(sim)
     while sim.log.last_sequence < sim.lost_until:
         _life_goes_on(sim)

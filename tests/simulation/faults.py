@@ -19,6 +19,7 @@ from tests.simulation.simulation import Process, Side, Simulation
 from tests.simulation.traffic import beat
 
 CLOCK_JUMPS_MS = (-3_600_000, -30_000, -2_000, 2_000, 30_000, 3_600_000)
+ANY_TIME = ("agents paused", "brokers paused", "partitions", "clocks jumped", "state expired", "clusters silent")
 EVENTS_LASTING = (10, 40, 120)  # a pause, or a cut
 
 
@@ -42,8 +43,13 @@ def mishap(sim: Simulation) -> None:
 
 
 def happen(sim: Simulation) -> None:
-    """One that can happen at any time."""
-    sim.rng.choice((pause_agent, pause_broker, cut, clock_jumps, log_expires, cluster_falls_silent))(sim)
+    """One that can happen at any time, of a kind that has not happened yet."""
+    kinds = [kind for kind in ANY_TIME if kind not in sim.faults]
+    sim.rng.shuffle(kinds)
+    for kind in kinds:
+        MISHAPS[kind](sim)
+        if kind in sim.faults:
+            break
     sim.bury()
 
 
@@ -178,6 +184,57 @@ def tail_is_lost(sim: Simulation) -> None:
             broker.stop("the log ends before what it has read")
 
 
+def ledger_is_lost(sim: Simulation) -> None:
+    """Its streams are gone, and an operator stops the brokers; one that stands still, or is cut off, goes on later.
+
+    Not while a cluster is evicted: with the ledger that is lost too, and an operator would have to evict it again.
+    """
+    if sim.oracle.is_lost or not sim.ledger.messages or sim.oracle.evicted:
+        return
+    sim.fault("ledgers lost", f"the ledger, which ended at {sim.ledger.last_sequence}, is gone")
+    _nats_restarts(sim)
+    sim.ledger.lose()
+    sim.oracle.lose(0)
+    for consumer in sim.consumers.values():
+        consumer.forget()
+    for broker in sim.brokers:
+        if sim.reaches(broker, "bus"):
+            broker.stop("the ledger is gone")
+
+
+def ledgers_tail_is_lost(sim: Simulation) -> None:
+    """The ledger forgets the last entries that it has acknowledged, as a disk does that was not synced.
+
+    That this is noticed is promised where somebody who has written or read them still lives (docs/reliability.md). So
+    the leader does, which sees it with its next append, and the entries are its own. None of them is about a cluster:
+    what operators have ordered they would have to order again.
+    """
+    leader, segment = sim.leader(), sim.ledger.segments[-1]
+    if sim.oracle.is_lost or leader is None or leader.world.segment != segment:
+        return
+    kept = max(sim.oracle.leader_epoch, sim.oracle.last_order, leader.world.checkpoint_last)
+    lost = min(sim.ledger.last_sequence - kept, sim.rng.randint(1, 10))
+    if lost <= 0 or leader.world.leader_epoch != sim.oracle.leader_epoch:
+        return
+    end = sim.ledger.last_sequence - lost
+    sim.fault("ledger's tail lost", f"the ledger ends at {end} again")
+    _nats_restarts(sim)
+    sim.ledger.lose(end)
+    sim.oracle.lose(end)
+    for consumer in sim.consumers.values():
+        consumer.forget()
+    leader.find_entries_lost()
+
+
+def _nats_restarts(sim: Simulation) -> None:
+    """With it, what travels is lost."""
+    _forget_publishes(sim)
+    for attempt in sim.appends:
+        if attempt.broker.attempt is attempt:
+            attempt.broker.lose(attempt)
+    sim.appends.clear()
+
+
 # --- time that runs out
 
 
@@ -258,4 +315,6 @@ MISHAPS: dict[str, Callable[[Simulation], None]] = {
     "checkpoints damaged": checkpoint_is_damaged,
     "state expired": _state_expires,
     "state's tail lost": tail_is_lost,
+    "ledgers lost": ledger_is_lost,
+    "ledger's tail lost": ledgers_tail_is_lost,
 }

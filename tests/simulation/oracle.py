@@ -33,10 +33,12 @@ from schemas.wire.ledger import (
     GrantEnded,
     Inputs,
     LeaderElected,
+    LedgerRebuilt,
     LivenessChanged,
     OutcomeRecorded,
     ReasonChanged,
     Release,
+    SegmentClosed,
     SegmentOpened,
 )
 from schemas.wire.state import ObjectName, SyncFinished
@@ -104,11 +106,15 @@ class Oracle:
     dead_letters: set[int] = field(default_factory=set)  # stream sequences
     replica: World = field(init=False)
     leader_epoch: int = 0
+    last_order: int = 0  # ledger sequence of the last entry about a cluster
     position: int = 0
     liveness: dict[str, str] = field(default_factory=dict)  # of clusters that were ever silent
+    is_lost: bool = False  # the ledger, or its end: nothing may be decided before an operator has rebuilt it
+    forgotten: dict[int, HeldGrant] = field(default_factory=dict)  # those of ledgers that were lost
+    must_clean: set[str] = field(default_factory=set)  # clusters where a forgotten decision may land yet
     cut_off: set[str] = field(default_factory=set)  # evicted as fenced, and not let back: what they show is void
     _over: dict[str, list[int]] = field(default_factory=dict)  # epochs below which an eviction ended all runs
-    _evicted: set[str] = field(default_factory=set)  # fenced or not, and not let back
+    evicted: set[str] = field(default_factory=set)  # fenced or not, and not let back
     _cordoned: set[str] = field(default_factory=set)
     _excluded: set[str] = field(default_factory=set)
     _synced: set[str] = field(default_factory=set)
@@ -133,6 +139,8 @@ class Oracle:
             return  # an operator vouches that nothing there reaches a device
         if isinstance(allocation.author, int):
             grant = self.grants.get(allocation.author)
+            if grant is None and (self.is_lost or allocation.cluster in self.must_clean):
+                grant = self.forgotten.get(allocation.author)
             require(grant, f"{_name(allocation)} was written for decision {allocation.author}, whose grant has ended")
             assert grant is not None
             require(
@@ -172,8 +180,15 @@ class Oracle:
 
     def on_stored(self, batch: Batch, writer: Machine | None) -> None:
         """A batch has just been stored. writer: the machine that made it, if it still runs."""
-        require(batch.expected_last == self._last_sequence, "the ledger has a gap")
         entries = [decode_entry(message.payload) for message in batch.messages]
+        if any(isinstance(entry, LedgerRebuilt) for entry in entries):
+            self._begin_again(batch)
+            return
+        require(batch.expected_last == self._last_sequence, "the ledger has a gap")
+        if self.is_lost:
+            require([*map(type, entries)] == [SegmentClosed], f"{batch.entries} on what is left of a lost ledger")
+            self._last_sequence += 1
+            return
         before = self.position
         if not batch.is_of_checkpoint:
             self._check_shape(entries)
@@ -199,6 +214,31 @@ class Oracle:
             # What a batch does not name it does not change; if it does, that shows after the next few.
             same_by_ledger(self.replica, writer.world, named if self._batches % ALL_EVERY else None)
             self._check_taken_in(writer.world, before)
+
+    def lose(self, last_sequence: int) -> None:
+        """The ledger ends here now (0: it is gone), and what came after it is forgotten. What clusters have is not."""
+        self.is_lost, self._last_sequence = True, last_sequence
+        self.forgotten |= self.grants
+        if not last_sequence:
+            require(not self.evicted, "an operator would have to evict again")
+            self._cordoned.clear()
+
+    def _begin_again(self, batch: Batch) -> None:
+        """An operator has rebuilt it: nobody holds anything, and nobody was heard; what was ordered may be known."""
+        require(self.is_lost, "a ledger is rebuilt that was not lost")
+        first, last = batch.messages[0].stream_sequence, batch.messages[-1].stream_sequence
+        require(first > max(self.forgotten, default=0), "the rebuilt ledger begins below decisions of before")
+        self.is_lost, self.leader_epoch, self.position = False, 0, self.log.last_sequence
+        self._last_sequence, self._segment = last, batch.segment
+        self.grants, self.unsettled, self.spent, self.liveness = {}, {}, {}, {}
+        self._excluded, self._synced, self._just_synced, self._decided = set(), set(), {}, set()
+        self.must_clean = set(self.clusters)
+        for name in self.clusters:
+            self._over.setdefault(name, []).append(self.position + 1)
+        self._readmitted = dict.fromkeys(self._readmitted, first)
+        self.replica = World(self.federation)
+        self._fold = SegmentFold(self.replica, batch.segment)
+        self._fold.add(batch.messages)
 
     def _check_shape(self, entries: list[AnyEntry]) -> None:
         first = entries[0]
@@ -236,7 +276,9 @@ class Oracle:
                 pass
 
     def holds_nothing_unknown(self, cluster: str) -> bool:
-        """Whether an operator may vouch for it: all that the cluster shows is granted to it."""
+        """Whether an operator may vouch for it: all that the cluster shows, or may show yet, is granted to it."""
+        if cluster in self.must_clean:
+            return False
         granted = {grant.claim: grant.holds for grant in self.grants.values()}
         return all(
             granted.get((cluster, uid)) == allocation.holds or not allocation.counts
@@ -245,6 +287,7 @@ class Oracle:
 
     def _cluster(self, entry: ClusterEntry, sequence: int) -> None:
         name = entry.cluster
+        self.last_order = sequence
         match entry:
             case LivenessChanged():
                 was_lost = self.liveness.get(name) in ("Lost", "Returning")
@@ -258,7 +301,7 @@ class Oracle:
             case ClusterExcluded():
                 (self._excluded.add if entry.is_excluded else self._excluded.discard)(name)
             case ClusterEvicted():
-                self._evicted.add(name)
+                self.evicted.add(name)
                 self._over.setdefault(name, []).append(entry.state_sequence + 1)
                 self.liveness[name] = "Live"
                 if entry.is_fenced:
@@ -275,7 +318,7 @@ class Oracle:
                     isinstance(said, SyncFinished) and said.readmission == self._readmitted[name],
                     f"the fence of {name} is lifted by {said}, not by a run that knows of {self._readmitted[name]}",
                 )
-                self._evicted.discard(name)
+                self.evicted.discard(name)
                 self.cut_off.discard(name)
                 for allocation in self.clusters[name].allocations.values():
                     self._check_alone(allocation)
@@ -293,6 +336,7 @@ class Oracle:
             self._synced.clear()
         self._just_synced = entry.synced
         self._synced |= entry.synced.keys()
+        self.must_clean -= entry.synced.keys()
 
     def _allocate(self, entry: Allocate, sequence: int) -> None:
         claim = (entry.cluster, entry.uid)
@@ -315,11 +359,11 @@ class Oracle:
                 silent = must - self._synced - self._excluded - self.cut_off
                 require(not silent, f"Allocate {sequence} before {sorted(silent)} finished a full sync")
                 require(
-                    fabric.source not in self._evicted and self.liveness.get(fabric.source, "Live") == "Live",
+                    fabric.source not in self.evicted and self.liveness.get(fabric.source, "Live") == "Live",
                     f"Allocate {sequence} of {fabric.name}, whose source is silent or evicted",
                 )
         require(
-            entry.cluster in self._synced - self._evicted - self._cordoned
+            entry.cluster in self._synced - self.evicted - self._cordoned
             and self.liveness.get(entry.cluster, "Live") == "Live",
             f"Allocate {sequence} for {entry.cluster}, which is silent, evicted, cordoned or was never heard",
         )
@@ -471,7 +515,8 @@ def same_by_ledger(replayed: World, live: World, named: Collection[ClaimKey] | N
         waiting, again = claim.waiting, other.waiting
         require((waiting is None) == (again is None), f"reason of {key}: live {waiting}, replayed {again}")
         if waiting is not None and again is not None:
-            if (waiting.state, waiting.reason, waiting.order) != (again.state, again.reason, again.order):
+            same = (waiting.state, waiting.reason, waiting.order) == (again.state, again.reason, again.order)
+            if not same:
                 raise Violation(f"reason of {key}: live {waiting}, replayed {again}")
     for key in replayed.claims.keys() if named is None else named:
         other = replayed.claims.get(key)

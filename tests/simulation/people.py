@@ -19,6 +19,7 @@ def offer_turns(sim: Simulation, turns: Moves) -> None:
     turns.add(1.5 if sim.plan.pods else 0, pods_change)
     turns.add(sim.plan.diligence, controller_manager)
     turns.add(OPERATORS, operators_act)
+    turns.add(2.0 if sim.oracle.is_lost else 0, Simulation.rebuild_ledger)
 
 
 def whim(sim: Simulation) -> None:

@@ -29,6 +29,8 @@ FAULTS = {  # how often, if at all, relative to the 100 or so of all that goes a
     "clocks jumped": 0.8,
     "rotations": 1.5,
     "checkpoints damaged": 1.0,
+    "ledgers lost": 0.1,
+    "ledger's tail lost": 0.2,
     "evictions": 0.4,
     "allocated by strangers": 0.5,
 }
@@ -96,6 +98,7 @@ class Plan:
         if is_calm:
             faults |= {name: often * rng.uniform(0.5, 1.5) for name, often in USES.items()}
             faults["change the class"] *= 0.2
+            faults |= {name: rng.choice((0, 0, 0, 0.1)) for name in ("ledgers lost", "ledger's tail lost")}
         overlaps = not is_calm and rng.random() < 0.4
         if overlaps:
             faults |= {"second agents": 4.0, "partitions": 2.0, "late requests": 3.0, "touch a claim": 3.0}

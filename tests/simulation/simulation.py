@@ -20,6 +20,7 @@ from tests.simulation.broker import Attempt, BrokerRun
 from tests.simulation.cluster import SimCluster, a_claim, a_class, a_pod, a_slice, an_allocation
 from tests.simulation.oracle import Oracle, Violation
 from tests.simulation.plan import SHARES, Plan
+from tests.simulation.rebuild import rebuild_ledger
 from tests.simulation.streams import Batch, DurableConsumer, Ledger, StateLog
 
 Process = AgentRun | BrokerRun
@@ -75,6 +76,7 @@ class Simulation:
         self.told_last = 0  # DRA_STATE's last sequence when an operator last ordered an eviction
         self._looked_ms = self.now_ms
         self._runs = 0
+        self._rebuilt = 0  # where the ledger that was rebuilt last began
         self._names = 0
         for cluster in self.clusters.values():
             cluster.on_allocated = self.oracle.on_allocated
@@ -181,6 +183,14 @@ class Simulation:
         self.say(f"{broker.instance} starts at ledger {self.ledger.last_sequence}")
         self.appends.append(broker.begin())
         return broker
+
+    def rebuild_ledger(self) -> None:
+        """An operator does: `dragoman ledger rebuild --above`, with the number that the one before has printed."""
+        first = rebuild_ledger(self.log, self.ledger, self.plan.federation(), self.now_ms, self._rebuilt)
+        self._rebuilt = first
+        for consumer in self.consumers.values():
+            consumer.forget()
+        self.say(f"an operator rebuilds the ledger, which goes on at {first}")
 
     def bury(self) -> None:
         """Forget processes that have ended; what they have sent may still arrive."""

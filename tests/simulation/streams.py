@@ -1,5 +1,6 @@
 """DRA_STATE and the ledger, in memory: what JetStream promises of them, and nothing more."""
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 
@@ -157,15 +158,15 @@ class Batch(msgspec.Struct, frozen=True):
 class Ledger:
     """A ledger: append-only, whole batches, and only after the expected last entry of the batch's segment.
 
-    messages: of all segments; the numbers go on from one to the next. on_stored: told of each batch in the moment in
-    which it is stored.
+    messages: of all segments; the numbers go on from one to the next, unless that was rebuilt. on_stored: told of each
+    batch in the moment in which it is stored.
     """
 
     def __init__(self, on_stored: Callable[[Batch], None] = lambda _: None) -> None:
         self.messages: list[StoredMessage] = []
         self.decisions: dict[str, list[tuple[int, Allocate | Release]]] = {}  # Allocate and Release by cluster
         self._begins = [0]  # how many entries there are before each segment
-        self._base = 0  # the sequence before the first one
+        self._before = [0]  # the sequence before the first one of each segment
         # What agents read, as the open segment has it: the last entry about a cluster's eviction, and of each claim.
         self.evictions: dict[str, tuple[int, AnyEntry]] = {}
         self.rebuilt: dict[str, int] = {}  # ledger sequence of the ClusterRebuilt of a cluster
@@ -177,7 +178,11 @@ class Ledger:
     @property
     def last_sequence(self) -> int:
         """Of the last entry."""
-        return self._base + len(self.messages)
+        return self._ends_at(len(self._begins) - 1)
+
+    def _ends_at(self, segment: int) -> int:
+        there = self.segment(segment)
+        return there[-1].stream_sequence if there else self._before[segment]
 
     @property
     def segments(self) -> list[int]:
@@ -191,21 +196,37 @@ class Ledger:
     def ensure_segment(self, number: int) -> None:
         """Make the next segment's stream, unless it is there."""
         if number == len(self._begins):
-            self._begins.append(len(self.messages))
+            self._begin_segment(self.last_sequence)
+
+    def begin_again(self, begins_at: int) -> int:
+        """Make a stream that begins there, for an operator who rebuilds: the first, if none is left; returns which."""
+        self.decisions = {}
+        if self.messages:
+            self._begin_segment(begins_at - 1)
+        else:
+            self._begins, self._before = [0], [begins_at - 1]
+        return self.segments[-1]
+
+    def _begin_segment(self, before: int) -> None:
+        self._begins.append(len(self.messages))
+        self._before.append(before)
 
     def damage(self, message: StoredMessage) -> None:
         """An entry is not as it was stored any more."""
-        self.messages[message.stream_sequence - self._base - 1] = message
+        self.messages[self._index(message.stream_sequence)] = message
 
-    def lose(self, after: int = 0, begins_at: int = 1) -> None:
-        """The entries after this one are gone; without any left the next one gets the sequence `begins_at`."""
-        left = [message for message in self.messages if message.stream_sequence <= after]
+    def _index(self, sequence: int) -> int:
+        """How many entries are below a sequence."""
+        return bisect_left(self.messages, sequence, key=lambda each: each.stream_sequence)
+
+    def lose(self, after: int = 0) -> None:
+        """The entries after this one are gone; without any left the next one gets the sequence 1."""
+        left = self.messages[: self._index(after + 1)]
         self.messages = left
         self.decisions, self.evictions, self.latest, self.rebuilt = {}, {}, {}, {}
         self._opening, self._restated = None, []
         self._begins = [each for each in self._begins if not each or each <= len(left)]
-        if not left:
-            self._base = begins_at - 1
+        self._before = self._before[: len(self._begins)] if left else [0]
         for message in left:
             self._read(message)
 
@@ -213,7 +234,7 @@ class Ledger:
         """Store the batch whole, or nothing of it."""
         if batch.segment != self.segments[-1]:
             # The server would store it: nothing else is between a closed segment's end and whoever appends to it.
-            end = self._base + self._begins[batch.segment + 1] if batch.segment in self.segments else None
+            end = self._ends_at(batch.segment) if batch.segment in self.segments else None
             assert batch.expected_last != end, f"{batch} is appended to a closed segment"
             return False
         if batch.expected_last != self.last_sequence:
@@ -254,7 +275,7 @@ class Ledger:
 
     def holds(self, batch: Batch) -> bool | None:
         """What the tail says: it is there entry for entry, something else is (False), or nothing yet (None)."""
-        first = batch.expected_last - self._base
+        first = self._index(batch.expected_last + 1)
         there = self.messages[first : first + len(batch.messages)]
         return None if not there else there == batch.messages
 

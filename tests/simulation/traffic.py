@@ -1,10 +1,12 @@
 """Moves of agents and brokers, as they should be; and answers that are lost, requests and batches that arrive late."""
 
+from broker.errors import LedgerLostError
 from cluster_agent.mirror.actions import Publish, ReadClaim
 from tests.simulation.agent import AgentRun, Call, describe
 from tests.simulation.broker import Attempt, BrokerRun
 from tests.simulation.cluster import KINDS, Kind
 from tests.simulation.moves import PASSED, Moves
+from tests.simulation.oracle import Violation
 from tests.simulation.simulation import Side, Simulation
 
 AGENT, BROKER = 12, 16  # how often each has its turn
@@ -27,7 +29,9 @@ def offer_turns(sim: Simulation, turns: Moves) -> None:
         turns.add(BROKER, broker_acts, broker)
     for attempt in sim.appends:
         _offer_append(sim, attempt, turns)
-    if not sim.brokers:
+    if sim.oracle.is_lost:
+        turns.add(2 if sim.ledger.messages else 0, broker_finds_it_lost)
+    elif not sim.brokers:
         turns.add(6, broker_starts)
     elif len(sim.brokers) == 1:
         is_heard = sim.reaches(sim.brokers[0], "bus")
@@ -323,6 +327,17 @@ def _offer_append(sim: Simulation, attempt: Attempt, moves: Moves) -> None:
 def broker_starts(sim: Simulation) -> None:
     """There was none."""
     sim.start_broker()
+
+
+def broker_finds_it_lost(sim: Simulation) -> None:
+    """It starts all the same, although an operator should have stopped it."""
+    try:
+        sim.start_broker()
+    except LedgerLostError as error:
+        sim.brokers.pop()
+        sim.say(f"it ends: {error}")
+    else:
+        raise Violation("a broker starts on a ledger that was cut")
 
 
 def second_broker_starts(sim: Simulation) -> None:
