@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from broker.world.keys import ClusterId
-from cluster_agent.mirror.tracked import holds_of, metadata_of
+from cluster_agent.mirror.tracked import metadata_of
 from schemas.wire.ledger import OperatorCommand, Verb
 from tests.simulation.broker import BrokerRun
 from tests.simulation.cluster import CLASS, SimCluster, a_class, a_pod
@@ -22,12 +22,12 @@ def offer_turns(sim: Simulation, turns: Moves) -> None:
     turns.add(2.0 if sim.oracle.is_lost else 0, Simulation.rebuild_ledger)
 
 
-def whim(sim: Simulation) -> None:
+def whim(sim: Simulation) -> object:
     """Something that somebody wants."""
     moves = Moves(sim.rng)
     for kind, act in WHIMS.items():
         moves.add(sim.plan.faults[kind], act)
-    moves.do_one(sim)
+    return None if moves.do_one(sim) else PASSED
 
 
 def operators_act(sim: Simulation) -> object:
@@ -91,7 +91,7 @@ def _any_claim(sim: Simulation, is_allocated: bool | None = None) -> tuple[SimCl
             (cluster, uid)
             for cluster in sim.clusters.values()
             for uid in sorted(cluster.keys)
-            if is_allocated == (holds_of(cluster.claim(uid)) is not None)
+            if is_allocated == (uid in cluster.allocations)
         ]
     return sim.rng.choice(found) if found else None
 
@@ -102,21 +102,22 @@ def delete(sim: Simulation, cluster: SimCluster, uid: str) -> None:
     cluster.delete("claim", cluster.keys[uid].name)
 
 
-def somebody_is_done(sim: Simulation) -> None:
+def somebody_is_done(sim: Simulation) -> object:
     """With what was allocated."""
-    somebody_deletes(sim, is_allocated=True)
+    return somebody_deletes(sim, is_allocated=True)
 
 
-def somebody_deletes(sim: Simulation, *, is_allocated: bool | None = None) -> None:
+def somebody_deletes(sim: Simulation, *, is_allocated: bool | None = None) -> object:
     """And perhaps creates another of the same name."""
     found = _any_claim(sim, is_allocated)
     if found is None:
-        return
+        return PASSED
     cluster, uid = found
     name = cluster.keys[uid].name
     delete(sim, cluster, uid)
     if uid not in cluster.keys and sim.rng.random() < 0.3:
         sim.create_claim(cluster, name)
+    return None
 
 
 def somebody_touches(sim: Simulation) -> None:
@@ -219,15 +220,16 @@ def pods_change(sim: Simulation) -> None:
 
 
 def controller_manager(sim: Simulation) -> object:
-    """kube-controller-manager looks at a claim."""
-    found = _any_claim(sim)
-    if found is None or not found[0].clean_up(found[1]):
-        return PASSED
-    sim.say(f"kube-controller-manager cleans up {found[1]}")
-    return None
+    """kube-controller-manager looks at the claims of a cluster, one after the other."""
+    cluster = sim.clusters[sim.rng.choice(sim.plan.members)]
+    for uid in sorted(cluster.keys):
+        if cluster.clean_up(uid):
+            sim.say(f"kube-controller-manager cleans up {uid}")
+            return None
+    return PASSED
 
 
-WHIMS: dict[str, Callable[[Simulation], None]] = {
+WHIMS: dict[str, Callable[[Simulation], object]] = {
     "delete a claim": somebody_deletes,
     "delete an allocated claim": somebody_is_done,
     "touch a claim": somebody_touches,

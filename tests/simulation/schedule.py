@@ -47,5 +47,6 @@ def _claim_comes(sim: Simulation) -> None:
     """Somebody has something to do; where that is enough, something else is done with."""
     cluster = sim.clusters[sim.rng.choice(sim.plan.members)]
     if len(cluster.keys) >= sim.plan.live_claims:
-        people.delete(sim, cluster, sim.rng.choice(sorted(cluster.keys)))
+        used = sim.plan.is_calm and sorted(cluster.keys.keys() & cluster.allocations.keys())
+        people.delete(sim, cluster, sim.rng.choice(used or sorted(cluster.keys)))
     sim.create_claim(cluster)

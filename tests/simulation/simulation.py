@@ -147,7 +147,7 @@ class Simulation:
         made = a_claim(name, count=self.rng.choice((1, 1, 1, 2)), immediate=immediate, share=share)
         uid = cluster.create("claim", made)
         self.say(f"claim {name} of {cluster.name} is created: {uid}")
-        if not immediate and self.rng.random() < 0.7:
+        if not immediate and self.rng.random() < (0.95 if self.plan.is_calm else 0.7):
             cluster.create("pod", a_pod(self.name("pod"), [name]))
 
     # --- processes
