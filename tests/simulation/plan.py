@@ -46,7 +46,7 @@ CHANGES = {  # the same for what people do, which is no fault
     "exclude": 1.0,
     "time leaps": 0.7,
 }
-USES = {"delete an allocated claim": 8.0, "reject": 1.5}  # in calm seeds, beside those
+USES = {"delete an allocated claim": 8.0, "reject": 3.0}  # in calm seeds, beside those
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class Plan:
         """The plan of a seed."""
         members = ["east", "west", "north"][: rng.choice((2, 3, 3))]
         hub = "hub" if len(members) == 2 or rng.random() < 0.3 else ""  # three clusters at least
-        is_calm = rng.random() < 0.6
+        overlaps = rng.random() < 0.2
+        is_calm = overlaps or rng.random() < 0.5
         names = POOLS[: rng.choice((1, 1, 2))]
         fabrics = rng.randint(1, len(names))
         devices = {pool: rng.randint(*((3, 6) if is_calm else (1, 3))) for pool in names}
@@ -90,8 +91,7 @@ class Plan:
         for _ in range(wanted if rng.random() < 0.5 else 0):
             found[rng.choice(members)] += 1
         publishes_all = bool(hub) or rng.random() < 0.5
-        overlaps = rng.random() < 0.2
-        loud = rng.uniform(*((0.02, 0.15) if is_calm or overlaps else (0.2, 2.0)))
+        loud = rng.uniform(*((0.02, 0.15) if is_calm else (0.2, 2.0)))
         faults = {
             name: loud * often * rng.uniform(0.3, 1.5) if rng.random() < 0.5 else 0.0
             for name, often in (FAULTS | CHANGES).items()
@@ -124,9 +124,7 @@ class Plan:
             is_calm=is_calm,
             live_claims=rng.choice((3, 4, 5)) if is_calm else 5,
             diligence=5.0 if is_calm else 1.0,
-            paces=rng.choice(
-                ((1, 5), (1, 5, 20), (3, 20)) if is_calm or overlaps else ((1,), (1, 3), (1, 1, 5))
-            ),
+            paces=rng.choice(((1, 5, 20), (5, 20), (10, 30)) if is_calm else ((1,), (1, 3), (1, 5, 20))),
         )
 
     def together(self, kinds: Collection[str]) -> float:
