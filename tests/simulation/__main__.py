@@ -1,10 +1,12 @@
 """`python -m tests.simulation`: run histories, and show the one that goes wrong."""
 
 import argparse
+import json
 import subprocess
 import sys
 import time
 from contextlib import closing
+from pathlib import Path
 
 from tests.simulation.pool import Total, run_seeds
 from tests.simulation.rules import RULES, doubles_without
@@ -24,6 +26,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, help="begin no further history after so long")
     parser.add_argument(
         "--verbose", action="store_true", help="print the whole history of the first seed, and no other"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="append what they were, as one line: parts can be summed"
     )
     parser.add_argument("--without", choices=sorted(RULES), metavar="RULE", help="switch a rule of the protocol off")
     parser.add_argument("--list-rules", action="store_true", help="print the rules that can be switched off")
@@ -58,6 +63,9 @@ def _run(options: argparse.Namespace) -> int:
             if options.minutes is not None and now - began > 60 * options.minutes:
                 break
     took = time.monotonic() - began
+    if options.json:
+        with options.json.open("a") as parts:
+            print(json.dumps({"first_seed": options.first_seed} | total.as_dict()), file=parts)
     print(f"{took:.0f} s, {took / total.seeds:.3f} s a seed")
     print(total)
     return bool(total.failures)

@@ -32,6 +32,16 @@ class Total:
         if ran.violation:
             self.failures.append(ran)
 
+    def as_dict(self) -> dict[str, object]:
+        """Its numbers."""
+        return {
+            "seeds": self.seeds,
+            "events": self.events,
+            "decisions": self.decisions,
+            "violations": len(self.failures),
+            "faults": dict(self.faults.most_common()),
+        }
+
     def __str__(self) -> str:
         faults = ", ".join(f"{kind} {count:,}" for kind, count in self.faults.most_common())
         return (
