@@ -8,7 +8,7 @@ from collections.abc import Callable
 import msgspec
 
 from cluster_agent.mirror.actions import Publish
-from schemas.wire.codec import decode_entry, encode
+from schemas.wire.codec import decode_entry, encode, peek_epoch
 from schemas.wire.ledger import CheckpointClaims, ClaimKept
 from schemas.wire.subjects import parse_state_subject, run_subject
 from tests.simulation.agent import AgentRun
@@ -166,9 +166,14 @@ def tail_is_lost(sim: Simulation) -> None:
 
     Only what no batch and no order speaks of: a broker that stands behind the log's end does not go on, and says so.
     Nor the message with which a run of an agent began: its epoch would be given again, and nothing tells the two runs
-    apart. That is one of the reasons why disks must sync (docs/nats.md).
+    apart. Nor what a run has said that was replaced: it may have acknowledged a decision that the next one then never
+    hears of. These are some of the reasons why disks must sync (docs/nats.md).
     """
-    runs = (each for starts in sim.log.starts.values() for each in starts)
+    runs = [each for starts in sim.log.starts.values() for each in starts]
+    for message in sim.log.archive[sim.oracle.position :]:
+        starts = sim.log.starts.get(message.subject.split(".")[3])
+        if starts and (peek_epoch(message.payload) or message.stream_sequence) < starts[-1]:
+            runs.append(message.stream_sequence)
     batches = (attempt.batch.position for attempt in sim.appends)
     covered = max([sim.oracle.position, sim.told_last, *batches, *runs])
     lost = min(sim.log.last_sequence - covered, sim.rng.randint(1, 10))
