@@ -20,6 +20,7 @@ class Total:
     seeds: int = 0
     events: int = 0
     decisions: int = 0
+    allocates: int = 0  # a part of them
     faults: Counter[str] = field(default_factory=Counter)
     failures: list[Ran] = field(default_factory=list)
 
@@ -28,6 +29,7 @@ class Total:
         self.seeds += 1
         self.events += ran.events
         self.decisions += ran.decisions
+        self.allocates += ran.allocates
         self.faults += ran.faults
         if ran.violation:
             self.failures.append(ran)
@@ -38,6 +40,7 @@ class Total:
             "seeds": self.seeds,
             "events": self.events,
             "decisions": self.decisions,
+            "allocates": self.allocates,
             "violations": len(self.failures),
             "faults": dict(self.faults.most_common()),
         }
@@ -46,7 +49,7 @@ class Total:
         faults = ", ".join(f"{kind} {count:,}" for kind, count in self.faults.most_common())
         return (
             f"{self.seeds:,} seeds, {self.events:,} events, {self.faults.total():,} faults ({faults}), "
-            f"{self.decisions:,} decisions, {len(self.failures)} violations"
+            f"{self.decisions:,} decisions ({self.allocates:,} Allocates), {len(self.failures)} violations"
         )
 
 

@@ -24,6 +24,7 @@ class Ran:
     events: int
     faults: Counter[str]
     decisions: int
+    allocates: int  # a part of them
     digest: str
     violation: str = ""
     last_events: list[str] = field(default_factory=list)
@@ -51,7 +52,7 @@ def run_seed(seed: int, steps: int = STEPS, doubles: Doubles | None = None, *, w
     except Exception:  # the code under test fell over: that is a finding too
         violation = traceback.format_exc()
     told = sim.told() if whole else sim.told(LAST_EVENTS) if violation else []
-    return Ran(seed, sim.events, sim.faults, sim.decisions, sim.digest(), violation, told)
+    return Ran(seed, sim.events, sim.faults, sim.decisions, sim.allocates, sim.digest(), violation, told)
 
 
 def _has_all(sim: Simulation) -> None:

@@ -14,7 +14,7 @@ from broker.machine import Effects
 from cluster_agent.mirror import Mirror
 from cluster_agent.mirror.actions import WriteAllocation
 from schemas.wire.calls import Ask
-from schemas.wire.ledger import AnyEntry
+from schemas.wire.ledger import Allocate, AnyEntry
 from tests.simulation.agent import AgentRun, Request
 from tests.simulation.broker import Attempt, BrokerRun
 from tests.simulation.cluster import SimCluster, a_claim, a_class, a_pod, a_slice, an_allocation
@@ -71,7 +71,7 @@ class Simulation:
         self.paused: dict[Process, int] = {}
         self.cut: dict[Process, tuple[int, Side]] = {}
         self.clock_ms: dict[Process, int] = {}
-        self.decisions = 0
+        self.decisions = self.allocates = 0
         self.lost_until = 0  # the highest sequence that the log has acknowledged and lost
         self.told_last = 0  # DRA_STATE's last sequence when an operator last ordered an eviction
         self._looked_ms = self.now_ms
@@ -239,7 +239,8 @@ class Simulation:
             if broker.batch is batch and broker.effects is not None:
                 self.oracle.dead_letters |= {each.stream_sequence for each in broker.effects.dead_letters}
         self.oracle.on_stored(batch, writer)
-        self.decisions += batch.decisions
+        self.decisions += len(batch.decisions)
+        self.allocates += sum(isinstance(each, Allocate) for each in batch.decisions)
 
     def _committed(self, broker: BrokerRun, effects: Effects) -> None:
         for letter in effects.dead_letters:

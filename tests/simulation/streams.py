@@ -132,9 +132,9 @@ class Batch(msgspec.Struct, frozen=True):
         return max((entry.steps[-1].position for entry in self.entries if isinstance(entry, Inputs)), default=0)
 
     @property
-    def decisions(self) -> int:
-        """How many it has."""
-        return 0 if self.is_of_checkpoint else sum(isinstance(each, Allocate | Release) for each in self.entries)
+    def decisions(self) -> list[Allocate | Release]:
+        """Those that are made in it."""
+        return [] if self.is_of_checkpoint else [each for each in self.entries if isinstance(each, Allocate | Release)]
 
     @classmethod
     def of(
