@@ -19,6 +19,7 @@ from tests.simulation.simulation import Process, Side, Simulation
 from tests.simulation.traffic import beat
 
 CLOCK_JUMPS_MS = (-3_600_000, -30_000, -2_000, 2_000, 30_000, 3_600_000)
+BAD_MOMENT = 10  # times as often, where something is under way that must not land later
 ANY_TIME = ("agents paused", "brokers paused", "partitions", "clocks jumped", "state expired", "clusters silent")
 EVENTS_LASTING = (10, 40, 120)  # a pause, or a cut
 
@@ -38,7 +39,8 @@ def mishap(sim: Simulation) -> None:
     """One of those that do not depend on what there is."""
     moves = Moves(sim.rng)
     for kind, act in MISHAPS.items():
-        moves.add(sim.plan.faults[kind], act)
+        is_bad_moment = kind == "ledgers lost" and sim.is_written()
+        moves.add((BAD_MOMENT if is_bad_moment else 1) * sim.plan.faults[kind], act)
     moves.do_one(sim)
 
 

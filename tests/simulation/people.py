@@ -11,6 +11,7 @@ from tests.simulation.moves import PASSED, Moves
 from tests.simulation.simulation import Simulation
 
 OPERATORS = 4  # how often they have a turn
+BAD_MOMENT = 10  # times as often is a cluster evicted while an allocation is on its way there
 
 
 def offer_turns(sim: Simulation, turns: Moves) -> None:
@@ -43,7 +44,8 @@ def operators_act(sim: Simulation) -> object:
         else:
             moves.add(often["cordon"], order, leader, "cordon", name)
         if record.eviction is None or record.eviction.readmitted:
-            moves.add(often["evictions"], order, leader, "evict", name)
+            is_bad_moment = often["evictions"] and sim.is_written(name)
+            moves.add((BAD_MOMENT if is_bad_moment else 1) * often["evictions"], order, leader, "evict", name)
         else:
             moves.add(sim.plan.diligence, order, leader, "readmit", name)
         if often["exclude"] and record.is_waited_for and sim.oracle.holds_nothing_unknown(name):

@@ -46,6 +46,7 @@ CHANGES = {  # the same for what people do, which is no fault
     "exclude": 1.0,
     "time leaps": 0.7,
 }
+PACES, SLOW_PACES = ((1, 5, 20), (5, 20), (10, 30)), ((1,), (1, 3), (1, 5, 20))
 USES = {"delete an allocated claim": 8.0, "reject": 3.0}  # in calm seeds, beside those
 
 
@@ -81,8 +82,8 @@ class Plan:
         """The plan of a seed."""
         members = ["east", "west", "north"][: rng.choice((2, 3, 3))]
         hub = "hub" if len(members) == 2 or rng.random() < 0.3 else ""  # three clusters at least
-        overlaps = rng.random() < 0.2
-        is_calm = overlaps or rng.random() < 0.5
+        theme = rng.random()
+        overlaps, is_late, is_calm = theme < 0.2, 0.2 <= theme < 0.35, theme < 0.6
         names = POOLS[: rng.choice((1, 1, 2))]
         fabrics = rng.randint(1, len(names))
         devices = {pool: rng.randint(*((3, 6) if is_calm else (1, 3))) for pool in names}
@@ -103,6 +104,9 @@ class Plan:
         if overlaps:
             faults |= {"second agents": 1.0, "partitions": 1.0, "late requests": 1.0, "touch a claim": 3.0}
             faults["agents killed"] = 0.0
+        if is_late:  # what was sent arrives when nobody thinks of it any more
+            faults |= {"late requests": 1.5, "agents killed": 0.5, "evictions": 0.4, "delete a claim": 1.0}
+            faults["ledgers lost"] = rng.choice((0, 0.15))
         return cls(
             members=members,
             hub=hub,
@@ -116,7 +120,7 @@ class Plan:
             publishes_all=publishes_all,
             pods=rng.random() < 0.5,
             warm=is_calm or rng.random() < 0.5,
-            slow=rng.choice((1.5, 0.3, 0.05)),
+            slow=rng.choice((1.5, 0.3, 0.05)) if not is_late else 0.02,
             refresh_ms=rng.choice((10**9, 10**9, 20_000)),
             messages_per_subject=rng.choice((64, 64, 8, 3)),
             faults=faults,
@@ -124,7 +128,7 @@ class Plan:
             is_calm=is_calm,
             live_claims=rng.choice((3, 4, 5)) if is_calm else 5,
             diligence=5.0 if is_calm else 1.0,
-            paces=rng.choice(((1, 5, 20), (5, 20), (10, 30)) if is_calm else ((1,), (1, 3), (1, 5, 20))),
+            paces=(1, 1, 5, 20) if is_late else rng.choice(PACES if is_calm else SLOW_PACES),
         )
 
     def together(self, kinds: Collection[str]) -> float:

@@ -282,12 +282,6 @@ def _clears_without_voiding(tracked: Tracked, job: Job, cleaning: Cleaning, clai
     return _clean(tracked, job, cleaning, claim)
 
 
-def _cleans_only_after_a_readmission(mirror: Mirror, cleaning: Cleaning, decided: set[str]) -> None:
-    """What was decided in a ledger that was lost may land at any time."""
-    if not cleaning.keeps_allocation:
-        _clean_all(mirror, cleaning, decided)
-
-
 def _goes_on_from_what_is_left(start: LedgerStart) -> None:
     """That entries were lost is passed over."""
     start.machine.world.is_abandoned = False
@@ -302,7 +296,6 @@ def _goes_on_with_its_epoch(world: Any, entry: ClusterEntry, ledger_sequence: in
     record.epoch = epoch
 
 
-_clean_all = Mirror._clean
 _end_segment = LedgerStart.end
 _come_back = syncs._come_back
 _clean = settling._clean
@@ -407,10 +400,6 @@ RULES: dict[str, Rule] = {
     "checkpoints-have-a-checksum": Rule(
         "a checkpoint is believed without its checksum",
         patches=[(checkpoint, "verify", lambda first, payloads: None)],
-    ),
-    "clean-up-after-a-rebuild": Rule(
-        "agents do nothing about decisions of a ledger that was lost",
-        patches=[(Mirror, "_clean", _cleans_only_after_a_readmission)],
     ),
     "an-abandoned-ledger-is-over": Rule(
         "a broker goes on from what is left of a ledger that was cut",

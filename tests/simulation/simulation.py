@@ -213,6 +213,10 @@ class Simulation:
         """What its clock says."""
         return self.now_ms + self.clock_ms.get(process, 0)
 
+    def is_written(self, cluster: str = "") -> bool:
+        """Whether an allocation is on its way to an API server."""
+        return any(cluster in ("", where.name) for where, _ in self._writes_under_way())
+
     def leader(self) -> BrokerRun | None:
         """A broker that leads, as far as it knows, and hears operators and heartbeats."""
         for broker in self.brokers:
