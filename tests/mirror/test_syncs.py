@@ -3,7 +3,7 @@
 from cluster_agent.mirror.actions import Asked, Exit, LastMessage, Publish, PublishRefused, Tick
 from cluster_agent.mirror.mirror import NAMES_IN_PART
 from schemas.wire.state import ObjectName, ObjectState, SyncFinished, SyncPart
-from tests.mirror.driven import EPOCH, TRAIN, Driven, a_manifest, an_object, gone, raw_of, seen, told
+from tests.mirror.driven import EPOCH, TRAIN, Driven, a_manifest, a_state, an_object, gone, raw_of, seen, told
 
 SLICE = ObjectName("slice", "s1")
 LATER = EPOCH + 77
@@ -122,6 +122,18 @@ def test_a_sync_waits_for_every_publish_that_is_in_flight() -> None:
     driven.store_all()
     assert driven.syncs == [[TRAIN, SLICE]]
     assert driven.claim()["metadata"]["labels"] == {"a": "1"}
+
+
+def test_a_sync_waits_for_an_object_of_which_its_subject_knows_more_than_the_watch_has_shown() -> None:
+    driven = Driven()
+    driven.starts(seen(a_manifest(), 100))
+    refused = driven.take(Publish)
+    driven.last_sequence = LATER
+    actions = driven.tell(PublishRefused(refused, told(a_state(a_manifest(), 105), LATER), 5, is_ours=False))
+    assert actions == [], "neither the older view nor a sync without it"
+    driven.tell(seen(a_manifest(), 105))
+    driven.store_all()
+    assert driven.syncs == [[TRAIN]]
 
 
 def test_asked_for_everything_during_a_sync_it_publishes_all_and_syncs_again() -> None:

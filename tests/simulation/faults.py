@@ -39,7 +39,7 @@ def mishap(sim: Simulation) -> None:
     """One of those that do not depend on what there is."""
     moves = Moves(sim.rng)
     for kind, act in MISHAPS.items():
-        is_bad_moment = kind == "ledgers lost" and sim.is_written()
+        is_bad_moment = kind == "ledgers lost" and sim.plan.is_late and sim.is_written()
         moves.add((BAD_MOMENT if is_bad_moment else 1) * sim.plan.faults[kind], act)
     moves.do_one(sim)
 

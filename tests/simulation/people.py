@@ -44,7 +44,7 @@ def operators_act(sim: Simulation) -> object:
         else:
             moves.add(often["cordon"], order, leader, "cordon", name)
         if record.eviction is None or record.eviction.readmitted:
-            is_bad_moment = often["evictions"] and sim.is_written(name)
+            is_bad_moment = sim.plan.is_late and sim.is_written(name)
             moves.add((BAD_MOMENT if is_bad_moment else 1) * often["evictions"], order, leader, "evict", name)
         else:
             moves.add(sim.plan.diligence, order, leader, "readmit", name)

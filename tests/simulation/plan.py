@@ -71,6 +71,7 @@ class Plan:
     messages_per_subject: int
     faults: dict[str, float]
     overlaps: bool  # a second agent comes often, and the one before it is slow to notice
+    is_late: bool  # what was sent arrives when nobody thinks of it any more
     is_calm: bool  # few faults, so that much is granted, used, given back and granted again
     live_claims: int  # of a member: few, so that much happens to each
     diligence: float  # how often controllers and operators get round to things
@@ -82,8 +83,9 @@ class Plan:
         """The plan of a seed."""
         members = ["east", "west", "north"][: rng.choice((2, 3, 3))]
         hub = "hub" if len(members) == 2 or rng.random() < 0.3 else ""  # three clusters at least
-        theme = rng.random()
-        overlaps, is_late, is_calm = theme < 0.2, 0.2 <= theme < 0.35, theme < 0.6
+        overlaps, theme = rng.random() < 0.2, 0.0
+        is_calm = overlaps or (theme := rng.random()) < 0.5
+        is_late = not overlaps and theme < 0.15
         names = POOLS[: rng.choice((1, 1, 2))]
         fabrics = rng.randint(1, len(names))
         devices = {pool: rng.randint(*((3, 6) if is_calm else (1, 3))) for pool in names}
@@ -104,7 +106,7 @@ class Plan:
         if overlaps:
             faults |= {"second agents": 1.0, "partitions": 1.0, "late requests": 1.0, "touch a claim": 3.0}
             faults["agents killed"] = 0.0
-        if is_late:  # what was sent arrives when nobody thinks of it any more
+        if is_late:
             faults |= {"late requests": 1.5, "agents killed": 0.5, "evictions": 0.4, "delete a claim": 1.0}
             faults["ledgers lost"] = rng.choice((0, 0.15))
         return cls(
@@ -125,6 +127,7 @@ class Plan:
             messages_per_subject=rng.choice((64, 64, 8, 3)),
             faults=faults,
             overlaps=overlaps,
+            is_late=is_late,
             is_calm=is_calm,
             live_claims=rng.choice((3, 4, 5)) if is_calm else 5,
             diligence=5.0 if is_calm else 1.0,

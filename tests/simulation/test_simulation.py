@@ -16,10 +16,15 @@ ALLOCATES = 18  # of a seed, on average
 
 # Where to begin, so that a find takes few seeds; `python -m tests.simulation --without RULE` tells of others.
 FIRST_SEEDS = {
+    "clean-up-before-the-fence-is-lifted": 91,
     "guard-from-the-decision": 323,
+    "its-own-sync-lifts-the-fence": 66,
     "view-not-older-than-subject": 323,
-    "void-before-the-fence-is-lifted": 647,
 }
+
+
+# Fewer than one seed in a thousand has the order in which this matters; `tests.mirror.test_syncs` tells it.
+TOLD_ELSEWHERE = {"no-sync-before-publishes-land"}
 
 
 @pytest.mark.timeout(1_800)
@@ -35,7 +40,7 @@ def test_2000_histories_are_as_they_must_be() -> None:
 
 
 @pytest.mark.timeout(1_800)
-@pytest.mark.parametrize("rule", sorted(RULES))
+@pytest.mark.parametrize("rule", sorted(RULES.keys() - TOLD_ELSEWHERE))
 def test_finds_that_a_rule_is_left_out(rule: str) -> None:
     first = FIRST_SEEDS.get(rule, 0)
     with doubles_without(rule) as doubles:
