@@ -20,6 +20,7 @@ FIRST_SEEDS = {
     "guard-from-the-decision": 323,
     "its-own-sync-lifts-the-fence": 66,
     "view-not-older-than-subject": 323,
+    "void-before-the-fence-is-lifted": 232,
 }
 
 
