@@ -14,7 +14,7 @@ from tests.controlplane.api import Object, wait_for
 from tests.controlplane.fixture import StartPlane
 from tests.controlplane.plane import ControlPlane
 from tests.kubernetes.checker import Checker
-from tests.kubernetes.federation import Federation, a_kube_federation, a_pod, brokered, closed_class, is_bound
+from tests.kubernetes.federation import Federation, a_kube_federation, a_pod, brokered, is_bound
 from tests.manifests import CLASS, class_manifest, slice_manifest
 
 pytestmark = pytest.mark.anyio
@@ -45,7 +45,6 @@ async def federation(tmp_path: Path, start_plane: StartPlane) -> AsyncIterator[F
         planes[name] = await start_plane(name, arguments=FAST)
         for number in range(math.ceil(DEVICES / PODS_OF_A_NODE)):
             await planes[name].add_node(f"n{number}")
-        await planes[name].api.create(closed_class())
         await planes[name].api.create(class_manifest(LOCAL, driver=LOCAL_DRIVER))
         local = [f"local-{number}" for number in range(LOCAL_DEVICES)]
         await planes[name].api.create(slice_manifest(local, name=LOCAL, pool=f"of-{name}", driver=LOCAL_DRIVER))

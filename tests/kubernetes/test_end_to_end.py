@@ -22,7 +22,6 @@ from tests.kubernetes.federation import (
     a_pod,
     agent_identity,
     brokered,
-    closed_class,
     devices_of,
     is_bound,
 )
@@ -78,7 +77,6 @@ async def module_running(
         await hub.api.create(brokered(class_manifest()))
         await hub.api.create(slice_manifest(["gpu-0"]))
         await east.add_node("n1")
-        await east.api.create(closed_class())
         await federation.add_agent("hub", hub_proxy.kubeconfig)
         await federation.add_agent("east", proxy.kubeconfig, "--unschedulable-after", str(UNSCHEDULABLE_S))
         await federation.start("broker", "hub", "east")
@@ -182,6 +180,31 @@ async def test_a_pod_that_is_deleted_before_it_was_scheduled_frees_its_device(ru
     await running.api.until("ResourceClaim", "c", namespace, devices_of)
     await running.plane.delete_pod("p", namespace)
     await running.until_free(namespace)
+
+
+async def test_a_claim_that_pods_share_is_free_when_the_last_has_finished(running: Running, namespace: str) -> None:
+    """While one has finished and another runs, kube-controller-manager writes the claim twenty times a second
+    (kubernetes/kubernetes#141274): nothing follows from that."""
+    await running.claim(namespace)
+    await running.bound(namespace, "first")
+    await running.bound(namespace, "second")
+    await running.plane.finish_pod("first", namespace)
+    await running.claim(namespace, "next")
+    await running.api.create(a_pod("next", namespace, "next"))
+    await running.api.until("Pod", "next", namespace, lambda pod: pod["status"].get("conditions"))
+    assert await running.devices(namespace) == ["gpu-0"]
+    assert await running.devices(namespace, "next") == []
+    await running.plane.finish_pod("second", namespace)
+    await running.api.until("Pod", "next", namespace, is_bound)
+    assert await running.devices(namespace) == []
+
+
+async def test_a_namespace_goes_with_its_claims_and_pods(running: Running, namespace: str) -> None:
+    await running.claim(namespace)
+    await running.bound(namespace)
+    await running.api.delete("Namespace", namespace)
+    await running.plane.delete_pod("p", namespace)
+    await running.api.until_gone("Namespace", namespace)
 
 
 async def test_a_claim_that_is_deleted_in_use_goes_after_its_pod(running: Running, namespace: str) -> None:
