@@ -51,9 +51,10 @@ class FaultyProxy:
         """Let it go wrong, the next `times` times."""
         self.faults.append(Fault(method, part, answer, times))
 
-    async def cut_watches(self, half_a_line: bytes = b"") -> None:
-        """End every watch without any more than this."""
-        watches, self._transports = self._transports, []
+    async def cut_watches(self, half_a_line: bytes = b"", part: str = "") -> None:
+        """End every watch whose path contains `part`, without any more than this."""
+        watches = [each for each in self._transports if part in each[1].path]
+        self._transports = [each for each in self._transports if each not in watches]
         for response, request in watches:
             with suppress(ConnectionError, RuntimeError):
                 if half_a_line:
@@ -65,9 +66,9 @@ class FaultyProxy:
         """Let the history of these expire, and return when whoever follows them lists them again."""
         before = self.count("GET", f"{resource}?limit=")
         self.fail("GET", f"{resource}?watch=true", answers(410, "Expired"))
-        await self.cut_watches()
 
         async def is_listed() -> bool:
+            await self.cut_watches(part=f"/{resource}")  # again, if one has just been on its way here
             return self.count("GET", f"{resource}?limit=") > before
 
         await wait_for(is_listed)
