@@ -19,7 +19,7 @@ FIRST_SEEDS = {
     "clean-up-before-the-fence-is-lifted": 91,
     "guard-from-the-decision": 323,
     "its-own-sync-lifts-the-fence": 66,
-    "view-not-older-than-subject": 590,
+    "view-not-older-than-subject": 1_107,
     "void-before-the-fence-is-lifted": 1_290,
 }
 
