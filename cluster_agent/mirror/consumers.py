@@ -74,6 +74,10 @@ class Consumers:
         uids |= {as_text(owner.get("uid")) for owner in owners if owner.get("kind") == "Pod"} & self._pods.keys()
         return [self._pods[uid] for uid in sorted(uids)]
 
+    def claims_of(self, pod: str) -> set[ClaimName]:
+        """The claims that a pod uses, by its UID; without one that is still to be made from a template."""
+        return self._claims_of_pod.get(pod, set())
+
     @property
     def refusals(self) -> dict[str, str]:
         """What kube-scheduler says of pods that are Unschedulable, by UID."""

@@ -31,7 +31,15 @@ from cluster_agent.mirror.actions import (
     Wrote,
 )
 from cluster_agent.mirror.consumers import ClaimName, Consumers
-from cluster_agent.mirror.rejections import PATIENCE, Patience, Rejection, binding_of, binding_problem, unschedulable
+from cluster_agent.mirror.rejections import (
+    LACKING_ANOTHER,
+    PATIENCE,
+    Patience,
+    Rejection,
+    binding_of,
+    binding_problem,
+    unschedulable,
+)
 from cluster_agent.mirror.tracked import Job, Tracked, fingerprint, holds_of, is_held, metadata_of, raw
 from schemas.resource.untyped import allocation_of, as_dict, as_text, dicts_in
 from schemas.wire.calls import Beat
@@ -382,7 +390,7 @@ class Mirror:
 
     def _why_unused(self, tracked: Tracked) -> Rejection | None:
         self._unused.discard(tracked.name)
-        since_ms, tracked.unschedulable_since_ms = tracked.unschedulable_since_ms, None
+        before, tracked.unschedulable_since = tracked.unschedulable_since, None
         claim, decision = tracked.object, tracked.decision
         if claim is None or allocation_of(claim) is None or tracked.job is not None:
             return None
@@ -397,13 +405,25 @@ class Mirror:
         if found is not None or binding.pending:  # meanwhile the pod is what it was before, Unschedulable perhaps
             self._unused.add(tracked.name)
             return found
-        found = unschedulable(self.consumers.of(claim), self.consumers.refusals)
+        consumers = self.consumers.of(claim)
+        found = unschedulable(consumers, self.consumers.refusals)
         if found is None:
             return None
-        tracked.unschedulable_since_ms = self._now_ms if since_ms is None else since_ms
+        lacks_another = any(self._lacks_another(pod.uid, tracked) for pod in consumers if pod.is_live)
+        since_ms, lacked = before or (self._now_ms, lacks_another)
+        tracked.unschedulable_since = (since_ms if lacked == lacks_another else self._now_ms, lacks_another)
         self._unused.add(tracked.name)
-        is_long = self._now_ms - tracked.unschedulable_since_ms >= self.patience.unschedulable_ms
-        return found if is_long else None
+        patience_ms = self.patience.unschedulable_ms * (LACKING_ANOTHER if lacks_another else 1)
+        return found if self._now_ms - tracked.unschedulable_since[0] >= patience_ms else None
+
+    def _lacks_another(self, pod: str, tracked: Tracked) -> bool:
+        """The pod uses another claim of ours, too, which has no allocation: so it is no wonder that it waits."""
+        others = {uid for name in self.consumers.claims_of(pod) for uid in self._uids.get(name, ())}
+        return any(
+            other is not tracked and other.object is not None and allocation_of(other.object) is None
+            for other in (self.tracked.get(ObjectName("claim", uid)) for uid in sorted(others))
+            if other is not None and self._is_our_business(other)
+        )
 
     # --- publishing
 

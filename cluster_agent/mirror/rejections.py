@@ -29,6 +29,10 @@ class Patience(msgspec.Struct, frozen=True):
 
 
 PATIENCE = Patience()
+# So many times as long where the pod lacks another claim, too. Then nothing is wrong with this one, and to give it back
+# soon would only make it less likely that both are there together; but two pods that wait for each other's must not do
+# so for ever.
+LACKING_ANOTHER = 10
 
 
 class Rejection(NamedTuple):

@@ -63,7 +63,8 @@ class Tracked:
     decision: Settled | None = None
     rejected: Rejected | None = None
     is_running: bool = False  # a live pod that uses the claim has a node
-    unschedulable_since_ms: int | None = None  # as far as this run knows: allocated, bound, and no node for its pod
+    # As far as this run knows: allocated, bound, and no node for its pod; and whether that lacks another claim, too.
+    unschedulable_since: tuple[int, bool] | None = None
     job: Job | None = None
     removal: Literal["", "sent", "failed"] = ""  # of our finalizer; failed: tried again with a new view, or later
 

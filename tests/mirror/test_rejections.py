@@ -7,7 +7,7 @@ import pytest
 from cluster_agent.mirror.actions import Relisted, Tick, WriteAllocation
 from cluster_agent.mirror.rejections import Patience
 from schemas.wire.state import Rejected, Settled
-from tests.builders import DRIVER
+from tests.builders import DRIVER, a_claim
 from tests.mirror.driven import (
     UID,
     Driven,
@@ -107,6 +107,39 @@ def test_a_pod_that_is_taken_in_time_rejects_nothing() -> None:
     driven.tell(seen(a_pod(node="n1"), 110, "pod"))
     passes(driven, 10 * PATIENCE.unschedulable_ms)
     assert driven.said().rejected is None
+
+
+def test_a_claim_is_kept_longer_while_its_pod_lacks_another_one_but_not_for_ever() -> None:
+    pod = a_pod()
+    pod["spec"]["resourceClaims"].append({"name": "net", "resourceClaimName": "other"})
+    other = a_manifest(a_claim(name="other"))
+    driven = Driven()
+    driven.tell(Tick(0))
+    before = a_state(allocated(protected()), 100, decision=APPLIED)
+    driven.started(seen(pod, 90, "pod"), seen(other, 95), seen(allocated(protected()), 100), told=[told(before, 7)])
+    passes(driven, 10 * PATIENCE.unschedulable_ms - 1)
+    assert driven.said().rejected is None
+    driven.tell(seen(allocated(other), 110))
+    passes(driven, 10 * PATIENCE.unschedulable_ms)
+    assert driven.said().rejected is None, "now it has both, and the scheduler is given its time"
+    driven.tell(seen(other, 120))
+    passes(driven, 10 * PATIENCE.unschedulable_ms)
+    passes(driven, 20 * PATIENCE.unschedulable_ms - 1)
+    assert driven.said().rejected is None
+    passes(driven, 20 * PATIENCE.unschedulable_ms)
+    assert driven.said().rejected is not None
+
+
+def test_a_claim_that_is_not_ours_gives_a_pod_no_more_time() -> None:
+    pod = a_pod()
+    pod["spec"]["resourceClaims"].append({"name": "net", "resourceClaimName": "other"})
+    driven = Driven(publishes_all=False)
+    driven.tell(Tick(0))
+    before = a_state(allocated(protected()), 100, decision=APPLIED)
+    other = seen(a_manifest(a_claim(name="other")), 95)
+    driven.started(seen(pod, 90, "pod"), other, seen(allocated(protected()), 100), told=[told(before, 7)])
+    passes(driven, PATIENCE.unschedulable_ms)
+    assert driven.said().rejected is not None
 
 
 def test_a_rejection_ends_for_good_when_a_pod_has_got_a_node_after_all() -> None:
