@@ -435,7 +435,7 @@ class Mirror:
             self._look_for_running(tracked)
             self._actions += settling.advance(tracked)
             self._look_at_use(tracked)
-        if tracked.in_flight is not None or not tracked.view_is_current:
+        if tracked.in_flight is not None or not tracked.view_is_current or tracked.is_half_way:
             return
         if not self._differs(tracked):
             self._is_told(tracked)

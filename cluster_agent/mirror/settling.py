@@ -119,6 +119,7 @@ def _allocated(tracked: Tracked, job: Job) -> list[Action]:
 def _wrote(tracked: Tracked, job: Job, event: Wrote) -> list[Action]:
     match event.action:
         case WriteFinalizers():
+            job.half_way = event.resource_version
             guarded = with_allocation(event.object, job.decision)
             return [WriteAllocation(tracked.ref, job.ledger_sequence, guarded)]
         case WriteAllocation() | ClearAllocation():
@@ -129,6 +130,7 @@ def _wrote(tracked: Tracked, job: Job, event: Wrote) -> list[Action]:
 
 
 def _failed(tracked: Tracked, job: Job, event: WriteFailed) -> list[Action]:
+    job.half_way = 0
     if isinstance(event.action, Void) or isinstance(job.decision, Cleaning):
         if event.cause == "invalid":  # refused for what it says, an admission policy perhaps: not at once again
             job.stage = "stuck"

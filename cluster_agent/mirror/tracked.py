@@ -25,6 +25,7 @@ class Job:
 
     stage: start, nothing was sent; sent, an action is under way; stuck, tried again when time passes.
     failure: what to report once it is certain that nothing of it can land any more.
+    half_way: resourceVersion of our write of finalizers while the allocation that follows it is under way; else 0.
     """
 
     ledger_sequence: int
@@ -33,6 +34,7 @@ class Job:
     failure: tuple[Outcome, str] = ("Conflict", "")
     is_unknown: bool = False  # the last write's result is not known; it is tried again where that is safe
     voids: int = 0
+    half_way: int = 0
 
 
 @dataclass(slots=True)
@@ -72,6 +74,11 @@ class Tracked:
     def decision_sequence(self) -> int:
         """Ledger sequence of the last settled decision, else 0."""
         return self.decision.ledger_sequence if self.decision else 0
+
+    @property
+    def is_half_way(self) -> bool:
+        """All that the view shows of late is our finalizers; what matters comes with the next write's answer."""
+        return self.job is not None and 0 < self.job.half_way == self.view_version
 
     @property
     def view_is_current(self) -> bool:

@@ -156,9 +156,9 @@ def test_waits_until_the_watch_has_brought_its_own_write() -> None:
     driven.tell(wrote(driven.take(WriteFinalizers), 105))
     driven.tell(seen(a_manifest(labels={"a": "1"}), 103))  # between the two
     assert driven.all(Publish) == []
-    driven.tell(seen(protected(labels={"a": "1"}), 105))
+    driven.tell(seen(protected(labels={"a": "1"}), 106))
     driven.store()
-    assert driven.said().resource_version == "105"
+    assert driven.said().resource_version == "106"
 
 
 def test_waits_until_the_watch_has_brought_what_the_subject_tells_of() -> None:

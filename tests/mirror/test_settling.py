@@ -81,6 +81,31 @@ def test_writes_the_finalizers_then_the_allocation_then_reports() -> None:
     assert driven.mirror.is_idle
 
 
+def test_what_is_only_half_written_is_not_told() -> None:
+    driven = a_started(a_manifest())
+    driven.tell(decides(an_allocate(100)))
+    driven.tell(wrote(driven.take(WriteFinalizers), 101))
+    driven.tell(seen(protected(), 101))  # the watch is faster than the next write
+    allocation = driven.take(WriteAllocation)
+    assert driven.pending == []
+    driven.tell(wrote(allocation, 102))
+    assert driven.pending == []
+    driven.tell(seen(allocated(protected()), 102))
+    driven.store()
+    assert driven.said().decision == Settled(50, "Applied")
+    assert driven.mirror.is_idle
+
+
+def test_what_others_change_while_it_is_half_written_is_told() -> None:
+    driven = a_started(a_manifest())
+    driven.tell(decides(an_allocate(100)))
+    driven.tell(wrote(driven.take(WriteFinalizers), 101))
+    driven.take(WriteAllocation)
+    driven.tell(seen(deleted(protected()), 102))
+    driven.store()
+    assert driven.claim()["metadata"]["deletionTimestamp"]
+
+
 def test_fields_that_this_build_does_not_know_are_kept() -> None:
     manifest = a_manifest(tomorrow={"x": 1})
     manifest["spec"]["tomorrow"] = [2]

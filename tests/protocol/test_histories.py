@@ -295,9 +295,11 @@ def tell_c6(stage: Stage, start: type[BrokerRun], synced_again: bool = False) ->
         a.ask(Ask())
         stage.tell("east")  # b) the sync that knows u is the last message on agent.run,
     a.take_decision()
-    stage.do(a, WriteFinalizers)
-    a.watch_all()
+    write = stage.pending(a, WriteFinalizers)
+    a.carry_out(write)
+    a.watch_all()  # before the answer
     stage.do(a, Publish)  # u's last message is newer than that sync, and shows no allocation yet
+    a.deliver(write)
     stage.decide()
     stage.start_broker(start)  # 3 in stream order: the sync comes first, and u is not known
     stage.decide()
