@@ -206,7 +206,7 @@ async def _bare_client(plane: ControlPlane, prefix: str, claims: int) -> float:
         claim = there[number]
         claim["metadata"]["finalizers"] = FINALIZERS
         held = await plane.api.put(claim)
-        result = {"request": "gpu", "driver": "nobodys.example.com", "pool": "rack", "device": f"gpu-{number}"}
+        result = {"request": "gpu", "driver": "nobodys.example.com", "pool": "rack", "device": f"{prefix}-{number}"}
         stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         held["status"] = {"allocation": {"devices": {"results": [result]}, "allocationTimestamp": stamp}}
         await plane.api.put_status(held)
