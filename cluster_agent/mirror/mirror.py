@@ -218,7 +218,10 @@ class Mirror:
         for tracked in self.tracked.values():
             if tracked.name.kind != "claim" or tracked.object is None or tracked.decision_sequence >= cleaning.since:
                 continue  # a run before us has done it
-            if tracked.name.key in decided or self._is_our_business(tracked):
+            is_unwritable = tracked.error and not is_held(tracked.object) and holds_of(tracked.object) is None
+            if tracked.name.key in decided or (self._is_our_business(tracked) and not is_unwritable):
+                # What cannot be read was never decided, and what was left out of it no write could carry: whoever may
+                # create such a claim must not keep the cluster out.
                 tracked.job = Job(cleaning.since, cleaning)
                 self._to_clean.add(tracked.name)
 

@@ -2,10 +2,13 @@
 
 from typing import Any
 
+import pytest
+
 from cluster_agent.mirror.actions import Cleaning, ClearAllocation, ObjectSeen, Publish, ReadClaim, Tick, Void
 from schemas.wire.state import Settled, SyncFinished
 from tests.mirror.driven import (
     Driven,
+    Manifest,
     a_manifest,
     a_state,
     allocated,
@@ -58,6 +61,28 @@ def test_writes_a_claim_without_allocation_so_that_no_earlier_write_can_land() -
     driven.store_all()
     assert driven.syncs
     assert driven.tell(decides(an_allocate(100), 50)) == [], "what was decided before is over"
+
+
+def test_a_claim_that_cannot_be_read_and_never_had_anything_needs_no_write() -> None:
+    driven = readmitted(seen(a_manifest(), 100, error="nested too deeply"))
+    driven.store_all()
+    assert driven.pending == []
+    assert driven.syncs, "nothing is waited for"
+
+
+@pytest.mark.parametrize(
+    ("manifest", "decisions"),
+    [
+        pytest.param(protected(), [], id="it carries our finalizer"),
+        pytest.param(allocated(a_manifest()), [], id="it has an allocation"),
+        pytest.param(a_manifest(), [(50, an_allocate(100))], id="something was decided for it"),
+    ],
+)
+def test_a_claim_that_cannot_be_read_is_cleaned_otherwise(manifest: Manifest, decisions: list[Any]) -> None:
+    driven = readmitted(seen(manifest, 100, error="nested too deeply"), decisions=decisions)
+    driven.store_all()
+    assert driven.all(ReadClaim)
+    assert driven.syncs == []
 
 
 def test_a_refused_write_is_tried_again_when_time_passes() -> None:
