@@ -193,6 +193,7 @@ class Agent:
         self._send: MemoryObjectSendStream[Event]
         self._receive: MemoryObjectReceiveStream[Event]
         self._send, self._receive = anyio.create_memory_object_stream[Event](EVENTS_WAITING)
+        self._doubts: dict[str, int] = {}  # by claim UID: writes in a row, but the first, of which nobody knows
         self._under_way = 0  # actions
         self._follower: LedgerFollower | None = None
         self._standing = Standing()
@@ -552,7 +553,18 @@ class Agent:
             except ApiUncertainError as error:
                 self._refusals[type(error)].tell("a write's result is not known, finding out: %s", error)
                 event = WriteFailed(action, "unknown", str(error))
+        await self._wait_in_doubt(action, is_in_doubt=isinstance(event, WriteFailed) and event.cause == "unknown")
         await self._send.send(event)
+
+    async def _wait_in_doubt(self, action: Write, *, is_in_doubt: bool) -> None:
+        """To find out takes a read and a write. Where they fail all the time, as with a webhook, not in a row."""
+        uid = action.claim.uid
+        if not is_in_doubt:
+            self._doubts.pop(uid, None)
+            return
+        doubts = self._doubts[uid] = self._doubts.get(uid, -1) + 1
+        if doubts:
+            await anyio.sleep(min(RETRY_FIRST_S * 2 ** min(doubts - 1, 10), RETRY_MOST_S))
 
     async def _until_not_busy(self, write: Callable[[], Awaitable[T]]) -> T:
         """A write that was put off has written nothing, and its guards are as good as they were."""

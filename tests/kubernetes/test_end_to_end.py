@@ -3,6 +3,7 @@
 The agents talk to their API servers by way of proxies, which do no harm until a test tells them to.
 """
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
@@ -293,6 +294,23 @@ async def test_a_write_that_is_done_while_its_answer_is_cut_off_counts(
     running.proxy.fail("PUT", part, running.proxy.forward_and_cut)
     await running.bound(namespace)
     assert await running.devices(namespace) == ["gpu-0"]
+
+
+async def test_writes_that_fail_all_the_time_are_not_tried_in_a_row(running: Running, namespace: str) -> None:
+    path = f"/namespaces/{namespace}/resourceclaims/c"
+    running.proxy.fail("PUT", path, answers(500, "InternalError"), times=1_000)
+    await running.claim(namespace)
+    await running.api.create(a_pod("p", namespace, "c"))
+
+    async def are_tried(times: int) -> bool:
+        return running.proxy.count("PUT", path) >= times
+
+    await wait_for(lambda: are_tried(2))  # the second finds out what became of the first, at once
+    began = time.monotonic()
+    await wait_for(lambda: are_tried(7))
+    assert time.monotonic() - began > 0.1 + 0.2 + 0.4 + 0.8 + 1.4
+    running.proxy.faults.clear()
+    await running.api.until("Pod", "p", namespace, is_bound)
 
 
 async def test_reads_that_fail_while_a_write_is_in_doubt_are_repeated(running: Running, namespace: str) -> None:
