@@ -126,8 +126,8 @@ def _setup() -> Role:
 
 
 def _operator() -> Role:
-    """People's commands: they ask the broker and read every stream; they write nothing."""
-    return Role("operator", OWN_ACCOUNT, (f"{PREFIX}.api.*", *_reads()))
+    """People's commands: they ask the broker, read every stream and hear events; they write nothing."""
+    return Role("operator", OWN_ACCOUNT, (f"{PREFIX}.api.*", *_reads()), (f"{PREFIX}.events.>",))
 
 
 def _reads() -> tuple[str, ...]:

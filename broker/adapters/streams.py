@@ -99,6 +99,7 @@ def stream_configs(
             "subjects": [f"{PREFIX}.events.>"],
             "max_age": _ns(settings.events_age_s),
             "discard": "old",
+            "allow_atomic": True,
             **_common(settings),
         },
         {
@@ -109,6 +110,14 @@ def stream_configs(
             **_common(settings),
         },
     ]
+
+
+class _StreamConfig(msgspec.Struct):
+    allow_atomic: bool = False
+
+
+class _StreamInfo(msgspec.Struct):
+    config: _StreamConfig
 
 
 class _StreamNames(msgspec.Struct):
@@ -138,6 +147,8 @@ async def ensure_streams(
         strict=True,
     ):
         present, _ = await _present(connection, config)
+        if config["name"] == EVENTS_STREAM:
+            del wanted["allow_atomic"]  # only events wait for it, see `takes_batches`
         for field, sentence in _differences(wanted, present):
             (unsafe if field in _DURABILITY else wrong).append(sentence)
     if wrong or (unsafe and not durability.allow_unsafe):
@@ -202,6 +213,12 @@ async def ledger_segments(connection: Connection, shard: str) -> list[int]:
     prefix = ledger_stream(shard, 0)[:-1]
     names = [name.removeprefix(prefix) for name in await stream_names(connection, f"{PREFIX}.ledger.{shard}.>")]
     return sorted(int(number) for number in names if number.isdigit())
+
+
+async def takes_batches(connection: Connection, stream: str) -> bool:
+    """Whether the stream takes atomic batches. Raises: BusUnavailableError, BusRefusedError."""
+    answer = await connection.api(f"STREAM.INFO.{stream}")
+    return msgspec.json.decode(answer, type=_StreamInfo).config.allow_atomic
 
 
 async def stream_names(connection: Connection, subject: str) -> list[str]:

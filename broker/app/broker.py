@@ -34,6 +34,7 @@ from broker.allocation.index import DeviceIndex
 from broker.app import api
 from broker.app.envelopes import Envelopes
 from broker.app.metrics import BrokerMetrics
+from broker.app.projector import Projector
 from broker.app.warm_world import WarmWorld, collector_paused
 from broker.errors import DeposedError, LedgerLostError, flat
 from broker.machine import Effects, Identity, Machine, Notice, recovery
@@ -71,6 +72,7 @@ ITEMS_WAITING = 16  # batches of state messages, mostly; each may have 32 MiB
 RETRY_S = 0.5
 REST_MOST_S = 0.01
 LITTLE = 64  # messages
+CALM_AFTER_S, CALM_POLL_S = 2.0, 0.05  # what is not urgent waits so long for what is
 UNREAD_MS = 5_000  # then a message of which a heartbeat tells may not be there at all
 UNREAD_DEADLINE_S = 2.0
 
@@ -401,6 +403,7 @@ class Broker:
             tg.start_soon(self._follow_state, position, send)
             tg.start_soon(self._follow_beats, send)
             tg.start_soon(self._serve_api)
+            tg.start_soon(Projector(self._connection, SHARD, partial(self._until_calm, machine)).run)
             self._silence = Silence(_now_ms())
             self._commands.clear()
             self._items = send
@@ -447,6 +450,12 @@ class Broker:
             for item in came:
                 if isinstance(item, list):
                     machine.feed(item)
+
+    async def _until_calm(self, machine: Machine) -> None:
+        """Return when there is not much to decide, or after a while all the same."""
+        with anyio.move_on_after(CALM_AFTER_S):
+            while machine.unread >= LITTLE:  # noqa: ASYNC110  # nobody tells, and it is no matter of milliseconds
+                await anyio.sleep(CALM_POLL_S)
 
     async def _rest(self, machine: Machine) -> None:
         """Where little is to be done, as long as the last batch took to be stored: more comes, for one batch again.

@@ -214,6 +214,12 @@ class Connection:
             yield subject
 
     @asynccontextmanager
+    async def hear(self, subject: str, sink: Sink) -> AsyncIterator[None]:
+        """`sink` is called at once for every message on `subject`, wildcards allowed, until the block ends."""
+        async with self._subscribed(subject, self.client.subscribe_sink(subject, sink)):
+            yield
+
+    @asynccontextmanager
     async def _subscribed(self, subject: str, subscribe: Awaitable[Subscription]) -> AsyncIterator[None]:
         try:
             subscription = await subscribe

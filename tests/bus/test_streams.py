@@ -5,7 +5,15 @@ import pytest
 
 from broker.adapters.durability import Durability
 from broker.adapters.errors import StreamSettingsError
-from broker.adapters.streams import HOUR_S, StreamSettings, ensure_streams, set_up_streams
+from broker.adapters.streams import (
+    HOUR_S,
+    MADE_BY_US,
+    StreamSettings,
+    ensure_streams,
+    set_up_streams,
+    stream_configs,
+    takes_batches,
+)
 from schemas.client.connection import Connection
 from schemas.client.reader import StreamReader
 from tests.bus.builders import a_state, store
@@ -109,8 +117,19 @@ async def test_setup_leaves_a_stream_of_somebody_else_alone_unless_told_to(nats_
         await connection.api("STREAM.CREATE.DRA_EVENTS", theirs)
         with pytest.raises(StreamSettingsError, match="not made by Dragoman: --adopt") as error:
             await set_up_streams(connection, StreamSettings())
-        assert len(error.value.differences) == 2  # age, and allow_direct
+        assert len(error.value.differences) == 3  # age, allow_atomic, allow_direct
         *_, events, _ = await set_up_streams(connection, StreamSettings(), adopt=True)
         assert (events.stream, events.action) == ("DRA_EVENTS", "changed")
         assert b'"description":"x"' in bytes(await connection.api("STREAM.INFO.DRA_EVENTS"))
         assert {each.action for each in await set_up_streams(connection, StreamSettings())} == {"found"}
+
+
+async def test_events_that_an_earlier_build_kept_do_not_stop_a_start(nats_url: str) -> None:
+    async with connect_to(nats_url) as connection:
+        before = next(each for each in stream_configs(StreamSettings(), "main", 0) if each["name"] == "DRA_EVENTS")
+        del before["allow_atomic"]
+        await connection.api("STREAM.CREATE.DRA_EVENTS", {**before, "metadata": MADE_BY_US})
+        await ensure_streams(connection, StreamSettings())
+        assert not await takes_batches(connection, "DRA_EVENTS")
+        await set_up_streams(connection, StreamSettings())
+        assert await takes_batches(connection, "DRA_EVENTS")

@@ -127,10 +127,16 @@ async def granted(nats: Nats, count: int, processes: Sequence[Process]) -> None:
     raise AssertionError(f"{count} claims were not granted; {entries}\n{logs}")
 
 
-async def test_claims_are_granted_with_tls_and_keys_of_their_own(tmp_path: Path) -> None:
+async def test_claims_are_granted_with_tls_and_keys_of_their_own(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     write_clusters(tmp_path)
     async with a_nats(tmp_path) as nats, running(tmp_path, nats, {}) as processes:
         await granted(nats, 4, processes)
+        audit = ["events", "--subscriber=audit", "--type=claim.allocated", *nats.arguments("subscriber-audit")]
+        with anyio.fail_after(DEADLINE_S):
+            while capfd.readouterr().out.count("claim.allocated") < 4:
+                assert await anyio.to_thread.run_sync(main, audit) == 0
         explain = ["explain", "default/east-0", *nats.arguments("operator")]
         assert await anyio.to_thread.run_sync(main, explain) in (0, 1)
         for process in processes[1:]:
@@ -223,7 +229,7 @@ LISTENERS = {
     "dra.v1.state.east.>": set[str](),
     "dra.v1.ledger.>": set[str](),
     "dra.v1.deadletter.>": set[str](),
-    "dra.v1.events.>": {"subscriber-audit"},
+    "dra.v1.events.>": {"subscriber-audit", "operator"},
     "dra.v1.beat.*": {"broker"},
     "dra.v1.lead.*": {"broker"},
     "dra.v1.ask.east": {"agent-east"},

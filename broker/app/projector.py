@@ -1,0 +1,140 @@
+"""Turns the ledger into the public events of `DRA_EVENTS`: each once, in order, none left out.
+
+The leader runs it. How far the events are is told by the last of them alone, and a batch is appended only if it follows
+that one: whoever leads next goes on there, and one that was overtaken notices.
+"""
+
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+
+import anyio
+
+from broker.adapters.ledger_store import BATCH_MESSAGES_MAX, LedgerStore, Refused
+from broker.adapters.streams import ledger_segments, takes_batches
+from broker.machine.public_events import ProjectedEvent, Projection
+from schemas.client.connection import Connection
+from schemas.client.errors import BusRefusedError, BusUnavailableError, StreamLostError
+from schemas.client.follow import follow
+from schemas.client.reader import StreamReader
+from schemas.events import SOURCE, event_key, event_subject
+from schemas.wire.bus import OutgoingMessage, StoredMessage
+from schemas.wire.codec import cloud_event_headers, decode_entry, encode
+from schemas.wire.ledger import SegmentClosed
+from schemas.wire.subjects import EVENTS_STREAM, ledger_stream
+
+_log = logging.getLogger(__name__)
+
+RETRY_S = 1.0
+BATCH = min(500, BATCH_MESSAGES_MAX)
+
+
+class Projector:
+    """until_calm: returns when the broker has nothing more urgent to do."""
+
+    def __init__(self, connection: Connection, shard: str, until_calm: Callable[[], Awaitable[None]]) -> None:
+        self._connection = connection
+        self._shard = shard
+        self._until_calm = until_calm
+        self._events = LedgerStore(connection, EVENTS_STREAM)
+        self._last_event = 0  # of the stream
+        self._told = ""  # trouble that goes on is told once
+        self.projected = 0  # ledger sequence up to which all is told
+
+    async def run(self) -> None:
+        """Project until cancelled; begin again where the events are whenever something went wrong."""
+        while True:
+            try:
+                await self._go_on()
+            except (BusUnavailableError, BusRefusedError, StreamLostError, _NotReadyError, ValueError) as error:
+                if str(error) != self._told:
+                    self._told = str(error)
+                    _log.warning("events are not projected, trying again: %s", error)
+            await anyio.sleep(RETRY_S)
+
+    async def _go_on(self) -> None:
+        """From after the last event there is. Returns when the ledger goes on without us knowing where."""
+        if not await takes_batches(self._connection, EVENTS_STREAM):
+            raise _NotReadyError(f"{EVENTS_STREAM} takes no atomic batches: `dragoman nats-setup` lets it")
+        last = await StreamReader(self._connection, EVENTS_STREAM).last()
+        cursor = ledger_sequence_of(last) if last is not None else 0
+        self._last_event = last.stream_sequence if last is not None else 0
+        segment: int | None = await self._segment_of(cursor)
+        while segment is not None:
+            segment = await self._project_segment(segment, cursor)
+
+    async def _segment_of(self, cursor: int) -> int | None:
+        """The last segment that begins at or before the entry after `cursor`, or the first that is still there."""
+        segments = await ledger_segments(self._connection, self._shard)
+        for segment in reversed(segments):
+            state = await StreamReader(self._connection, ledger_stream(self._shard, segment)).state()
+            if state.first_sequence <= cursor + 1 and state.messages:
+                return segment
+        return segments[0] if segments else None
+
+    async def _project_segment(self, segment: int, cursor: int) -> int | None:
+        """Tell what follows `cursor`; returns the next segment when this one is closed."""
+        projection = Projection(self._shard)
+        async with aclosing(self._entries(segment)) as batches:
+            async for batch in batches:
+                events = []
+                for message in batch:
+                    entry = decode_entry(message.payload)
+                    found = projection.project(entry, message.stream_sequence)
+                    if found is not None and found.event.ledger_sequence > cursor:
+                        events.append(self._outgoing(found, message))
+                    if isinstance(entry, SegmentClosed):
+                        await self._append(events)
+                        return entry.next_segment
+                await self._append(events)
+                self.projected = batch[-1].stream_sequence
+        return None
+
+    async def _entries(self, segment: int) -> AsyncGenerator[list[StoredMessage], None]:
+        """All of a segment, and then what comes."""
+        stream = ledger_stream(self._shard, segment)
+        first = (await StreamReader(self._connection, stream).state()).first_sequence
+        async with follow(self._connection, stream, first - 1) as follower:
+            while True:
+                await self._until_calm()
+                batch = await follower.next_batch(BATCH)
+                assert isinstance(batch, list), "a segment does not expire"
+                yield batch
+
+    async def _append(self, events: Sequence[OutgoingMessage]) -> None:
+        if not events:
+            return
+        result = await self._events.append_until_known(events, self._last_event)
+        if isinstance(result, Refused):
+            raise _NotReadyError(f"{EVENTS_STREAM} goes on to {result.last_sequence} without us")
+        self._last_event = result.last_sequence
+        self._told = ""
+
+    def _outgoing(self, found: ProjectedEvent, entry: StoredMessage) -> OutgoingMessage:
+        """As the entry was stored then: whoever projects it, the bytes are the same."""
+        event = found.event
+        headers = cloud_event_headers(
+            event,
+            event_id=found.event_id,
+            source=f"{SOURCE}/{self._shard}",
+            subject=event_key(event),
+            now_ms=entry.time_ms,
+            trace=entry.headers.get("traceparent", ""),
+        )
+        headers["ce-sequence"] = f"{event.ledger_sequence:020}"  # in the order of text, as the extension has it
+        headers["ce-correlationid"] = event_key(event)
+        if found.cause:
+            headers["ce-causationid"] = f"{self._shard}.{found.cause}"
+        return OutgoingMessage(event_subject(event), encode(event), headers)
+
+
+class _NotReadyError(Exception):
+    """Events cannot be appended, or somebody else has appended some."""
+
+
+def ledger_sequence_of(event: StoredMessage) -> int:
+    """Of the entry that it tells of. Raises: ValueError if it is no event of ours."""
+    text = event.headers.get("ce-sequence", "")
+    if not text.isdigit():
+        raise ValueError(f"message {event.stream_sequence} of {EVENTS_STREAM} has no ce-sequence: it is not ours")
+    return int(text)

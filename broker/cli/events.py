@@ -1,0 +1,137 @@
+"""`dragoman events`: what happened, and what happens."""
+
+import argparse
+import re
+from contextlib import nullcontext
+from datetime import datetime
+from typing import get_args
+
+import anyio
+import msgspec
+from rich.console import Console
+from rich.text import Text
+
+from broker.cli.bus import add_nats_arguments, bus_options
+from broker.cli.errors import CommandError
+from broker.cli.output import console
+from broker.cli.signals import until_told_to_stop
+from broker.errors import flat
+from schemas.client.connection import connect
+from schemas.client.errors import BusError
+from schemas.client.subscribe import Received, Since, subscribe
+from schemas.events import AnyEvent, event_type
+
+CONNECT_DEADLINE_S = 3.0
+TYPES = {
+    event_type(each).removeprefix("dev.dragoman.").removesuffix(".v1"): event_type(each) for each in get_args(AnyEvent)
+}
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+EPILOG = f"""\
+types: {", ".join(sorted(TYPES))}
+
+examples:
+  dragoman events --since 1h
+  dragoman events --follow --type claim.allocated --type claim.released --cluster east
+  dragoman events --follow --since 4711 -o json | jq -r 'select(.event.reason == "DevicesInUse") | .event.claim.name'
+
+With -o json each line is one event: id, type, time, stream_sequence (to go on with --since), and the event itself.
+docs/events.md says what each of them means. exit code: 0; 1 if NATS does not answer or does not let you.
+"""
+
+
+def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Declare `events`."""
+    parser = commands.add_parser(
+        "events",
+        help="what happened, and what happens: the public events",
+        description="Show the events that are kept, and with --follow those that come.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-f", "--follow", action="store_true", help="go on with what comes")
+    parser.add_argument(
+        "--since",
+        type=_since,
+        metavar="WHEN",
+        help="30m, 1h, 2d; a time as 2026-01-31T12:00Z; or after the event with this stream_sequence"
+        " (default: all that is kept; with --follow what comes)",
+    )
+    parser.add_argument("--type", action="append", choices=sorted(TYPES), default=[], metavar="TYPE", help="see below")
+    parser.add_argument("--cluster", default="", metavar="NAME", help="of this cluster only")
+    parser.add_argument(
+        "--subscriber", metavar="NAME", help="who we are at NATS, with that role's --nkey (default: an operator)"
+    )
+    parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
+    add_nats_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print until there is nothing more, or until told to stop."""
+    to = console()
+    since = options.since or (Since.new() if options.follow else Since.beginning())
+    types = [TYPES[each] for each in options.type]
+    role = f"subscriber-{options.subscriber}" if options.subscriber else "operator"
+
+    async def show() -> None:
+        nats = bus_options(options, "dragoman events", role)
+        until_stopped = until_told_to_stop() if options.follow else nullcontext()
+        async with until_stopped, connect(nats, CONNECT_DEADLINE_S) as connection:
+            found = subscribe(connection, types=types, cluster=options.cluster, since=since, follow=options.follow)
+            async for received in found:
+                if options.output == "json":
+                    print(msgspec.json.encode(_as_json(received)).decode(), flush=True)
+                else:
+                    _show(to, received)
+
+    try:
+        anyio.run(show)
+    except* BusError as group:
+        raise CommandError("; ".join(map(str, flat(group))), exit_code=1) from None
+    return 0
+
+
+def _as_json(received: Received) -> dict[str, object]:
+    return {
+        "id": received.id,
+        "type": received.type,
+        "time": received.time,
+        "stream_sequence": received.stream_sequence,
+        "event": msgspec.Raw(received.payload),
+    }
+
+
+def _show(to: Console, received: Received) -> None:
+    """A line for people."""
+    event = msgspec.to_builtins(received.event) if received.event is not None else {}
+    claim, device = event.get("claim"), event.get("device")
+    if claim:
+        about = f"{claim['cluster']}/{claim.get('namespace', '')}/{claim.get('name', '') or claim['uid']}"
+    elif device:
+        about = f"{device['pool']}/{device['device']}"
+    else:
+        about = event.get("cluster", received.subject)
+    holds = ", ".join(f"{each['request']}={each['pool']}/{each['device']}" for each in event.get("devices", []))
+    words = [
+        holds,
+        *(str(event[name]) for name in ("reason", "cause", "outcome", "key", "operator") if event.get(name)),
+    ]
+    what = received.type.removeprefix("dev.dragoman.").removesuffix(".v1")
+    to.print(Text(f"{received.time}  {what:26} {about}  {'  '.join(filter(None, words))}".rstrip()), soft_wrap=True)
+
+
+def _since(text: str) -> Since:
+    if found := re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text):
+        return Since.seconds(float(found[1]) * _UNITS[found[2]])
+    if text.isascii() and text.isdigit():
+        return Since.after(int(text))
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        when = None
+    if when is None or when.tzinfo is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no time span (30m, 1h, 2d), time with a zone (2026-01-31T12:00Z) or stream sequence"
+        )
+    return Since.at(when)

@@ -1,0 +1,207 @@
+"""Follow the public events: those that are kept, from where you like, and then those that come, each once and in order.
+
+    async with connect(BusOptions(("nats://nats:4222",))) as connection:
+        async for received in subscribe(connection, types=[ClaimAllocated], cluster="east", since=Since.seconds(3600)):
+            print(received.event.claim.name, received.event.devices)
+
+All that is needed at NATS is to hear `dra.v1.events.>` and to ask for kept messages by direct get: no consumer is made.
+"""
+
+import time
+from collections.abc import AsyncIterator, Collection
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+
+import anyio
+import msgspec
+
+from schemas.client.connection import Connection
+from schemas.client.errors import BusRefusedError, BusUnavailableError
+from schemas.events import AnyEvent, PublicEvent
+from schemas.wire.bus import ReceivedMessage, StoredMessage, parse_headers, status_of, stored_from_direct_get
+from schemas.wire.subjects import EVENTS_STREAM, PREFIX
+
+BATCH = 200  # events asked for at a time
+ANSWER_S = 5.0  # without a message of the answer
+LOOK_AGAIN_S = 5.0  # also where nothing was heard: a message that only wakes us may be lost
+_events: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
+
+
+class Since(msgspec.Struct, frozen=True):
+    """Where to begin. Made by `new`, `beginning`, `after`, `at` or `seconds`."""
+
+    sequence: int = 0  # of the stream: after this one
+    time: datetime | None = None  # at or after this
+    is_new: bool = False  # what comes from now on
+
+    @classmethod
+    def new(cls) -> "Since":
+        """What comes from now on."""
+        return cls(is_new=True)
+
+    @classmethod
+    def beginning(cls) -> "Since":
+        """All that is kept."""
+        return cls()
+
+    @classmethod
+    def after(cls, stream_sequence: int) -> "Since":
+        """What follows the event with this `Received.stream_sequence`: keep it, and nothing is met twice or missed."""
+        return cls(sequence=stream_sequence)
+
+    @classmethod
+    def at(cls, when: datetime) -> "Since":
+        """What was stored at or after this time, which has a time zone."""
+        return cls(time=when)
+
+    @classmethod
+    def seconds(cls, ago: float) -> "Since":
+        """What was stored in the last so many seconds."""
+        return cls(time=datetime.fromtimestamp(time.time() - ago, UTC))
+
+
+class Received(msgspec.Struct, frozen=True):
+    """An event with its CloudEvents attributes.
+
+    event: None where this build does not know its type; `payload` has it as it is.
+    id: the same for the same event for ever. stream_sequence: where to go on, see `Since.after`.
+    """
+
+    event: AnyEvent | None
+    type: str
+    id: str
+    time: str
+    stream_sequence: int
+    subject: str
+    headers: dict[str, str]
+    payload: bytes
+
+
+async def subscribe(
+    connection: Connection,
+    *,
+    types: Collection[type[PublicEvent] | str] = (),
+    cluster: str = "",
+    since: Since = Since(is_new=True),  # noqa: B008  # immutable
+    follow: bool = True,
+) -> AsyncIterator[Received]:
+    """Events in the order of the ledger, each once, through lost connections and restarted servers.
+
+    types: of the events, or their CloudEvents types; () is all, unknown ones too. cluster: of this one only.
+    follow: go on with what comes; else end when all that is kept was given.
+    Raises: BusRefusedError when NATS does not let us; without `follow` BusUnavailableError.
+    """
+    wanted = {each if isinstance(each, str) else str(each.__struct_config__.tag) for each in types}
+    pattern = f"{PREFIX}.events.{cluster or '*'}.>"
+    news = anyio.Event()
+
+    def wake(*_: bytes) -> None:
+        news.set()
+
+    async with AsyncExitStack() as held:
+        if follow:
+            await held.enter_async_context(connection.hear(pattern, wake))
+        kept = _Kept(connection, pattern)
+        start: dict[str, object] = {"seq": since.sequence + 1}
+        if since.is_new:
+            start = {"seq": await kept.last() + 1}
+        elif since.time is not None:
+            start = {"start_time": since.time.astimezone(UTC).isoformat().replace("+00:00", "Z")}
+        while True:
+            news = anyio.Event()  # before asking: what comes while we ask wakes us again
+            try:
+                messages = await kept.after(start)
+            except BusUnavailableError:
+                if not follow:
+                    raise
+                messages = []
+            for message in messages:
+                start = {"seq": message.stream_sequence + 1}
+                received = _received(message)
+                if not wanted or received.type in wanted:
+                    yield received
+            if not messages:
+                if not follow:
+                    return
+                with anyio.move_on_after(LOOK_AGAIN_S):
+                    await news.wait()
+
+
+class _Kept:
+    """What the stream has, by direct get, which a subscriber may."""
+
+    def __init__(self, connection: Connection, pattern: str) -> None:
+        self._connection = connection
+        self._pattern = pattern
+        self._request = f"$JS.API.DIRECT.GET.{EVENTS_STREAM}"
+
+    async def last(self) -> int:
+        """The stream sequence of the last event, 0 without one."""
+        reply = await self._connection.request(
+            self._request, msgspec.json.encode({"last_by_subj": f"{PREFIX}.events.>"}), deadline_s=ANSWER_S
+        )
+        if "Nats-Sequence" in reply.headers:
+            return int(reply.headers["Nats-Sequence"])
+        _raise_refusal(self._request, reply.headers)
+        return 0
+
+    async def after(self, start: dict[str, object]) -> list[StoredMessage]:
+        """Up to `BATCH` events from there on; [] where there are none yet.
+
+        Raises: BusUnavailableError; BusRefusedError.
+        """
+        found: list[StoredMessage] = []
+        came = anyio.Event()
+        refused: dict[str, str] = {}
+        is_done = False
+
+        def keep(subject: bytes, _reply: bytes, payload: bytes, headers: bytes) -> None:
+            nonlocal is_done
+            fields = parse_headers(headers)
+            if "Nats-Sequence" in fields:
+                found.append(stored_from_direct_get(ReceivedMessage(subject.decode(), payload, fields)))
+            else:
+                status, text = status_of(headers)
+                if status not in ("204", "404"):  # the end of the batch; there is none
+                    refused.update({"Status": status, "Description": text})
+                is_done = True
+            came.set()
+
+        ask = {**start, "batch": BATCH, "next_by_subj": self._pattern}
+        async with self._connection.inbox(keep) as inbox:
+            await self._connection.publish(self._request, msgspec.json.encode(ask), reply=inbox)
+            while not is_done:
+                with self._connection.wait_scope(ANSWER_S) as scope:
+                    await came.wait()
+                if scope.cancelled_caught:
+                    raise BusUnavailableError(
+                        f"no answer about the events that {EVENTS_STREAM} keeps within {ANSWER_S:g} s"
+                    )
+                came = anyio.Event()
+        if refused:
+            _raise_refusal(self._request, refused)
+        return found
+
+
+def _raise_refusal(request: str, headers: dict[str, str]) -> None:
+    status = headers.get("Status", "")
+    if status and status != "404":
+        raise BusRefusedError(request, int(status) if status.isdigit() else 0, 0, headers.get("Description", ""))
+
+
+def _received(message: StoredMessage) -> Received:
+    headers = dict(message.headers)
+    try:
+        event: AnyEvent | None = _events.decode(message.payload)
+    except msgspec.MsgspecError:
+        event = None
+    return Received(
+        event,
+        headers.get("ce-type", ""),
+        headers.get("ce-id", ""),
+        headers.get("ce-time", ""),
+        message.stream_sequence,
+        message.subject,
+        headers,
+        message.payload,
+    )
