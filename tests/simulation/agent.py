@@ -132,18 +132,19 @@ class AgentRun:
         if self.is_shut_out:
             return "waits to be readmitted"
         if self.step == "read the run":
-            self._admission, entry = self._ledger.evictions.get(self.cluster.name, (0, None))
-            rebuilt = self._ledger.rebuilt.get(self.cluster.name, 0)
-            self._readmission = max(rebuilt, self._admission if isinstance(entry, ClusterReadmitted) else 0)
-            self._cleaning = Cleaning(rebuilt, keeps_allocation=True) if rebuilt else None
-            if isinstance(entry, ClusterReadmitted) and entry.is_fenced:
-                self._cleaning = Cleaning(self._readmission)
-            self._admission = max(self._admission, rebuilt)
             last = self._log.last(run)
             started = _decoded_start(last)
             if last is not None and started is not None and started.instance == self.instance:
+                # The answer was lost. How the cluster stands was read before the epoch was taken, and not again.
                 self._epoch, self.step = last.stream_sequence, "read the subjects"
             else:
+                self._admission, entry = self._ledger.evictions.get(self.cluster.name, (0, None))
+                rebuilt = self._ledger.rebuilt.get(self.cluster.name, 0)
+                self._readmission = max(rebuilt, self._admission if isinstance(entry, ClusterReadmitted) else 0)
+                self._cleaning = Cleaning(rebuilt, keeps_allocation=True) if rebuilt else None
+                if isinstance(entry, ClusterReadmitted) and entry.is_fenced:
+                    self._cleaning = Cleaning(self._readmission)
+                self._admission = max(self._admission, rebuilt)
                 self._expected, self.step = last.stream_sequence if last else 0, "take the epoch"
         elif self.step == "take the epoch":
             payload = encode(AgentStarted(self.instance))
