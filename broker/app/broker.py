@@ -71,8 +71,8 @@ SILENT_AFTER_S = 2.0  # then a standby tries; a takeover takes this and a start
 ITEMS_WAITING = 16  # batches of state messages, mostly; each may have 32 MiB
 RETRY_S = 0.5
 REST_MOST_S = 0.01
-LITTLE = 64  # messages
-CALM_AFTER_S, CALM_POLL_S = 2.0, 0.05  # what is not urgent waits so long for what is
+LITTLE = 64  # messages, or entries
+CALM_S, CALM_AFTER_S = 0.5, 30.0  # what is not urgent waits for what is: so long without a large batch, or at most
 UNREAD_MS = 5_000  # then a message of which a heartbeat tells may not be there at all
 UNREAD_DEADLINE_S = 2.0
 
@@ -144,6 +144,7 @@ class Broker:
         self._open: list[Question | Commanded] = []
         self._commands: deque[Commanded] = deque()  # that the machine has, and has not answered
         self._has_streams = False
+        self._busy_at = 0.0  # when the last large batch was made
         self._appended_at = self._append_s = 0.0  # the last batch: when it was stored, and how long that took
         self._silence = Silence(0)  # of this term
         self._beats: dict[ClusterId, Beat] = {}  # of agents that were heard while we stood by
@@ -403,7 +404,7 @@ class Broker:
             tg.start_soon(self._follow_state, position, send)
             tg.start_soon(self._follow_beats, send)
             tg.start_soon(self._serve_api)
-            tg.start_soon(Projector(self._connection, SHARD, partial(self._until_calm, machine)).run)
+            tg.start_soon(Projector(self._connection, SHARD, self._until_calm).run)
             self._silence = Silence(_now_ms())
             self._commands.clear()
             self._items = send
@@ -435,6 +436,8 @@ class Broker:
                         machine.feed(item)
                 with self.metrics.step():
                     effects = await to_thread.run_sync(_step, machine, _now_ms())
+                if len(effects.entries) >= LITTLE:
+                    self._busy_at = time.monotonic()
                 await self._carry_out(effects)
                 await self._rotate_if_long(machine)
             if machine.has_work(_now_ms()):
@@ -451,11 +454,11 @@ class Broker:
                 if isinstance(item, list):
                     machine.feed(item)
 
-    async def _until_calm(self, machine: Machine) -> None:
-        """Return when there is not much to decide, or after a while all the same."""
+    async def _until_calm(self) -> None:
+        """Return when no large batch was made for a moment, or after a while all the same."""
         with anyio.move_on_after(CALM_AFTER_S):
-            while machine.unread >= LITTLE:  # noqa: ASYNC110  # nobody tells, and it is no matter of milliseconds
-                await anyio.sleep(CALM_POLL_S)
+            while time.monotonic() - self._busy_at < CALM_S:  # noqa: ASYNC110  # nobody tells of what does not happen
+                await anyio.sleep(CALM_S / 4)
 
     async def _rest(self, machine: Machine) -> None:
         """Where little is to be done, as long as the last batch took to be stored: more comes, for one batch again.
