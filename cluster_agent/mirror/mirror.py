@@ -134,7 +134,8 @@ class Mirror:
             case Asked():
                 self._asked(event)
             case RunTaken():
-                if event.stream_sequence > self._agent_sequences[RUN_KEY]:
+                # Not compared with our own last message there: that may be lost, and its sequence given again.
+                if event.stream_sequence > self.epoch:
                     self._exit(event.stream_sequence)
             case Tick():
                 self._tick(event)
