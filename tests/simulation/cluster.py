@@ -62,6 +62,7 @@ class SimCluster:
     events: dict[str, list[ObjectSeen | ObjectGone]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
     keys: dict[str, ObjectKey] = field(default_factory=dict)  # of live claims by UID
     deleted: set[str] = field(default_factory=set)  # UIDs of claims that are gone
+    broken: dict[str, set[tuple[str, str]]] = field(default_factory=dict)  # pool and device, by claim: ever reported so
     _touches: int = 0
     _noted: int = 0  # resourceVersion up to which `_note` has looked
 

@@ -3,6 +3,7 @@
 from broker.allocation.cel.engine import default_engine
 from broker.allocation.index import DeviceIndex
 from broker.machine import Machine, recovery, report
+from broker.machine.device_taints import UNHEALTHY
 from broker.machine.segments import LedgerStart
 from broker.world.federation import BROKERED_LABEL
 from broker.world.keys import ClaimKey, ClaimUid, ClusterId
@@ -10,6 +11,7 @@ from broker.world.records import Claim
 from broker.world.world import World
 from cluster_agent.mirror.tracked import holds_of, metadata_of
 from cluster_agent.ports import ApiObject
+from schemas.resource.untyped import as_dict
 from schemas.wire.ledger import OperatorCommand
 from tests.believing import believe_again
 from tests.simulation import faults
@@ -197,11 +199,24 @@ def _check(sim: Simulation, broker: BrokerRun) -> None:
     for cluster in sim.clusters.values():
         for claim_object in cluster.claims():
             _check_claim(sim, broker, cluster.name, claim_object)
+    _check_reports(sim)
     for key, claim in world.claims.items():
         if claim.state_sequence == 0:
             continue  # only the ledger knows of it; the next sync ends that
         require(key.uid in sim.clusters[key.cluster].keys, f"the broker still knows {key}, which is gone")
     _check_restart(sim, broker)
+
+
+def _check_reports(sim: Simulation) -> None:
+    """Every device that its holder goes on reporting unhealthy is tainted."""
+    for grant in sim.oracle.grants.values():
+        name, uid = grant.claim
+        claim = sim.clusters[name].claim(uid)
+        for status in as_dict(as_dict(claim).get("status")).get("devices") or ():
+            is_broken = any(each["type"] == "Healthy" and each["status"] == "False" for each in status["conditions"])
+            for device, _ in grant.devices if is_broken else ():
+                if device[1:] == (status["driver"], status["pool"], status["device"]):
+                    require(UNHEALTHY in sim.oracle.tainted.get(device, ()), f"{uid} reports {device} unhealthy")
 
 
 def _check_claim(sim: Simulation, broker: BrokerRun, cluster: str, claim_object: ApiObject) -> None:
@@ -265,7 +280,7 @@ def _free(sim: Simulation, claim: Claim, *, is_share: bool) -> int:
         for device in spec["devices"] if spec["pool"]["resourceSliceCount"] == 1 else ():
             ref = (f"fabric/fab-{fabric}", spec["driver"], pool, device["name"])
             has_room = ref not in oracle.too_much([*taken, [(ref, 1 if is_share else 0)]])
-            free += has_room and ref not in avoided
+            free += has_room and ref not in avoided and ref not in oracle.tainted
     return free
 
 

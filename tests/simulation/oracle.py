@@ -29,6 +29,8 @@ from schemas.wire.ledger import (
     ClusterReadmitted,
     CollisionFound,
     DeviceHold,
+    DeviceTainted,
+    DeviceUntainted,
     FenceLifted,
     GrantEnded,
     Inputs,
@@ -103,6 +105,7 @@ class Oracle:
     grants: dict[int, HeldGrant] = field(default_factory=dict)
     unsettled: dict[ClaimRef, int] = field(default_factory=dict)
     spent: dict[ClaimRef, set[frozenset[str]]] = field(default_factory=dict)
+    tainted: dict[DeviceRef, set[str]] = field(default_factory=dict)  # keys; never empty
     dead_letters: set[int] = field(default_factory=set)  # stream sequences
     replica: World = field(init=False)
     leader_epoch: int = 0
@@ -230,7 +233,7 @@ class Oracle:
         require(first > max(self.forgotten, default=0), "the rebuilt ledger begins below decisions of before")
         self.is_lost, self.leader_epoch, self.position = False, 0, self.log.last_sequence
         self._last_sequence, self._segment = last, batch.segment
-        self.grants, self.unsettled, self.spent, self.liveness = {}, {}, {}, {}
+        self.grants, self.unsettled, self.spent, self.liveness, self.tainted = {}, {}, {}, {}, {}
         self._excluded, self._synced, self._just_synced, self._decided = set(), set(), {}, set()
         self.must_clean = set(self.clusters)
         for name in self.clusters:
@@ -239,6 +242,9 @@ class Oracle:
         self.replica = World(self.federation)
         self._fold = SegmentFold(self.replica, batch.segment)
         self._fold.add(batch.messages)
+        for entry in (decode_entry(message.payload) for message in batch.messages):
+            if isinstance(entry, DeviceTainted):  # as much as was left of them
+                self.tainted.setdefault((entry.scope, entry.driver, entry.pool, entry.device), set()).add(entry.key)
 
     def _check_shape(self, entries: list[AnyEntry]) -> None:
         first = entries[0]
@@ -272,6 +278,8 @@ class Oracle:
                 self._grant_ended(entry)
             case ClusterEntry():
                 self._cluster(entry, sequence)
+            case DeviceTainted() | DeviceUntainted():
+                self._device(entry, sequence)
             case _:
                 pass
 
@@ -284,6 +292,24 @@ class Oracle:
             granted.get((cluster, uid)) == allocation.holds or not allocation.counts
             for uid, allocation in self.clusters[cluster].allocations.items()
         )
+
+    def _device(self, entry: DeviceTainted | DeviceUntainted, sequence: int) -> None:
+        device = (entry.scope, entry.driver, entry.pool, entry.device)
+        keys = self.tainted.setdefault(device, set())
+        if isinstance(entry, DeviceUntainted):
+            keys.remove(entry.key)
+            if not keys:
+                del self.tainted[device]
+        else:
+            keys.add(entry.key)
+        if (report := entry.report) is None:
+            return
+        claim = (report.cluster, report.uid)
+        holds = [each for each in self.grants.values() if each.claim == claim and device in dict(each.devices)]
+        require(holds, f"{sequence} is about {device}, of which {claim} has spoken and which it does not hold")
+        if isinstance(entry, DeviceTainted):
+            said = self.clusters[report.cluster].broken.get(report.uid, set())
+            require((entry.pool, entry.device) in said, f"{sequence}: nobody has reported {device} unhealthy")
 
     def _cluster(self, entry: ClusterEntry, sequence: int) -> None:
         name = entry.cluster
@@ -340,6 +366,8 @@ class Oracle:
 
     def _allocate(self, entry: Allocate, sequence: int) -> None:
         claim = (entry.cluster, entry.uid)
+        tainted = [ref for ref, _ in _devices(entry.holds, entry.scopes) if ref in self.tainted]
+        require(not tainted, f"Allocate {sequence} gives {tainted}, which are tainted, and {claim} tolerates nothing")
         require(claim not in self.unsettled, f"Allocate {sequence} for {claim}: {self.unsettled.get(claim)} unsettled")
         require(0 < entry.state_sequence <= self.position, f"Allocate {sequence} was decided on inputs not recorded")
         message = self.log.archive[entry.state_sequence - 1]

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 
-from broker.world.keys import ClusterId
+from broker.machine.device_taints import MAINTENANCE
+from broker.world.keys import ClusterId, DeviceKey, PoolKey
 from cluster_agent.mirror.tracked import metadata_of
-from schemas.wire.ledger import OperatorCommand, Verb
+from schemas.wire.ledger import DeviceCommand, DeviceVerb, OperatorCommand, Verb
 from tests.simulation.broker import BrokerRun
-from tests.simulation.cluster import CLASS, SimCluster, a_class, a_pod
+from tests.simulation.cluster import CLASS, DRIVER, SimCluster, a_class, a_pod
 from tests.simulation.moves import PASSED, Moves
 from tests.simulation.simulation import Simulation
 
@@ -50,8 +51,22 @@ def operators_act(sim: Simulation) -> object:
             moves.add(sim.plan.diligence, order, leader, "readmit", name)
         if often["exclude"] and record.is_waited_for and sim.oracle.holds_nothing_unknown(name):
             moves.add(often["exclude"], order, leader, "exclude", name)
+    if often["taint a device"]:
+        _offer_taints(sim, leader, moves)
     moves.fill(OPERATORS)
     return None if moves.do_one(sim) else PASSED
+
+
+def _offer_taints(sim: Simulation, leader: BrokerRun, moves: Moves) -> None:
+    taints = [(device, key) for device, by_key in sorted(leader.world.taints.items()) for key in sorted(by_key)]
+    if taints:
+        moves.add(0.3 * sim.plan.diligence, order_device, leader, "untaint", *sim.rng.choice(taints))
+    pools = sorted(pool for pool, names in sim.device_names.items() if names)
+    if pools:
+        pool = sim.rng.choice(pools)
+        key = PoolKey(f"fabric/fab-{sim.plan.pools[pool]}", DRIVER, pool)
+        device = DeviceKey(key, sim.rng.choice(sim.device_names[pool]))
+        moves.add(sim.plan.faults["taint a device"], order_device, leader, "taint", device, MAINTENANCE)
 
 
 def order(sim: Simulation, leader: BrokerRun, verb: Verb, cluster: str) -> None:
@@ -65,6 +80,14 @@ def order(sim: Simulation, leader: BrokerRun, verb: Verb, cluster: str) -> None:
             _agent_begins_anew(sim, cluster)
     sim.say(f"an operator orders {leader.instance}: {verb} {cluster}{' --fenced' if fenced else ''}")
     leader.machine.order(OperatorCommand(verb, cluster, "ada", "why not", fenced, last))
+
+
+def order_device(sim: Simulation, leader: BrokerRun, verb: DeviceVerb, device: DeviceKey, key: str) -> None:
+    """An operator drains a device, or says that it works."""
+    sim.say(f"an operator orders {leader.instance}: {verb} {device} {key}")
+    pool = device.pool
+    order = DeviceCommand(verb, pool.driver, pool.pool, device.device, "ada", "why not", pool.scope, key)
+    leader.machine.order(order)
 
 
 def _agent_begins_anew(sim: Simulation, cluster: str) -> None:
@@ -159,6 +182,20 @@ def rejected(sim: Simulation) -> None:
             agent.reject(found[1])
 
 
+def driver_reports(sim: Simulation) -> None:
+    """How the devices of a claim are."""
+    found = _any_claim(sim, is_allocated=True)
+    if found is None:
+        return
+    cluster, uid = found
+    is_broken = sim.rng.random() < 0.5
+    sim.say(f"the devices of {uid} are reported {'broken' if is_broken else 'healthy'}")
+    cluster.report(uid, {"type": "Healthy", "status": "False" if is_broken else "True", "reason": "SelfTest"})
+    if is_broken:
+        devices = {(hold.pool, hold.device) for hold in cluster.allocations[uid].holds}
+        cluster.broken.setdefault(uid, set()).update(devices)
+
+
 # --- slices, classes, pods
 
 
@@ -238,6 +275,7 @@ WHIMS: dict[str, Callable[[Simulation], object]] = {
     "clear an allocation": somebody_clears,
     "allocated by strangers": stranger_allocates,
     "reject": rejected,
+    "report a device": driver_reports,
     "change slices": slices_change,
     "change the class": class_changes,
     "time leaps": time_leaps,

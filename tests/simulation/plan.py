@@ -49,6 +49,8 @@ CHANGES = {  # the same for what people do, which is no fault
 PACES, SLOW_PACES = ((1, 5, 20), (5, 20), (10, 30)), ((1,), (1, 3), (1, 5, 20))
 USES = {"delete an allocated claim": 8.0, "reject": 3.0}  # in calm seeds, beside those
 
+DEVICES = {"report a device": 1.0, "taint a device": 0.5}  # of one seed in six; the others have none of this
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -109,6 +111,10 @@ class Plan:
         if is_late:
             faults |= {"late requests": 1.5, "agents killed": 0.5, "evictions": 0.4, "delete a claim": 1.0}
             faults["ledgers lost"] = rng.choice((0, 0.15))
+        # By another generator, so that the others are as they were before devices could break.
+        apart = random.Random(repr(rng.getstate()[1][:4]))
+        has_devices = apart.random() < 1 / 6
+        faults |= {name: often * apart.uniform(0.3, 1.5) * has_devices for name, often in DEVICES.items()}
         return cls(
             members=members,
             hub=hub,
