@@ -26,6 +26,7 @@ from schemas.wire.subjects import EVENTS_STREAM, ledger_stream
 _log = logging.getLogger(__name__)
 
 RETRY_S = 1.0
+GATHER_S = 0.2
 BATCH = min(500, BATCH_MESSAGES_MAX)
 
 
@@ -96,6 +97,8 @@ class Projector:
         first = (await StreamReader(self._connection, stream).state()).first_sequence
         async with follow(self._connection, stream, first - 1) as follower:
             while True:
+                # A batch costs the server much the same however small it is: what comes within a moment goes together.
+                await anyio.sleep(GATHER_S)
                 await self._until_calm()
                 batch = await follower.next_batch(BATCH)
                 assert isinstance(batch, list), "a segment does not expire"
