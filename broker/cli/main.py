@@ -25,6 +25,7 @@ from broker.cli import (
     lists,
     nats_config,
     nats_setup,
+    schema,
     up,
 )
 from broker.cli.build import build
@@ -64,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--log-format", choices=("text", "json"), default="text", help="of the logs on stderr")
     shtab.add_argument_to(parser, "--print-completion", help="print a completion script for this shell")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    of_federations = (explain, lists, events, broker, agent, cluster, device, ledger, nats_config, nats_setup)
+    of_federations = (explain, lists, events, broker, agent, cluster, device, ledger, nats_config, nats_setup, schema)
     for module in (demo, up, allocate, *of_federations, bench):
         module.add_command(commands)
     return parser
