@@ -70,8 +70,7 @@ BEACON_S = 0.5
 SILENT_AFTER_S = 2.0  # then a standby tries; a takeover takes this and a start
 ITEMS_WAITING = 16  # batches of state messages, mostly; each may have 32 MiB
 RETRY_S = 0.5
-REST_MOST_S = 0.01
-LITTLE = 64  # messages, or entries
+LARGE = 64  # entries of a batch
 CALM_S, CALM_AFTER_S = 0.5, 30.0  # what is not urgent waits for what is: so long without a large batch, or at most
 UNREAD_MS = 5_000  # then a message of which a heartbeat tells may not be there at all
 UNREAD_DEADLINE_S = 2.0
@@ -145,7 +144,6 @@ class Broker:
         self._commands: deque[Commanded] = deque()  # that the machine has, and has not answered
         self._has_streams = False
         self._busy_at = 0.0  # when the last large batch was made
-        self._appended_at = self._append_s = 0.0  # the last batch: when it was stored, and how long that took
         self._silence = Silence(0)  # of this term
         self._beats: dict[ClusterId, Beat] = {}  # of agents that were heard while we stood by
         self._unread_since_ms: dict[ClusterId, int] = {}  # beats name messages that we have not met
@@ -428,15 +426,9 @@ class Broker:
         items: list[Item] = []
         while True:
             if machine.has_work(_now_ms()):
-                await self._rest(machine)
-                came = _items_there(receive)
-                items += [item for item in came if not isinstance(item, list)]
-                for item in came:
-                    if isinstance(item, list):
-                        machine.feed(item)
                 with self.metrics.step():
                     effects = await to_thread.run_sync(_step, machine, _now_ms())
-                if len(effects.entries) >= LITTLE:
+                if len(effects.entries) >= LARGE:
                     self._busy_at = time.monotonic()
                 await self._carry_out(effects)
                 await self._rotate_if_long(machine)
@@ -459,15 +451,6 @@ class Broker:
         with anyio.move_on_after(CALM_AFTER_S):
             while time.monotonic() - self._busy_at < CALM_S:  # noqa: ASYNC110  # nobody tells of what does not happen
                 await anyio.sleep(CALM_S / 4)
-
-    async def _rest(self, machine: Machine) -> None:
-        """Where little is to be done, as long as the last batch took to be stored: more comes, for one batch again.
-
-        A batch costs the server much the same however small it is; a claim waits for no more than the next one anyway.
-        """
-        rest_s = min(self._append_s, REST_MOST_S) - (time.monotonic() - self._appended_at)
-        if rest_s > 0 and machine.unread < LITTLE:
-            await anyio.sleep(rest_s)
 
     async def _rotate_if_long(self, machine: Machine) -> None:
         """Close the segment when a start would have to read too much of it."""
@@ -542,11 +525,8 @@ class Broker:
     async def _append(self, entries: list[AnyEntry], expected_last: int) -> None:
         """Append one batch and return when it is known to be stored. Raises: DeposedError when another's is there."""
         batch = self._envelopes.batch(entries, expected_last + 1, _now_ms())
-        began = time.monotonic()
         with self.metrics.append(entries):
             await self._append_messages(batch, expected_last)
-        self._appended_at = time.monotonic()
-        self._append_s = self._appended_at - began
 
     async def _append_messages(self, batch: list[OutgoingMessage], expected_last: int) -> None:
         try:

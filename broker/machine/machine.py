@@ -35,11 +35,6 @@ class Machine:
         """What is believed. To be read only between a stored batch and the next step."""
         return self.core.world
 
-    @property
-    def unread(self) -> int:
-        """Messages that are still to be applied."""
-        return len(self._inbox)
-
     def feed(self, messages: Iterable[StoredMessage]) -> None:
         """Messages of DRA_STATE, in stream order, each once."""
         self._inbox.extend(messages)
