@@ -22,11 +22,10 @@ from broker.cli.errors import CommandError
 from broker.errors import flat
 from broker.machine.cluster_report import ClusterRow
 from broker.machine.report import ClaimRow
-from cluster_agent.app.membership import join, leave
+from cluster_agent.app.membership import holders, join, leave
 from cluster_agent.errors import ClusterAccessError
-from cluster_agent.mirror.tracked import HELD, holds_of
-from cluster_agent.ports import ApiError, ApiObject
-from schemas.resource.untyped import as_dict
+from cluster_agent.mirror.tracked import HELD
+from cluster_agent.ports import ApiError
 
 if TYPE_CHECKING:
     from cluster_agent.adapters.kube_cluster import KubernetesCluster
@@ -152,7 +151,7 @@ async def _join(cluster: "KubernetesCluster", options: argparse.Namespace) -> in
         _say(f"DeviceClass {name} is closed to the scheduler{before}")
     _say(f"{done.in_use} of its claims hold devices; waiting {options.settle:g} s for what the scheduler has begun")
     await anyio.sleep(options.settle)
-    held = await _allocated(cluster, options.classes)
+    held = await holders(cluster, options.classes)
     if len(held) > done.in_use:
         _say(f"{len(held) - done.in_use} claims got their devices meanwhile; they are adopted, too")
 
@@ -211,22 +210,6 @@ async def _check_classes(cluster: "KubernetesCluster", names: Iterable[str]) -> 
     for name in names:
         if name not in there:
             raise CommandError(f"--class {name}: there is no such DeviceClass; there are {', '.join(sorted(there))}")
-
-
-async def _allocated(cluster: "KubernetesCluster", classes: Iterable[str]) -> dict[str, str]:
-    """Names of the claims on these classes that hold devices, by UID."""
-    wanted = set(classes)
-    return {
-        each["metadata"]["uid"]: f"{each['metadata']['namespace']}/{each['metadata']['name']}"
-        for each in (await cluster.list_objects("claim")).objects
-        if holds_of(each) is not None and wanted & set(_class_names(each))
-    }
-
-
-def _class_names(claim: ApiObject) -> Iterable[str]:
-    for request in as_dict(as_dict(claim.get("spec")).get("devices")).get("requests") or []:
-        for each in [as_dict(request.get("exactly")), *(request.get("firstAvailable") or [])]:
-            yield str(as_dict(each).get("deviceClassName", ""))
 
 
 async def _row(options: argparse.Namespace) -> ClusterRow:

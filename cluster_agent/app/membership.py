@@ -9,9 +9,8 @@ from typing import Protocol
 import msgspec
 
 from cluster_agent.mirror.classes import give_back, is_projected, take_over
-from cluster_agent.mirror.tracked import HELD, VOIDED_ANNOTATION, is_held, metadata_of
+from cluster_agent.mirror.tracked import HELD, VOIDED_ANNOTATION, class_names_of, holds_of, is_held, metadata_of
 from cluster_agent.ports import ApiConflictError, ApiNotFoundError, ApiObject, Classes, Cluster, Kind
-from schemas.resource.untyped import as_dict
 
 TRIES = 5
 
@@ -49,8 +48,16 @@ async def join(member: Member, names: Collection[str]) -> Joined:
     closed = [name for name in names if name not in were_closed]
     for name in closed:
         await _change(member, "class", found[name], _taken_over, member.update_class)
-    claims = (await member.list_objects("claim")).objects
-    return Joined(closed, were_closed, sum(_holds_of(claim, names) for claim in claims))
+    return Joined(closed, were_closed, len(await holders(member, names)))
+
+
+async def holders(member: Cluster, names: Collection[str]) -> dict[str, str]:
+    """NAMESPACE/NAME of the claims on these classes that hold devices, by UID."""
+    return {
+        claim["metadata"]["uid"]: f"{claim['metadata']['namespace']}/{claim['metadata']['name']}"
+        for claim in (await member.list_objects("claim")).objects
+        if holds_of(claim) is not None and not set(names).isdisjoint(class_names_of(claim))
+    }
 
 
 async def leave(member: Member) -> Left:
@@ -123,14 +130,3 @@ def _released(claim: ApiObject) -> ApiObject | None:
 
 def _name(obj: ApiObject) -> str:
     return str(obj["metadata"]["name"])
-
-
-def _holds_of(claim: ApiObject, names: Collection[str]) -> bool:
-    """It is allocated, and one of its requests is of one of these classes."""
-    if not as_dict(claim.get("status")).get("allocation"):
-        return False
-    for request in as_dict(as_dict(claim.get("spec")).get("devices")).get("requests", []):
-        alternatives = [as_dict(request).get("exactly"), *as_dict(request).get("firstAvailable", [])]
-        if any(as_dict(each).get("deviceClassName") in names for each in alternatives):
-            return True
-    return False

@@ -40,8 +40,17 @@ from cluster_agent.mirror.rejections import (
     binding_problem,
     unschedulable,
 )
-from cluster_agent.mirror.tracked import Job, Tracked, fingerprint, holds_of, is_held, metadata_of, raw
-from schemas.resource.untyped import allocation_of, as_dict, as_text, dicts_in
+from cluster_agent.mirror.tracked import (
+    Job,
+    Tracked,
+    class_names_of,
+    fingerprint,
+    holds_of,
+    is_held,
+    metadata_of,
+    raw,
+)
+from schemas.resource.untyped import allocation_of, as_dict
 from schemas.wire.calls import Beat
 from schemas.wire.ledger import Allocate, Release
 from schemas.wire.state import (
@@ -491,7 +500,7 @@ class Mirror:
         return (
             holds_of(tracked.object) is not None
             or is_held(tracked.object)
-            or any(name in self._brokered for name in _class_names(tracked.object))
+            or any(name in self._brokered for name in class_names_of(tracked.object))
         )
 
     def _message(self, tracked: Tracked) -> ClaimState | ObjectState:
@@ -670,13 +679,3 @@ class Mirror:
 
 def _version(text: str) -> int:
     return int(text) if text.isdigit() else 0
-
-
-def _class_names(claim: dict[str, Any]) -> list[str]:
-    devices = as_dict(as_dict(claim.get("spec")).get("devices"))
-    parts = [
-        part
-        for request in dicts_in(devices.get("requests"))
-        for part in (as_dict(request.get("exactly")), *dicts_in(request.get("firstAvailable")))
-    ]
-    return [as_text(part.get("deviceClassName")) for part in parts]

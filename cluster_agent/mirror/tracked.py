@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from cluster_agent.mirror.actions import ClaimRef, Cleaning, Decision, Publish
-from schemas.resource.untyped import allocation_of, as_dict, as_text, results_of, texts_in
+from schemas.resource.untyped import allocation_of, as_dict, as_text, dicts_in, results_of, texts_in
 from schemas.wire.codec import encode
 from schemas.wire.ledger import Allocate, DeviceHold, canonical_amounts
 from schemas.wire.state import ClaimState, ObjectName, ObjectState, Outcome, Rejected, Settled
@@ -105,6 +105,17 @@ def raw(obj: dict[str, Any]) -> msgspec.Raw:
 def fingerprint(message: ClaimState | ObjectState) -> bytes:
     """What a message says, whoever says it."""
     return hashlib.sha256(encode(msgspec.structs.replace(message, agent_epoch=0))).digest()
+
+
+def class_names_of(claim: dict[str, Any]) -> list[str]:
+    """The DeviceClass of each request and of each of its alternatives."""
+    devices = as_dict(as_dict(claim.get("spec")).get("devices"))
+    parts = [
+        part
+        for request in dicts_in(devices.get("requests"))
+        for part in (as_dict(request.get("exactly")), *dicts_in(request.get("firstAvailable")))
+    ]
+    return [as_text(part.get("deviceClassName")) for part in parts]
 
 
 def holds_of(claim: dict[str, Any] | None) -> list[DeviceHold] | None:
