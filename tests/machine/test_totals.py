@@ -2,7 +2,7 @@
 
 from broker.machine.totals import totals
 from schemas.wire.ledger import Allocate
-from tests.builders import DRIVER, a_claim
+from tests.builders import DRIVER, a_claim, a_slice, some_devices
 from tests.machine.driven import EAST, RACK, Driven, an_immediate_claim, everyone_heard, granted, settled
 
 
@@ -38,3 +38,11 @@ def test_counts_tainted_devices_by_who_said_so(machine: Driven) -> None:
     for device in ("gpu-0", "gpu-1"):
         assert machine.device_command("taint", device) == ""
     assert totals(machine.world).tainted == {("fabric/f", "report"): 1, ("fabric/f", "operator"): 2}
+
+
+def test_devices_of_a_pool_that_is_not_whole_are_not_free(machine: Driven) -> None:
+    east, _ = everyone_heard(machine, devices=2)
+    east.publishes(a_slice(some_devices(2), slice_count=2))
+    machine.run()
+    found = totals(machine.world)
+    assert {use: number for (_, use), number in found.devices.items() if number} == {"unusable": 2}
