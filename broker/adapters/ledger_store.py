@@ -99,6 +99,19 @@ class LedgerStore:
                         raise StreamGapError(self.stream, position, message.stream_sequence)
                 yield batch
 
+    async def has(self, sequence: int, message: StoredMessage | OutgoingMessage) -> bool:
+        """Whether that entry stands there, as the stream's leader has it.
+
+        Raises: LedgerGoneError; BusUnavailableError; BusRefusedError.
+        """
+        try:
+            stored = await self._reader.at(sequence)
+        except BusRefusedError as error:
+            if error.err_code == STREAM_NOT_FOUND:
+                raise LedgerGoneError(self.stream) from error
+            raise
+        return stored is not None and _is_same(stored, message)
+
     async def append(
         self, messages: Sequence[OutgoingMessage], expected_last: int, deadline_s: float = APPEND_DEADLINE_S
     ) -> AppendResult:
@@ -235,7 +248,8 @@ def as_batches(messages: Sequence[OutgoingMessage]) -> Iterator[list[OutgoingMes
         yield batch
 
 
-def _is_same(stored: StoredMessage, message: OutgoingMessage) -> bool:
+def _is_same(stored: StoredMessage, message: StoredMessage | OutgoingMessage) -> bool:
+    # Its id is not enough: a leader whose last entries are lost writes others with the same numbers.
     return (
         stored.subject == message.subject
         and stored.payload == message.payload

@@ -137,6 +137,7 @@ class Broker:
         self._dead_letters = DeadLetters(connection)
         self._agent_consumers = AgentConsumers(connection, ledger_stream(SHARD, 0), settings.federation.clusters)
         self._ends_at = 0  # the ledger, as far as we have appended
+        self._last_message: StoredMessage | OutgoingMessage | None = None  # that we have read of the ledger or appended
         self._use_segment(0)
         # To the task that owns the machine; None while standing by.
         self._items: MemoryObjectSendStream[Item] | None = None
@@ -310,6 +311,7 @@ class Broker:
         times.append(time.monotonic())
         machine = world.machine
         self._use_segment(machine.world.segment)
+        self._last_message = world.last_message
         # What follows may take longer than others would wait before they try to lead.
         tg.start_soon(self._show_the_beacon, world)
         if machine.world.is_closed:
@@ -348,7 +350,7 @@ class Broker:
         return Machine(World(self._settings.federation), DeviceIndex(self._engine), identity)
 
     async def _elect(self, machine: Machine) -> None:
-        """The proof of leadership: our entry follows all that we have read. Raises: DeposedError."""
+        """The proof of leadership: our entry follows all that we have read. Raises: DeposedError; LedgerLostError."""
         last = machine.world.ledger_last
         entries: list[AnyEntry] = [] if last else [SegmentOpened(shard=SHARD, segment=0)]
         state = await self._until_available(lambda: stream_state(self._connection, STATE_STREAM))
@@ -356,8 +358,18 @@ class Broker:
             instance=self._settings.instance, build=self._settings.build, state_sequence=state.last_sequence
         )
         entries += [elected, *self._ahead_of(machine, state.last_sequence)]
+        before = self._last_message
         await self._append(entries, last)
+        if before is not None and not await self._until_available(partial(self._has, last, before)):
+            # Between our reading and the append its end was lost, and others have written as far as it went.
+            await self._abandon(last + len(entries), f"has another entry at {last} than it had")
         recovery.fold_entries(machine, entries, last + 1)
+
+    async def _has(self, sequence: int, message: StoredMessage | OutgoingMessage) -> bool:
+        try:
+            return await self._ledger.has(sequence, message)
+        except LedgerGoneError as error:
+            raise LedgerLostError(f"{error}. {REMEDY}") from error
 
     def _use_segment(self, segment: int) -> None:
         self._ledger = LedgerStore(self._connection, ledger_stream(SHARD, segment))
@@ -535,12 +547,13 @@ class Broker:
             raise LedgerLostError(f"{error}. {REMEDY}") from error
         if isinstance(result, Refused):
             if result.last_sequence < expected_last:
-                await self._abandon(result.last_sequence, expected_last)
+                await self._abandon(result.last_sequence, _cut(result.last_sequence, expected_last))
             raise DeposedError(f"the ledger goes on to {result.last_sequence} without us, after {expected_last}")
         self._ends_at = result.last_sequence
+        self._last_message = batch[-1]
 
-    async def _abandon(self, ends_at: int, ended_at: int) -> None:
-        """Entries that we have appended are lost. Whoever starts next cannot know that: say it in what is left.
+    async def _abandon(self, ends_at: int, why: str) -> None:
+        """Entries that we have appended or read are lost. Whoever starts next cannot know that: say it in what is left.
 
         Raises: LedgerLostError.
         """
@@ -548,8 +561,7 @@ class Broker:
         closed = SegmentClosed(next_segment=world_segment + 1, is_abandoned=True)
         await self._ledger.append_until_known(self._envelopes.batch([closed], ends_at + 1, _now_ms()), ends_at)
         raise LedgerLostError(
-            f"{self._ledger.stream} ends at {ends_at}, and did at {ended_at} before: it was cut, or"
-            f" an older copy was put in its place. {REMEDY}"
+            f"{self._ledger.stream} {why}: it was cut, or an older copy was put in its place. {REMEDY}"
         )
 
     async def _ask(self, cluster: str, ask: Ask | LedgerGoesOn) -> None:
@@ -568,7 +580,7 @@ class Broker:
                 except StreamLostError:  # and perhaps not that stream alone
                     ends_at = await self._until_available(self._ledger.last_sequence)
                     if ends_at < self._ends_at:
-                        await self._abandon(ends_at, self._ends_at)
+                        await self._abandon(ends_at, _cut(ends_at, self._ends_at))
                     raise
                 if isinstance(batch, PositionExpired):
                     raise DeposedError("state expired faster than it was read: starting again from the last messages")
@@ -662,6 +674,10 @@ def _answer_question(machine: Machine, question: Question) -> None:
     except Exception as error:  # the asker's fault, and the asker's to hear of
         question.error = error
     question.answered.set()
+
+
+def _cut(ends_at: int, ended_at: int) -> str:
+    return f"ends at {ends_at}, and did at {ended_at} before"
 
 
 def _step(machine: Machine, now_ms: int) -> Effects:

@@ -57,6 +57,12 @@ class WarmWorld:
         assert self._start is not None
         return self._start.last_sequence
 
+    @property
+    def last_message(self) -> StoredMessage | None:
+        """That was read of the ledger."""
+        assert self._start is not None
+        return self._start.last_message
+
     async def keep(self) -> None:
         """Round after round until it is cancelled, which may be at any time."""
         with collector_paused():

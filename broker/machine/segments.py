@@ -105,6 +105,7 @@ class LedgerStart:
         self._error: CheckpointError | None = None
         self.damaged: list[CheckpointError] = []  # to be told
         self.last_sequence = 0  # of all that was read
+        self.last_message: StoredMessage | None = None  # that was read
         self.after = 0  # where to read the wanted segment on
         self.wanted: int | None = None
         self._last: int | None = None  # that was wanted
@@ -118,6 +119,7 @@ class LedgerStart:
         if messages:
             self.after = messages[-1].stream_sequence
             self.last_sequence = max(self.last_sequence, self.after)
+            self.last_message = messages[-1]
         if self._error is None:
             try:
                 self._fold.add(messages)

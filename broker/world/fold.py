@@ -49,8 +49,8 @@ def apply_entry(world: World, entry: AnyEntry, ledger_sequence: int) -> None:
 
     Raises: InvariantError if the entry cannot follow what was folded before.
     """
-    if world.is_abandoned and isinstance(entry, SegmentClosed):
-        world.ledger_last = ledger_sequence  # more than one of those who had written to it have found entries lost
+    if world.is_abandoned:
+        world.ledger_last = ledger_sequence  # of somebody who had not read that it is over: it says nothing
         return
     if world.is_closed:
         raise InvariantError(f"entry {ledger_sequence} follows the SegmentClosed of segment {world.segment}")

@@ -12,6 +12,7 @@ from broker.world import checkpoint
 from broker.world.federation import Federation
 from broker.world.keys import ClusterId
 from broker.world.world import World
+from schemas.wire.bus import StoredMessage
 from schemas.wire.calls import Ask, Beat
 from schemas.wire.ledger import AnyEntry, LeaderElected, SegmentOpened
 from tests.believing import believe_again
@@ -63,6 +64,7 @@ class BrokerRun:
         self.attempt: Attempt | None = None  # whose answer it waits for
         self._checkpoint: list[list[AnyEntry]] = []  # batches of it that are left, while it opens a segment
         self._ends_at = 0  # the segment that it opens, as far as it knows
+        self._last_message: StoredMessage | None = None  # that was read of the ledger, or appended, before the election
         self.read_up_to = 0
         self._log = log
         self._ledger = ledger
@@ -88,7 +90,7 @@ class BrokerRun:
         while start.wanted is not None:
             start.add(self._ledger.segment(start.wanted))
             start.end()
-        self.machine = start.machine
+        self.machine, self._last_message = start.machine, start.last_message
         if not self.world.is_closed:
             return self._elect()
         self._open(start.last_sequence)
@@ -129,6 +131,7 @@ class BrokerRun:
             entries = self._checkpoint.pop(0)
             segment = self.world.segment + 1
             self.batch = Batch.of(entries, self._ends_at, self.instance, segment, is_of_checkpoint=True)
+            self._last_message = self.batch.messages[-1]
             self._ends_at += len(entries)
             self.attempt = Attempt(self, self.batch)
             return self.attempt
@@ -230,7 +233,7 @@ class BrokerRun:
 
     def find_entries_lost(self) -> None:
         """Entries that it has written or read are not there any more: it says so in what is left, and ends."""
-        if self._ledger.messages:
+        if self._ledger.messages and self.world.segment == self._ledger.segments[-1]:
             abandon(self._ledger, self.instance)
         self.stop("entries of the ledger are lost")
 
@@ -249,16 +252,17 @@ class BrokerRun:
     def _committed(self) -> None:
         assert self.batch is not None
         batch, self.batch, self.attempt, self.must_look, self.must_retry = self.batch, None, None, False, False
-        if self.phase == "elects":
+        if self.phase == "elects" and self._last_message is not None and not self._ledger.has(self._last_message):
+            self.find_entries_lost()
+        elif self.phase == "elects":
             recovery.fold_entries(self.machine, batch.entries, batch.expected_last + 1)
             self._recover()
             self.phase = "leads"
-            return
-        if self.phase == "opens":
+        elif self.phase == "opens":
             if not self._checkpoint:
                 self._opened()
-            return
-        assert self.effects is not None
-        self._on_committed(self, self.effects)
-        if self.world.is_closed:
-            self._open(self.world.ledger_last)
+        else:
+            assert self.effects is not None
+            self._on_committed(self, self.effects)
+            if self.world.is_closed:
+                self._open(self.world.ledger_last)

@@ -35,7 +35,7 @@ from schemas.wire.state import ObjectName, SyncFinished
 from tests.simulation.agent import AgentRun
 from tests.simulation.broker import Attempt, BrokerRun
 from tests.simulation.simulation import Doubles
-from tests.simulation.streams import Batch
+from tests.simulation.streams import Batch, Ledger
 
 Patch = tuple[object, str, Any]  # where, name, what is put there
 
@@ -404,6 +404,10 @@ RULES: dict[str, Rule] = {
     "an-abandoned-ledger-is-over": Rule(
         "a broker goes on from what is left of a ledger that was cut",
         patches=[(LedgerStart, "end", _goes_on_from_what_is_left)],
+    ),
+    "an-election-follows-what-was-read": Rule(
+        "a broker leads though other entries stand before its election than it has read",
+        patches=[(Ledger, "has", lambda self, message: True)],
     ),
     "lower-epochs-are-ignored": Rule(
         "a message of a run that was replaced is believed",

@@ -16,6 +16,7 @@ from schemas.wire.ledger import (
     ClusterRebuilt,
     FenceLifted,
     Inputs,
+    LeaderElected,
     Release,
     SegmentOpened,
     entry_place,
@@ -233,10 +234,7 @@ class Ledger:
     def append(self, batch: Batch) -> bool:
         """Store the batch whole, or nothing of it."""
         if batch.segment != self.segments[-1]:
-            # The server would store it: nothing else is between a closed segment's end and whoever appends to it.
-            end = self._ends_at(batch.segment) if batch.segment in self.segments else None
-            assert batch.expected_last != end, f"{batch} is appended to a closed segment"
-            return False
+            return self._append_behind_the_close(batch)
         if batch.expected_last != self.last_sequence:
             return False
         self.messages += batch.messages
@@ -244,6 +242,21 @@ class Ledger:
             self._read(message)
         self._on_stored(batch)
         return True
+
+    def _append_behind_the_close(self, batch: Batch) -> bool:
+        """Nothing is between a closed segment's end and whoever appends; nobody counts that as part of the ledger."""
+        if batch.segment not in self.segments or batch.expected_last != self._ends_at(batch.segment):
+            return False
+        assert [*map(type, batch.entries)] == [LeaderElected], f"{batch} is appended to a closed segment"
+        at = self._begins[batch.segment + 1]
+        self.messages[at:at] = batch.messages
+        for later in range(batch.segment + 1, len(self._begins)):
+            self._begins[later] += len(batch.messages)
+        return True
+
+    def has(self, message: StoredMessage) -> bool:
+        """Whether it stands there."""
+        return self.messages[self._index(message.stream_sequence) :][:1] == [message]
 
     def _read(self, message: StoredMessage) -> None:
         entry = decode_entry(message.payload)

@@ -1,0 +1,65 @@
+"""A broker is elected behind the entries that it has read, and leads behind no others."""
+
+from unittest.mock import patch
+
+import pytest
+
+from broker.adapters.ledger_store import Committed, LedgerStore
+from broker.adapters.streams import StreamSettings, ensure_streams
+from broker.allocation.cel.engine import default_engine
+from broker.app import broker as app
+from broker.app.broker import Broker, BrokerSettings
+from broker.app.envelopes import Envelopes
+from broker.errors import LedgerLostError
+from broker.world.federation import Federation
+from schemas.client.connection import Connection
+from schemas.client.follow import StreamState, stream_state
+from schemas.wire.codec import decode_entry
+from schemas.wire.ledger import AnyEntry, LeaderElected, SegmentClosed, SegmentOpened
+from tests.bus.conftest import LEDGER
+
+pytestmark = pytest.mark.anyio
+
+BEGUN = [SegmentOpened(shard="main", segment=0), LeaderElected(instance="old", build="", state_sequence=0)]
+
+
+def a_broker(connection: Connection) -> Broker:
+    settings = BrokerSettings(Federation(), instance="new", build="", settings_digest="", is_alone=True)
+    return Broker(connection, default_engine(), settings)
+
+
+async def append(ledger: LedgerStore, *entries: AnyEntry) -> None:
+    batch = Envelopes("main", 0, "old").batch(entries, 1, 0)
+    assert await ledger.append(batch, 0) == Committed(len(entries))
+
+
+async def entries(ledger: LedgerStore) -> list[AnyEntry]:
+    return [decode_entry(message.payload) async for batch in ledger.read(0) for message in batch]
+
+
+async def test_a_broker_does_not_lead_behind_entries_that_it_has_not_read(
+    connection: Connection, ledger: LedgerStore
+) -> None:
+    """The end of the ledger is lost after it was read, and who wrote it has said so in its place, with the same id."""
+    await append(ledger, *BEGUN)
+    has_changed = False
+
+    async def change_then_ask(asked: Connection, stream: str) -> StreamState:
+        nonlocal has_changed
+        if not has_changed:
+            has_changed = True
+            await connection.api(f"STREAM.DELETE.{LEDGER}")
+            await ensure_streams(connection, StreamSettings())
+            await append(ledger, BEGUN[0], SegmentClosed(next_segment=1, is_abandoned=True))
+        return await stream_state(asked, stream)
+
+    with (
+        patch.object(app, "stream_state", change_then_ask),
+        pytest.RaisesGroup(pytest.RaisesExc(LedgerLostError, match="has another entry at 2 than it had")),
+    ):
+        await a_broker(connection).run()
+    found = [type(entry) for entry in await entries(ledger)]
+    assert found == [SegmentOpened, SegmentClosed, LeaderElected, SegmentClosed]
+    # And nobody else takes it for a ledger that goes on.
+    with pytest.RaisesGroup(pytest.RaisesExc(LedgerLostError, match="abandoned after segment 0")):
+        await a_broker(connection).run()
