@@ -16,6 +16,7 @@ from schemas.wire.ledger import (
     AnyEntry,
     GrantEnded,
     Inputs,
+    LeaderElected,
     LedgerRebuilt,
     SegmentClosed,
     SegmentOpened,
