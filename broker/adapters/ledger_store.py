@@ -99,17 +99,21 @@ class LedgerStore:
                         raise StreamGapError(self.stream, position, message.stream_sequence)
                 yield batch
 
-    async def has(self, sequence: int, message: StoredMessage | OutgoingMessage) -> bool:
-        """Whether that entry stands there, as the stream's leader has it.
+    async def at(self, sequence: int) -> StoredMessage | None:
+        """The entry that stands there, as the stream's leader has it.
 
         Raises: LedgerGoneError; BusUnavailableError; BusRefusedError.
         """
         try:
-            stored = await self._reader.at(sequence)
+            return await self._reader.at(sequence)
         except BusRefusedError as error:
             if error.err_code == STREAM_NOT_FOUND:
                 raise LedgerGoneError(self.stream) from error
             raise
+
+    async def has(self, sequence: int, message: StoredMessage | OutgoingMessage) -> bool:
+        """Whether that entry stands there; otherwise as `at`."""
+        stored = await self.at(sequence)
         return stored is not None and _is_same(stored, message)
 
     async def append(

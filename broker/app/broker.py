@@ -392,7 +392,8 @@ class Broker:
         )
         self._use_segment(segment)
         entries = await to_thread.run_sync(checkpoint.checkpoint, world, SHARD, segment)
-        for batch in as_batches(self._envelopes.batch(entries, expected_last + 1, _now_ms())):
+        messages = self._envelopes.batch(entries, expected_last + 1, _now_ms(), self._last_message)
+        for batch in as_batches(messages):
             await self._append_messages(batch, expected_last)
             expected_last += len(batch)
         checkpoint.opened(world, segment, expected_last)
@@ -536,7 +537,7 @@ class Broker:
 
     async def _append(self, entries: list[AnyEntry], expected_last: int) -> None:
         """Append one batch and return when it is known to be stored. Raises: DeposedError when another's is there."""
-        batch = self._envelopes.batch(entries, expected_last + 1, _now_ms())
+        batch = self._envelopes.batch(entries, expected_last + 1, _now_ms(), self._last_message)
         with self.metrics.append(entries):
             await self._append_messages(batch, expected_last)
 
@@ -559,7 +560,9 @@ class Broker:
         """
         world_segment = int(self._ledger.stream.rpartition("_")[2])
         closed = SegmentClosed(next_segment=world_segment + 1, is_abandoned=True)
-        await self._ledger.append_until_known(self._envelopes.batch([closed], ends_at + 1, _now_ms()), ends_at)
+        left = await self._until_available(partial(self._ledger.at, ends_at))
+        batch = self._envelopes.batch([closed], ends_at + 1, _now_ms(), left)
+        await self._ledger.append_until_known(batch, ends_at)
         raise LedgerLostError(
             f"{self._ledger.stream} {why}: it was cut, or an older copy was put in its place. {REMEDY}"
         )

@@ -1,12 +1,14 @@
-"""Ledger entries and dead letters as messages: subject, id, CloudEvents headers."""
+"""Ledger entries and dead letters as messages: subject, id, CloudEvents headers, and of entries the hash chain."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 
 from schemas.wire.bus import OutgoingMessage
 from schemas.wire.calls import DeadLetter
+from schemas.wire.chain import CHAIN, CHAIN_BEFORE, NAMES, SALT, SALT_BYTES, Message, chain_of, link_of
 from schemas.wire.codec import cloud_event_headers, encode, trace_parent
-from schemas.wire.ledger import AnyEntry, entry_place
+from schemas.wire.ledger import AnyEntry, SegmentOpened, entry_place, names_in
 from schemas.wire.subjects import dead_letter_subject, ledger_subject
 
 SOURCE = "/dragoman/broker"
@@ -20,9 +22,30 @@ class Envelopes:
         self._segment = segment
         self._instance = instance
 
-    def batch(self, entries: Sequence[AnyEntry], first_sequence: int, now_ms: int) -> list[OutgoingMessage]:
-        """One ledger batch; made once and appended again as it is if nobody knows whether it was stored."""
-        return [self._entry(entry, sequence, now_ms) for sequence, entry in enumerate(entries, start=first_sequence)]
+    def batch(
+        self, entries: Sequence[AnyEntry], first_sequence: int, now_ms: int, before: Message | None
+    ) -> list[OutgoingMessage]:
+        """One ledger batch; made once and appended again as it is if nobody knows whether it was stored.
+
+        before: the entry that it follows, whose chain it goes on; None where the ledger begins.
+        """
+        chain = chain_of(before)
+        salts = os.urandom(SALT_BYTES * len(entries)).hex()
+        batch = []
+        for index, entry in enumerate(entries):
+            message = self._entry(entry, first_sequence + index, now_ms)
+            headers, salt = message.headers, ""
+            if names := names_in(entry):
+                headers[NAMES] = ",".join(names)
+                salt = salts[index * 2 * SALT_BYTES : (index + 1) * 2 * SALT_BYTES]
+            if isinstance(entry, SegmentOpened):
+                headers[CHAIN_BEFORE] = chain
+            chain = link_of(chain, message.subject, headers, message.payload, salt)
+            if salt:
+                headers[SALT] = salt
+            headers[CHAIN] = chain
+            batch.append(message)
+        return batch
 
     def dead_letter(self, letter: DeadLetter, now_ms: int) -> OutgoingMessage:
         """A dead letter; the same message kept again, after a restart, has the same id and is stored once."""

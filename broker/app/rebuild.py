@@ -20,7 +20,7 @@ from schemas.client.connection import Connection
 from schemas.client.errors import StreamGapError, StreamLostError
 from schemas.client.follow import stream_state
 from schemas.client.reader import StreamReader
-from schemas.wire.bus import OutgoingMessage
+from schemas.wire.chain import Message
 from schemas.wire.codec import WireError, decode_entry
 from schemas.wire.ledger import AnyEntry, LedgerRebuilt, SegmentClosed
 from schemas.wire.subjects import PREFIX, STATE_STREAM, ledger_stream
@@ -66,13 +66,12 @@ async def rebuild_ledger(
         highest = max(highest, (await stream_state(connection, ledger_stream(shard, segment))).last_sequence)
     first = rebuild.first_sequence(highest)
     world = rebuild.world_to_begin_with(federation, left, evidence.clusters, first, state_sequence)
-    if segments:
-        await _abandon(connection, shard, segments[-1], now_ms)
+    last = await _abandon(connection, shard, segments[-1], now_ms) if segments else None
     segment = segments[-1] + 1 if segments else 0
     said = LedgerRebuilt(
         operator=operator, reason=reason, at_ms=now_ms, highest_seen=highest, state_sequence=state_sequence
     )
-    await _open(connection, world, shard, segment, said, state_first)
+    await _open(connection, world, shard, segment, said, state_first, last)
     return Rebuilt(
         segment,
         first,
@@ -106,42 +105,56 @@ async def _what_is_left(
     return start.machine.world, ""
 
 
-async def _abandon(connection: Connection, shard: str, segment: int, now_ms: int) -> None:
-    """Nobody can append to the last segment any more. Raises: RebuildRefusedError."""
+async def _abandon(connection: Connection, shard: str, segment: int, now_ms: int) -> Message | None:
+    """Nobody can append to the last segment any more; returns its last entry. Raises: RebuildRefusedError."""
     stream = ledger_stream(shard, segment)
     last = await StreamReader(connection, stream).last()
     try:
         if last is not None and isinstance(decode_entry(last.payload), SegmentClosed):
-            return
+            return last
     except WireError:
         pass  # whatever it is, it is not the end
     ends_at = (await stream_state(connection, stream)).last_sequence
     closed = SegmentClosed(next_segment=segment + 1, is_abandoned=True)
-    await _append(connection, shard, segment, [closed], ends_at, now_ms)
+    return await _append(connection, shard, segment, [closed], ends_at, now_ms, last)
 
 
 async def _open(
-    connection: Connection, world: World, shard: str, segment: int, said: LedgerRebuilt, state_first: int
+    connection: Connection,
+    world: World,
+    shard: str,
+    segment: int,
+    said: LedgerRebuilt,
+    state_first: int,
+    before: Message | None,
 ) -> None:
-    """state_first: where DRA_STATE begins, should it be gone too."""
+    """state_first: where DRA_STATE begins, should it be gone too. before: what is left ends with this entry."""
     last = world.ledger_last
     durability = Durability(allow_unsafe=True, is_embedded=True)  # a broker checks it when it starts
     is_there = STATE_STREAM in await stream_names(connection, f"{PREFIX}.state.>")
     first_of_state = 0 if is_there else state_first
     await ensure_streams(connection, StreamSettings(), shard, segment, last + 1, durability, first_of_state)
     entries = checkpoint.checkpoint(world, shard, segment, said)
-    await _append(connection, shard, segment, entries, last, said.at_ms)
+    await _append(connection, shard, segment, entries, last, said.at_ms, before)
 
 
 async def _append(
-    connection: Connection, shard: str, segment: int, entries: list[AnyEntry], last: int, now_ms: int
-) -> None:
+    connection: Connection,
+    shard: str,
+    segment: int,
+    entries: list[AnyEntry],
+    last: int,
+    now_ms: int,
+    before: Message | None,
+) -> Message:
+    """Append, and return the last message."""
     store = LedgerStore(connection, ledger_stream(shard, segment))
     envelopes = Envelopes(shard, segment, f"rebuild-{connection.unique_name()}")
-    messages: list[OutgoingMessage] = envelopes.batch(entries, last + 1, now_ms)
+    messages = envelopes.batch(entries, last + 1, now_ms, before)
     for batch in as_batches(messages):
         result = await store.append_until_known(batch, last)
         if isinstance(result, Refused):
             text = f"somebody else writes to {store.stream}: stop all brokers, and try again"
             raise RebuildRefusedError(text)
         last += len(batch)
+    return messages[-1]

@@ -32,10 +32,10 @@ docs/reliability.md says what to do when something is wrong.
 EPILOG_VERIFY = """\
 Reads only. Without files it reads what is in NATS, with the operator's key.
 
-checked: numbers without holes, in segments and from one to the next; SegmentClosed and SegmentOpened in pairs; each
-checkpoint's checksum, and that it is what the segments before it give; every entry can be read and follows from those
-before it; at the end of each batch nobody holds a device that somebody else holds. How much of a device its shares may
-take is not in the ledger.
+checked: the hash chain; numbers without holes, in segments and from one to the next; SegmentClosed and SegmentOpened
+in pairs; each checkpoint's checksum, and that it is what the segments before it give; every entry can be read and
+follows from those before it; at the end of each batch nobody holds a device that somebody else holds. How much of a
+device its shares may take is not in the ledger.
 
 exit code: 0 all is well; 1 something is wrong, or there is no ledger, or no NATS; 2 wrong arguments.
 """
@@ -70,10 +70,21 @@ def run_verify(options: argparse.Namespace) -> int:
     """Check, and say what was found."""
     check = check_files(options.files) if options.files else with_nats(options, "operator", check_live)
     if options.output == "json":
-        print_json({"shard": check.shard, "ok": check.bad is None, "segments": check.segments, "notes": check.notes})
+        print_json(as_json(check))
     else:
         console().print(_table(check))
     return 0 if check.bad is None else 1
+
+
+def as_json(check: LedgerCheck) -> dict[str, object]:
+    """What was found, for machines."""
+    return {
+        "shard": check.shard,
+        "ok": check.bad is None,
+        "segments": check.segments,
+        "chain": check.chain.found(),
+        "notes": [*check.notes, *check.chain.notes()],
+    }
 
 
 async def check_live(connection: Connection) -> LedgerCheck:
@@ -131,7 +142,7 @@ def _table(check: LedgerCheck) -> Group:
             "yes" if each.closed else "no",
             state,
         )
-    notes = [Text(f"note: {note}") for note in check.notes]
+    notes = [Text(f"note: {note}") for note in [*check.notes, *check.chain.notes()]]
     bad = [
         Text(f"segment {found.segment}, sequence {found.sequence}, {found.subject or 'no one entry'}: {found.problem}")
         for each in check.segments

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 
 from broker.errors import CheckpointError, InvariantError
+from broker.machine.ledger_chain import ChainCheck
 from broker.world import checkpoint, fold
 from broker.world.check import check
 from broker.world.commitments import granted_on, why_too_much
@@ -66,12 +67,13 @@ class SegmentFound(msgspec.Struct):
 class LedgerCheck:
     """Tell it of each segment in order: `begin`, its entries, `end`.
 
-    notes: what is no fault, and yet to be known.
+    notes: what is no fault, and yet to be known. chain: of the entries so far.
     """
 
     def __init__(self, shard: str) -> None:
         self.shard = shard
         self.segments: list[SegmentFound] = []
+        self.chain = ChainCheck()
         self.notes: list[str] = []
         self._before: World | None = None  # what the segment before has left, closed; None: nobody knows
         self._world: World | None = None  # of this segment, once it is open
@@ -99,6 +101,8 @@ class LedgerCheck:
         elif last is not None and last.bad is None and not last.closed:
             text = f"it ends without a SegmentClosed, and segment {segment} is there"
             last.bad = BadEntry(last.segment, last.last, "", text)
+        follows = last is not None and segment == last.segment + 1 and last.bad is None
+        self.chain.begin(segment, follows=follows)
         self._found = SegmentFound(segment)
         self.segments.append(self._found)
         self._world, self._doubt, self._opening = None, None, []
@@ -108,11 +112,17 @@ class LedgerCheck:
     def add(self, messages: Iterable[StoredMessage]) -> None:
         """Entries of the segment, in order. After a bad one nothing more is looked at before the next segment."""
         for message in messages:
-            if self._found.bad is not None or self._found.abandoned:
-                return
-            self._number(message)
+            if self._found.abandoned:
+                self.chain.leave_out(message)  # of somebody who had not read that it is over; a rebuild goes on from it
+                continue
+            if self._found.bad is None:
+                self._number(message)
+            if self._found.bad is None and (problem := self.chain.add(message)):
+                self._is_bad(message, problem)
             if self._found.bad is None:
                 self._entry(message)
+            if self._found.bad is not None:
+                return
 
     def end(self) -> None:
         """That was all of the segment."""

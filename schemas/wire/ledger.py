@@ -618,6 +618,41 @@ def entry_place(entry: AnyEntry) -> tuple[str, str, str]:
             return entry.cluster, "claim" if isinstance(entry, _CLAIM_KINDS) else "record", entry.uid
 
 
+# Keys of a payload whose texts name people and what is theirs, or may; see `schemas.wire.chain`.
+_OF_CLAIM = ("namespace", "name")
+_OF_OPERATOR = ("operator", "reason")
+_WHY = (*_OF_CLAIM, "message", "claim", "detail")
+_NAMES: dict[type, tuple[str, ...]] = {
+    LedgerRebuilt: _OF_OPERATOR,
+    CheckpointWorld: _OF_OPERATOR,
+    CheckpointClaims: _WHY,
+    Inputs: _OF_OPERATOR,
+    Allocate: _OF_CLAIM,
+    Release: (*_OF_CLAIM, "message"),
+    Adopted: _OF_CLAIM,
+    OutcomeRecorded: ("message",),
+    CollisionFound: (*_OF_CLAIM, "held_by"),
+    ReasonChanged: _WHY,
+    ClusterCordoned: _OF_OPERATOR,
+    ClusterExcluded: _OF_OPERATOR,
+    ClusterEvicted: _OF_OPERATOR,
+    ClusterReadmitted: _OF_OPERATOR,
+    ClusterAhead: ("message",),
+    DeviceTainted: (*_OF_OPERATOR, *_OF_CLAIM, "message"),
+    DeviceUntainted: (*_OF_OPERATOR, *_OF_CLAIM, "message"),
+}
+
+
+def names_in(entry: AnyEntry) -> tuple[str, ...]:
+    """The keys of an entry's payload whose texts are names; () where it has none."""
+    # Most of these two have none, and each costs some microseconds.
+    if isinstance(entry, Inputs) and not any(step.orders for step in entry.steps):
+        return ()
+    if isinstance(entry, OutcomeRecorded) and not entry.message:
+        return ()
+    return _NAMES.get(type(entry), ())
+
+
 def own_sequence(entry: AnyEntry, stream_sequence: int) -> int:
     """The ledger sequence by which an entry is known: a checkpoint states some again, elsewhere."""
     own = entry.ledger_sequence if isinstance(entry, Allocate | Release | Adopted | ClusterEntry | DeviceEntry) else 0

@@ -17,7 +17,7 @@ from broker.world import fold
 from broker.world.checkpoint import checkpoint, opened
 from broker.world.world import World
 from schemas.client.connection import BusOptions, Connection, connect, raise_api_error
-from schemas.wire.bus import StoredMessage
+from schemas.wire.bus import OutgoingMessage, StoredMessage
 from schemas.wire.ledger import AnyEntry, Inputs, LeaderElected, SegmentClosed, Step
 from schemas.wire.subjects import ledger_stream
 from tests.bench.clusters import CLUSTERS, federation
@@ -119,6 +119,7 @@ class _Ledger:
         self.world = World(federation())
         self._store: LedgerStore
         self._envelopes: Envelopes
+        self._last: OutgoingMessage | None = None
 
     async def begin(self) -> None:
         """Segment 0, with all grants."""
@@ -157,7 +158,7 @@ class _Ledger:
 
     async def _store_all(self, entries: Sequence[AnyEntry], first: int) -> None:
         last = 0 if first == 1 else first - 1
-        for batch in as_batches(self._envelopes.batch(entries, first, 0)):
+        for batch in as_batches(self._envelopes.batch(entries, first, 0, self._last)):
             result = await self._store.append(batch, last)
             assert isinstance(result, Committed), result
-            last = result.last_sequence
+            last, self._last = result.last_sequence, batch[-1]

@@ -20,7 +20,10 @@ from tests.bus.conftest import LEDGER
 
 pytestmark = pytest.mark.anyio
 
-BEGUN = [SegmentOpened(shard="main", segment=0), LeaderElected(instance="old", build="", state_sequence=0)]
+BEGUN: list[AnyEntry] = [
+    SegmentOpened(shard="main", segment=0),
+    LeaderElected(instance="old", build="", state_sequence=0),
+]
 
 
 def a_broker(connection: Connection) -> Broker:
@@ -29,7 +32,7 @@ def a_broker(connection: Connection) -> Broker:
 
 
 async def append(ledger: LedgerStore, *entries: AnyEntry) -> None:
-    batch = Envelopes("main", 0, "old").batch(entries, 1, 0)
+    batch = Envelopes("main", 0, "old").batch(entries, 1, 0, None)
     assert await ledger.append(batch, 0) == Committed(len(entries))
 
 

@@ -30,15 +30,16 @@ pytestmark = pytest.mark.anyio
 async def connection(nats_url: str) -> AsyncIterator[Connection]:
     """A nats-server with a ledger of three segments: two are closed."""
     async with connect_to(nats_url) as connection:
+        before = None
         for segment, messages in a_ledger(Driven(ONE_FABRIC, default_engine()), 3).items():
             first = messages[0].stream_sequence
             await ensure_streams(connection, StreamSettings(), "main", segment, first if segment else 0)
             store = LedgerStore(connection, ledger_stream("main", segment))
             entries = [decode_entry(message.payload) for message in messages]
             last = first - 1
-            for batch in as_batches(Envelopes("main", segment, "test").batch(entries, first, 0)):
+            for batch in as_batches(Envelopes("main", segment, "test").batch(entries, first, 0, before)):
                 assert await store.append(batch, last) == Committed(last + len(batch))
-                last += len(batch)
+                last, before = last + len(batch), batch[-1]
         yield connection
 
 
@@ -74,7 +75,9 @@ async def test_names_the_bad_entry(connection: Connection, nats_url: str, capsys
     stored = msgspec.json.decode((await connection.request(subject, b"garbage", deadline_s=5)).payload)
     code, out, _ = await run(nats_url, capsys, "verify")
     assert code == 1
-    assert f"segment 2, sequence {stored['seq']}, {subject}: it cannot be read: message is not JSON" in out
+    assert (
+        f"segment 2, sequence {stored['seq']}, {subject}: it has no Dra-Chain, and the entry before it has one" in out
+    )
 
 
 async def test_says_that_there_is_no_ledger(nats_url: str, capsys: pytest.CaptureFixture[str]) -> None:
