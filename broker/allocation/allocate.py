@@ -1,6 +1,6 @@
 """The core's entrance: claims and a snapshot in, allocations or the reason why not out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from broker.allocation.budget import Budget, BudgetExceededError
 from broker.allocation.candidates import View, terms_of
@@ -28,9 +28,10 @@ def allocate_claim(
     *,
     step_budget: int = DEFAULT_STEP_BUDGET,
     allowance: Budget | None = None,
+    filtered: Callable[[], None] | None = None,
 ) -> AllocationResult | NoFit:
     """Allocate one claim; see `allocate`."""
-    found = allocate([claim], snapshot, device_index, step_budget=step_budget, allowance=allowance)
+    found = allocate([claim], snapshot, device_index, step_budget=step_budget, allowance=allowance, filtered=filtered)
     return found if isinstance(found, NoFit) else found[0]
 
 
@@ -41,6 +42,7 @@ def allocate(
     *,
     step_budget: int = DEFAULT_STEP_BUDGET,
     allowance: Budget | None = None,
+    filtered: Callable[[], None] | None = None,
 ) -> list[AllocationResult] | NoFit:
     """Allocate all claims on one node, as kube-scheduler does for the claims of one pod, or none of them.
 
@@ -49,6 +51,7 @@ def allocate(
     step_budget: for all nodes together, see `budget`. As much again may be spent to find out why nothing fits.
     allowance: for asking selectors about devices, which is no part of the step budget: it takes as long as it takes,
         and is done once for all claims that come. Without an allowance all of it is done at once.
+    filtered: called when it is known which devices suit the requests, and the search begins.
     Raises: MoreToAskError, with an allowance that did not suffice. The next call goes on where this one ended.
     Returns: one allocation per claim, in their order, without timestamps and shareIDs (see `result`). The snapshot is
         not changed.
@@ -71,6 +74,8 @@ def allocate(
     if allowance is not None:
         _ask_ahead(fleet, requests, allowance)
     groups = fleet.groups(snapshot.nodes, snapshot.node)
+    if filtered is not None:
+        filtered()
     view = View(snapshot, fleet, groups[0])
 
     def attempt() -> Attempt:

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
@@ -35,6 +35,7 @@ from broker.app import api
 from broker.app.envelopes import Envelopes
 from broker.app.metrics import BrokerMetrics
 from broker.app.projector import Projector
+from broker.app.stage_times import StageTimes
 from broker.app.warm_world import WarmWorld, collector_paused
 from broker.errors import DeposedError, LedgerLostError, flat
 from broker.machine import Effects, Identity, Machine, Notice, recovery
@@ -138,6 +139,7 @@ class Broker:
         self._agent_consumers = AgentConsumers(connection, ledger_stream(SHARD, 0), settings.federation.clusters)
         self._ends_at = 0  # the ledger, as far as we have appended
         self._last_message: StoredMessage | OutgoingMessage | None = None  # that we have read of the ledger or appended
+        self._stages = StageTimes()
         self._use_segment(0)
         # To the task that owns the machine; None while standing by.
         self._items: MemoryObjectSendStream[Item] | None = None
@@ -347,7 +349,7 @@ class Broker:
         # An index for each term: when a claim's selectors are all asked depends on what it knows already, and a replay
         # of the term begins knowing nothing.
         identity = Identity(self._settings.instance, self._settings.build, self._settings.settings_digest)
-        return Machine(World(self._settings.federation), DeviceIndex(self._engine), identity)
+        return Machine(World(self._settings.federation), DeviceIndex(self._engine), identity, self._stages)
 
     async def _elect(self, machine: Machine) -> None:
         """The proof of leadership: our entry follows all that we have read. Raises: DeposedError; LedgerLostError."""
@@ -439,8 +441,10 @@ class Broker:
         items: list[Item] = []
         while True:
             if machine.has_work(_now_ms()):
+                self._stages.step_begins()
                 with self.metrics.step():
                     effects = await to_thread.run_sync(_step, machine, _now_ms())
+                self._stages.step_ended()
                 if len(effects.entries) >= LARGE:
                     self._busy_at = time.monotonic()
                 await self._carry_out(effects)
@@ -469,7 +473,10 @@ class Broker:
         """Close the segment when a start would have to read too much of it."""
         world = machine.world
         if world.ledger_last - world.checkpoint_last >= self._settings.federation.ledger.segment_entries:
-            await self._carry_out(machine.close_segment(_now_ms()))
+            self._stages.step_begins()
+            closing = machine.close_segment(_now_ms())
+            self._stages.step_ended()
+            await self._carry_out(closing)
             await self._open_segment(machine, world.ledger_last)
 
     async def _answer(self, machine: Machine, item: Item) -> None:
@@ -523,7 +530,7 @@ class Broker:
             outgoing = self._envelopes.dead_letter(letter, _now_ms())
             await self._until_available(partial(self._dead_letters.keep, outgoing))
         if effects.entries:
-            await self._append(effects.entries, effects.first_sequence - 1)
+            await self._append(effects.entries, effects.first_sequence - 1, self._stages.headers(effects))
         for refusal in effects.answers:
             commanded = self._commands.popleft()
             commanded.refusal = refusal
@@ -535,9 +542,9 @@ class Broker:
             self._tell(notice)
         self._say_changed()
 
-    async def _append(self, entries: list[AnyEntry], expected_last: int) -> None:
+    async def _append(self, entries: list[AnyEntry], expected_last: int, stages: Sequence[dict[str, str]] = ()) -> None:
         """Append one batch and return when it is known to be stored. Raises: DeposedError when another's is there."""
-        batch = self._envelopes.batch(entries, expected_last + 1, _now_ms(), self._last_message)
+        batch = self._envelopes.batch(entries, expected_last + 1, _now_ms(), self._last_message, stages)
         with self.metrics.append(entries):
             await self._append_messages(batch, expected_last)
 
@@ -587,6 +594,7 @@ class Broker:
                     raise
                 if isinstance(batch, PositionExpired):
                     raise DeposedError("state expired faster than it was read: starting again from the last messages")
+                self._stages.arrived(batch)
                 await send.send(batch)
 
     async def _follow_beats(self, send: MemoryObjectSendStream[Item]) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from schemas.wire.bus import OutgoingMessage
 from schemas.wire.calls import DeadLetter
@@ -23,11 +23,17 @@ class Envelopes:
         self._instance = instance
 
     def batch(
-        self, entries: Sequence[AnyEntry], first_sequence: int, now_ms: int, before: Message | None
+        self,
+        entries: Sequence[AnyEntry],
+        first_sequence: int,
+        now_ms: int,
+        before: Message | None,
+        stages: Sequence[Mapping[str, str]] = (),
     ) -> list[OutgoingMessage]:
         """One ledger batch; made once and appended again as it is if nobody knows whether it was stored.
 
         before: the entry that it follows, whose chain it goes on; None where the ledger begins.
+        stages: headers of each entry besides its own, see `StageTimes`.
         """
         chain = chain_of(before)
         salts = os.urandom(SALT_BYTES * len(entries)).hex()
@@ -35,6 +41,8 @@ class Envelopes:
         for index, entry in enumerate(entries):
             message = self._entry(entry, first_sequence + index, now_ms)
             headers, salt = message.headers, ""
+            if stages:
+                headers.update(stages[index])
             if names := names_in(entry):
                 headers[NAMES] = ",".join(names)
                 salt = salts[index * 2 * SALT_BYTES : (index + 1) * 2 * SALT_BYTES]

@@ -109,6 +109,7 @@ def end_missing(core: Core) -> None:
     while core.to_end and core.has_room():
         key, cause, stream_sequence = core.to_end.popleft()
         claim = core.world.claims.get(key)
+        core.cause = stream_sequence if cause == "ClaimMissing" else 0
         if claim is not None and claim.state_sequence <= stream_sequence:
             core.world.know(core.world.cluster(key.cluster), ObjectName("claim", key.uid), 0)
             _end_claim(core, key, cause)
@@ -136,6 +137,7 @@ def adopt(core: Core) -> None:
         if not core.has_room():
             return
         core.to_adopt.discard(claim.key)
+        core.cause = claim.state_sequence
         if not claim.is_shown_without_grant or claim.shown is None or claim.spec is None:
             continue
         if is_fenced(core, claim.key.cluster):

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from broker.allocation.index import DeviceIndex
 from broker.allocation.nodes import NodeView, node_views
 from broker.machine.effects import ALGORITHM, Effects, Identity, Notice, NoticeLevel
+from broker.machine.observer import Observer
 from broker.machine.queue import PendingQueue
 from broker.machine.specs import Specs
 from broker.world import fold
@@ -31,11 +32,13 @@ Likeness = tuple[ClusterId, bytes, bool, tuple[str, ...]]
 class Core:
     """The world and one batch in the making. `record` is the only way to change what the ledger says."""
 
-    def __init__(self, world: World, index: DeviceIndex, identity: Identity) -> None:
+    def __init__(self, world: World, index: DeviceIndex, identity: Identity, observer: Observer) -> None:
         self.world = world
         self.index = index
         self.specs = Specs(index)
         self.identity = identity
+        self.observer = observer
+        self.cause = 0  # what is recorded now follows from this message of DRA_STATE; see Effects
         self.now_ms = 0
         self.queue = PendingQueue()
         self.to_adopt: set[ClaimKey] = set()  # may have an allocation that no grant covers
@@ -52,6 +55,7 @@ class Core:
         self._synced: dict[str, int] = {}
         self._position_expired = False
         self._entries: list[AnyEntry] = []
+        self._causes: list[int] = []
         self._dead_letters: list[DeadLetter] = []
         self._asks: list[tuple[str, Ask]] = []
         self._notices: list[Notice] = []
@@ -78,6 +82,7 @@ class Core:
         """Put an entry into the batch and into the world; returns its ledger sequence."""
         sequence = self.next_sequence()
         self._entries.append(entry)
+        self._causes.append(self.cause)
         last = self.world.ledger_last
         fold.apply_entry(self.world, entry, sequence)
         self.world.ledger_last = last  # moves when the batch is closed
@@ -173,6 +178,7 @@ class Core:
 
     def close_step(self) -> Effects:
         """The step is done: its orders, with the batch if there is something to record."""
+        self.cause = 0
         self._steps.append(Step(self.world.position, self.now_ms, self.orders))
         first = self.world.ledger_last + 1
         effects = Effects([], first, self._dead_letters, self._asks, self._notices, self.answers)
@@ -189,7 +195,8 @@ class Core:
             build=self.identity.build,
             algorithm=ALGORITHM,
         )
-        effects.entries = [inputs, *self._entries]
+        effects.entries, effects.causes = [inputs, *self._entries], [0, *self._causes]
         self.world.ledger_last += len(effects.entries)
-        self._entries, self._steps, self._epochs, self._synced, self._position_expired = [], [], {}, {}, False
+        self._entries, self._causes, self._steps = [], [], []
+        self._epochs, self._synced, self._position_expired = {}, {}, False
         return effects

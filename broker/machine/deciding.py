@@ -156,7 +156,14 @@ class Round:
         share = self._asking_left // 2
         allowance = Budget(share)
         try:
-            return allocate_claim(spec, snapshot, self.core.index, step_budget=STEP_BUDGET, allowance=allowance)
+            return allocate_claim(
+                spec,
+                snapshot,
+                self.core.index,
+                step_budget=STEP_BUDGET,
+                allowance=allowance,
+                filtered=self.core.observer.filtered,
+            )
         finally:
             self._asking_left -= share - allowance.left
 
@@ -167,10 +174,12 @@ def decide(core: Core) -> None:
     due = sorted((claim for claim in found if claim is not None), key=_place_in_queue)
     turn = Round(core)
     hard_claims = 0
+    core.observer.deciding()
     for claim in due:
         hard_claims += _is_hard(claim)
         if not core.has_room() or hard_claims > HARD_CLAIMS_IN_ROUND:
-            return
+            break
+        core.cause = claim.state_sequence
         try:
             verdict = _decide(core, turn, claim)
         except MoreToAskError:
@@ -191,6 +200,7 @@ def decide(core: Core) -> None:
             core.queue.wait(claim.key, (), claim.not_before_ms)  # to be asked back again
         else:
             core.queue.remove(claim.key)
+        core.observer.decided(claim.key)
 
 
 def _asking_topic(likeness: Likeness) -> str:

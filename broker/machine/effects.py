@@ -38,6 +38,7 @@ class Effects(msgspec.Struct):
     dead_letters: kept before the append, which moves the recorded position past them; keeping one twice does no harm.
     asks, notices, answers: only after the append is known to be stored: what nobody can prove must not be seen.
     answers: to the operators' commands that this step has carried out, in order: why it could not be done, or "".
+    causes: of each entry, the DRA_STATE sequence of the message that it follows from; 0: of none.
     """
 
     entries: list[AnyEntry]
@@ -46,3 +47,4 @@ class Effects(msgspec.Struct):
     asks: list[tuple[str, Ask]]
     notices: list[Notice]
     answers: list[str]
+    causes: list[int] = []

@@ -16,6 +16,7 @@ from broker.allocation.index import DeviceIndex
 from broker.machine import claims, clusters, deciding, device_taints, intake, syncs
 from broker.machine.core import Core
 from broker.machine.effects import Effects, Identity
+from broker.machine.observer import Observer
 from broker.world.world import World
 from schemas.wire.bus import StoredMessage
 from schemas.wire.ledger import DeviceCommand, LivenessMark, Order, SegmentClosed
@@ -24,8 +25,8 @@ from schemas.wire.ledger import DeviceCommand, LivenessMark, Order, SegmentClose
 class Machine:
     """Drives a world by messages and time."""
 
-    def __init__(self, world: World, index: DeviceIndex, identity: Identity) -> None:
-        self.core = Core(world, index, identity)
+    def __init__(self, world: World, index: DeviceIndex, identity: Identity, observer: Observer | None = None) -> None:
+        self.core = Core(world, index, identity, observer or Observer())
         self._inbox: deque[StoredMessage] = deque()
         self._orders: deque[Order] = deque()
         self._catch_up_to = 0  # until then the old position stays the recorded one, see feed_after_expiry
@@ -73,10 +74,12 @@ class Machine:
         self._carry_out_orders()
         while self._inbox and core.has_room() and not core.to_end:
             message = self._inbox.popleft()
+            core.cause = message.stream_sequence
             intake.accept(core, message)
             if message.stream_sequence > self._catch_up_to:
                 core.world.position = message.stream_sequence
             self._finish_sync()
+        core.cause = 0
         if not self._inbox:
             core.world.position = max(core.world.position, self._catch_up_to)
         if core.to_end:
@@ -101,6 +104,7 @@ class Machine:
             return  # which messages are of before an eviction or a readmission is told by the position
         while self._orders and core.has_room() and not core.to_end:
             order = self._orders.popleft()
+            core.cause = 0
             core.orders.append(order)
             if isinstance(order, LivenessMark):
                 clusters.take_mark(core, order)

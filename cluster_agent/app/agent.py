@@ -20,6 +20,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from cluster_agent.adapters.bus import AgentBus, LedgerFollower, RefusedBySubject, Uncertain
 from cluster_agent.adapters.bus import Published as StoredAt
 from cluster_agent.app.projection import Projection
+from cluster_agent.app.stage_times import StageTimes, now_us
 from cluster_agent.errors import AgentReplacedError, EvictedError, NewerLedgerError
 from cluster_agent.mirror import Mirror
 from cluster_agent.mirror.actions import (
@@ -193,6 +194,7 @@ class Agent:
         self._send: MemoryObjectSendStream[Event]
         self._receive: MemoryObjectReceiveStream[Event]
         self._send, self._receive = anyio.create_memory_object_stream[Event](EVENTS_WAITING)
+        self._stages = StageTimes()
         self._doubts: dict[str, int] = {}  # by claim UID: writes in a row, but the first, of which nobody knows
         self._under_way = 0  # actions
         self._follower: LedgerFollower | None = None
@@ -356,7 +358,7 @@ class Agent:
     async def _list(self, kind: Kind) -> tuple[list[ObjectSeen], str]:
         listing = await self._until_answered(lambda: self._cluster.list_objects(kind))
         seen = [
-            ObjectSeen(kind, each, _version_of(each), listing.errors.get(each["metadata"].get("uid", ""), ""))
+            ObjectSeen(kind, each, _version_of(each), listing.errors.get(each["metadata"].get("uid", ""), ""), now_us())
             for each in listing.objects
         ]
         if kind == "class" and self.projection is not None:
@@ -376,11 +378,13 @@ class Agent:
                     if kind == "class" and self.projection is not None:
                         self.projection.saw(event)
                     if event.type == "DELETED":
-                        await self._send.send(ObjectGone(kind, event.object, int(event.resource_version)))
+                        await self._send.send(ObjectGone(kind, event.object, int(event.resource_version), now_us()))
                     elif event.type == "BOOKMARK":
                         await self._send.send(Watched(kind, int(event.resource_version)))
                     else:
-                        await self._send.send(ObjectSeen(kind, event.object, int(event.resource_version), event.error))
+                        await self._send.send(
+                            ObjectSeen(kind, event.object, int(event.resource_version), event.error, now_us())
+                        )
             except ExpiredError as error:
                 _log.info("watch of %s in %s has expired, listing again: %s", kind, self.name, error)
                 seen, resource_version = await self._list(kind)
@@ -424,6 +428,7 @@ class Agent:
                     if isinstance(entry, Allocate | Release):
                         sequence = own_sequence(entry, delivered.message.stream_sequence)
                         self._unacked[entry.uid].append((sequence, delivered))
+                        self._stages.delivered(entry.uid, sequence)
                         await self._send.send(DecisionSeen(sequence, entry))
                     else:
                         await follower.ack(delivered)
@@ -474,6 +479,7 @@ class Agent:
         for sequence, delivered in open_entries:
             if self.mirror.has_published_outcome(uid, sequence):
                 assert self._follower is not None, "an entry was delivered by nobody"
+                self._stages.forget(uid, sequence)
                 await self._follower.ack(delivered)
             else:
                 self._unacked[uid].append((sequence, delivered))
@@ -506,10 +512,11 @@ class Agent:
         subject = self._subject(action.name)
         # With a part that nobody can guess: whoever publishes an id first makes the server drop ours as repeated.
         event_id = f"{self.name}.{self._instance}.{action.attempt}"
-        outgoing = self._outgoing(action, subject, event_id)
         async with self._publish_limit:
             try:
-                stored = await self._bus.publish_state(outgoing, action.expected_sequence)
+                stored = await self._bus.publish_state(
+                    self._outgoing(action, subject, event_id), action.expected_sequence
+                )
             except MessageTooLargeError as error:
                 _log.error("%s", error)
                 small = msgspec.structs.replace(action, message=_without_body(action, str(error)))
@@ -540,6 +547,7 @@ class Agent:
         write = self._cluster.update_claim_status if status else self._cluster.update_claim
         event: Event
         async with self._write_limit:
+            self._stages.writing(action.claim.uid, action.ledger_sequence)
             try:
                 written = await self._until_not_busy(lambda: write(action.object))
                 event = Wrote(action, written, _version_of(written))
@@ -553,6 +561,7 @@ class Agent:
             except ApiUncertainError as error:
                 self._refusals[type(error)].tell("a write's result is not known, finding out: %s", error)
                 event = WriteFailed(action, "unknown", str(error))
+        self._stages.written(action.claim.uid, action.ledger_sequence)
         await self._wait_in_doubt(action, is_in_doubt=isinstance(event, WriteFailed) and event.cause == "unknown")
         await self._send.send(event)
 
@@ -608,6 +617,8 @@ class Agent:
     def _outgoing(self, action: Publish, subject: str, event_id: str) -> OutgoingMessage:
         uid = action.name.key if action.name.kind == "claim" else ""
         headers = self._headers(action.message, event_id, f"{action.name.kind}/{action.name.key}", uid)
+        if isinstance(action.message, ClaimState):
+            headers |= self._stages.headers(uid, action.message, action.seen_us)
         return OutgoingMessage(subject, encode(action.message), headers)
 
     def _headers(self, message: msgspec.Struct, event_id: str, subject: str, uid: str) -> dict[str, str]:

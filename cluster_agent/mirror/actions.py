@@ -40,12 +40,13 @@ class ClaimRef(msgspec.Struct, frozen=True, order=True):
 
 
 class ObjectSeen(msgspec.Struct, frozen=True):
-    """The watch (or a list) shows an object as it is now. error: why it cannot be read."""
+    """The watch (or a list) shows an object as it is now. error: why it cannot be read. seen_us: see Publish."""
 
     kind: str  # slice, class, claim, node, taintrule, pod or namespace
     object: dict[str, Any]
     resource_version: int
     error: str = ""
+    seen_us: int = 0
 
 
 class ObjectGone(msgspec.Struct, frozen=True):
@@ -54,6 +55,7 @@ class ObjectGone(msgspec.Struct, frozen=True):
     kind: str
     object: dict[str, Any]
     resource_version: int
+    seen_us: int = 0
 
 
 class LastMessage(msgspec.Struct, frozen=True):
@@ -174,12 +176,14 @@ class Publish(msgspec.Struct, frozen=True):
     """Publish, expecting `expected_sequence` to be the last of the subject (0: none).
 
     name: of the object; of kind "agent" for what the agent says of itself.
+    seen_us: when the first news came that it tells, Unix microseconds; 0: nobody took the time.
     """
 
     name: ObjectName
     message: ClaimState | ObjectState | AgentMessage | SyncPart
     expected_sequence: int
     attempt: int  # numbers an agent's publishes: never two with the same id
+    seen_us: int = 0
 
 
 class WriteFinalizers(msgspec.Struct, frozen=True):

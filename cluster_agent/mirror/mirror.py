@@ -260,14 +260,14 @@ class Mirror:
         """Take in an object; returns whose messages it can change."""
         metadata = metadata_of(event.object)
         if event.kind in ("pod", "namespace"):
-            return self._concerned(self.consumers.see(event.kind, event.object))
+            return self._concerned(self.consumers.see(event.kind, event.object), event.seen_us)
         key = str(metadata.get("uid" if event.kind == "claim" else "name", ""))
         name = ObjectName(event.kind, key)
         tracked = self.tracked.setdefault(name, Tracked(name))
         if event.resource_version < tracked.view_version:
             return []  # a late event; the view never goes back
         tracked.object, tracked.error, tracked.view_version = event.object, event.error, event.resource_version
-        tracked.is_dirty = True
+        tracked.note_news(event.seen_us)
         if tracked.removal == "failed":
             tracked.removal = ""
         if event.kind == "claim":
@@ -286,7 +286,7 @@ class Mirror:
             self._unmet = {uid: event for uid, event in self._unmet.items() if self._is_still_to_come(event)}
         return [self.tracked[name] for name in sorted(self._unseen) if name.kind == kind and name in self.tracked]
 
-    def _concerned(self, names: set[ClaimName] | str) -> list[Tracked]:
+    def _concerned(self, names: set[ClaimName] | str, seen_us: int) -> list[Tracked]:
         """The claims of these names, or of a whole namespace: what is said of them has changed."""
         if isinstance(names, str):
             uids = {uid for (namespace, _), each in self._uids.items() if namespace == names for uid in each}
@@ -294,7 +294,7 @@ class Mirror:
             uids = {uid for name in names for uid in self._uids.get(name, ())}
         found = [self.tracked[name] for uid in sorted(uids) if (name := ObjectName("claim", uid)) in self.tracked]
         for tracked in found:
-            tracked.is_dirty = True
+            tracked.note_news(seen_us)
         return found
 
     def _class_changed(self, tracked: Tracked) -> list[Tracked]:
@@ -309,17 +309,17 @@ class Mirror:
     def _lose(self, event: ObjectGone) -> None:
         metadata = metadata_of(event.object)
         if event.kind in ("pod", "namespace"):
-            for claim in self._concerned(self.consumers.lose(event.kind, event.object)):
+            for claim in self._concerned(self.consumers.lose(event.kind, event.object), event.seen_us):
                 self._advance(claim)
             return
         key = str(metadata.get("uid" if event.kind == "claim" else "name", ""))
         tracked = self.tracked.get(ObjectName(event.kind, key))
         if tracked is not None and event.resource_version >= tracked.view_version:
-            self._gone(tracked, event.resource_version)
+            self._gone(tracked, event.resource_version, event.seen_us)
         for unseen in self._passed(event.kind, event.resource_version):
             self._advance(unseen)
 
-    def _gone(self, tracked: Tracked, resource_version: int) -> None:
+    def _gone(self, tracked: Tracked, resource_version: int, seen_us: int = 0) -> None:
         if tracked.name.kind == "claim":
             ref = tracked.ref
             uids = self._uids.get((ref.namespace, ref.name), set())
@@ -327,7 +327,8 @@ class Mirror:
             if not uids:
                 self._uids.pop((ref.namespace, ref.name), None)
         tracked.object, tracked.error = None, ""
-        tracked.must_be_gone, tracked.is_dirty = False, True
+        tracked.must_be_gone = False
+        tracked.note_news(seen_us)
         tracked.view_version = max(tracked.view_version, tracked.own_version, tracked.subject_version, resource_version)
         if tracked.name.kind == "class":
             self._brokered.discard(tracked.name.key)
@@ -451,6 +452,7 @@ class Mirror:
         if tracked.in_flight is not None or not tracked.view_is_current or tracked.is_half_way:
             return
         if not self._differs(tracked):
+            tracked.news_us = 0
             self._is_told(tracked)
         elif not self._holds_back:
             self._publish(tracked)
@@ -525,8 +527,8 @@ class Mirror:
 
     def _publish(self, tracked: Tracked) -> None:
         self._attempts += 1
-        action = Publish(tracked.name, self._message(tracked), tracked.last_sequence, self._attempts)
-        tracked.in_flight = action
+        action = Publish(tracked.name, self._message(tracked), tracked.last_sequence, self._attempts, tracked.news_us)
+        tracked.in_flight, tracked.news_us = action, 0
         self._in_flight += 1
         self._actions.append(action)
 
@@ -589,6 +591,7 @@ class Mirror:
             if tracked.object is None and not tracked.view_is_current:
                 self._unseen.add(tracked.name)
         tracked.published = None
+        tracked.news_us = action.seen_us or tracked.news_us
         # Our message may still land. No sync may speak before a later one of ours has made that impossible.
         self._owed.add(tracked.name)
         self._advance(tracked)

@@ -60,6 +60,7 @@ class Tracked:
     published_decision: int = 0  # ledger sequence of the settled decision in it
     published_ms: int = 0
     is_dirty: bool = True  # what it would say now was not compared with what was published
+    news_us: int = 0  # when the first news came that was not published yet; 0: there is none, or nobody took the time
     in_flight: Publish | None = None
 
     decision: Settled | None = None
@@ -69,6 +70,11 @@ class Tracked:
     unschedulable_since: tuple[int, bool] | None = None
     job: Job | None = None
     removal: Literal["", "sent", "failed"] = ""  # of our finalizer; failed: tried again with a new view, or later
+
+    def note_news(self, seen_us: int) -> None:
+        """What it would say now is to be compared with what was published."""
+        self.is_dirty = True
+        self.news_us = self.news_us or seen_us
 
     @property
     def decision_sequence(self) -> int:

@@ -1,6 +1,7 @@
 """When an object is published, expecting which message before it, and what a refusal teaches."""
 
 import pytest
+from msgspec.structs import replace
 
 from cluster_agent.mirror.actions import (
     Asked,
@@ -63,6 +64,23 @@ def test_has_one_publish_in_flight_per_subject_and_then_says_what_is_newest() ->
     driven.store(second)
     assert driven.claim()["metadata"]["labels"] == {"a": "2"}
     assert driven.mirror.is_idle
+
+
+def test_a_publish_knows_when_the_first_news_came_that_it_tells() -> None:
+    driven = Driven().started()
+    driven.tell(replace(seen(a_manifest(), 100), seen_us=7))
+    assert driven.only(Publish).seen_us == 7
+    driven.tell(replace(seen(a_manifest(labels={"a": "1"}), 101), seen_us=20))
+    driven.tell(replace(seen(a_manifest(labels={"a": "2"}), 102), seen_us=30))
+    (second,) = driven.store()
+    assert isinstance(second, Publish)
+    assert second.seen_us == 20
+    driven.tell(refused(driven, a_state(a_manifest(), 100, EPOCH), LATER))
+    assert driven.only(Publish).seen_us == 20, "what was refused is still to be told"
+    driven.store()
+    driven.tell(replace(seen(a_manifest(labels={"a": "2"}), 102), seen_us=40))
+    driven.tell(replace(gone(a_manifest(), 103), seen_us=50))
+    assert driven.only(Publish).seen_us == 50, "what changed nothing is no news"
 
 
 def test_publishes_different_objects_beside_each_other() -> None:

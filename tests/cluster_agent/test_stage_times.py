@@ -1,0 +1,52 @@
+"""What an agent's messages say in their headers of when things happened."""
+
+from cluster_agent.app.stage_times import StageTimes
+from schemas.wire.stages import TIMES, read_times
+from schemas.wire.state import ClaimState, Settled
+
+A_CLAIM = ClaimState(agent_epoch=1)
+
+
+def told(stages: StageTimes, decision: int = 0, seen_us: int = 0) -> list[str]:
+    """Stages that a message says that has settled this decision."""
+    message = ClaimState(agent_epoch=1, decision=Settled(decision, "Applied") if decision else None)
+    return list(read_times(stages.headers("u", message, seen_us)[TIMES]))
+
+
+def test_a_message_tells_when_its_news_came_and_when_it_was_sent() -> None:
+    times = read_times(StageTimes().headers("u", A_CLAIM, 1_000)[TIMES])
+    assert times["seen"] == 1_000 < times["sent"]
+    assert told(StageTimes()) == ["sent"]
+
+
+def test_an_outcome_tells_of_its_decision_until_that_is_stored() -> None:
+    stages = StageTimes()
+    stages.delivered("u", 7)
+    stages.writing("u", 7)
+    stages.written("u", 7)
+    assert told(stages) == ["sent"], "nothing is settled yet"
+    assert told(stages, 6) == ["sent"], "another one is"
+    assert told(stages, 7, 1) == ["seen", "delivered", "writing", "written", "sent"]
+    assert told(stages, 7) == ["delivered", "writing", "written", "sent"], "a publish may be tried again"
+    stages.forget("u", 6)
+    stages.forget("u", 7)
+    assert told(stages, 7) == ["sent"]
+
+
+def test_the_first_write_and_the_last_answer_count() -> None:
+    stages = StageTimes()
+    for _ in range(2):
+        stages.delivered("u", 7)
+        stages.writing("u", 7)
+        stages.written("u", 7)
+    message = ClaimState(agent_epoch=1, decision=Settled(7, "Applied"))
+    times = read_times(stages.headers("u", message, 0)[TIMES])
+    assert times["delivered"] <= times["writing"] < times["written"] <= times["sent"]
+
+
+def test_an_older_decision_takes_nothing_from_the_newer() -> None:
+    stages = StageTimes()
+    stages.delivered("u", 7)
+    stages.written("u", 5)
+    assert told(stages, 5) == ["sent"]
+    assert told(stages, 7) == ["delivered", "sent"]
