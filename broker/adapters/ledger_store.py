@@ -206,6 +206,8 @@ class LedgerStore:
     async def _send(self, messages: Sequence[OutgoingMessage], expected_last: int, deadline_s: float) -> _PubAck:
         """Send the batch and wait for its ack.
 
+        One message is stored whole anyway, and as no batch it costs a server that keeps one replica a fifth: of a batch
+        it makes a store on disk first.
         A new batch id for every try: with the id of a try whose remains the server still holds, it would take the
         first message for a gap.
         Raises: BatchTooLargeError, MessageTooLargeError before anything is sent.
@@ -219,11 +221,13 @@ class LedgerStore:
         losses = self._connection.losses
         ready = []
         for number, message in enumerate(messages, start=1):
-            headers = {**message.headers, "Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(number)}
+            headers = dict(message.headers)
             if number == 1:
                 headers["Nats-Expected-Last-Sequence"] = str(expected_last)
-            if number == len(messages):
-                headers["Nats-Batch-Commit"] = "1"
+            if len(messages) > 1:
+                headers |= {"Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(number)}
+                if number == len(messages):
+                    headers["Nats-Batch-Commit"] = "1"
             block = header_block(headers)
             self._connection.check_bytes(message.subject, len(block) + len(message.payload))
             if number < len(messages):

@@ -3,6 +3,8 @@
 from collections import deque
 from collections.abc import Iterable
 
+from msgspec import structs
+
 from broker.allocation.index import DeviceIndex
 from broker.allocation.nodes import NodeView, node_views
 from broker.machine.effects import ALGORITHM, Effects, Identity, Notice, NoticeLevel
@@ -14,7 +16,7 @@ from broker.world.keys import ClaimKey, ClusterId, DeviceKey
 from broker.world.world import World
 from schemas.wire.bus import StoredMessage
 from schemas.wire.calls import Ask, DeadLetter
-from schemas.wire.ledger import AnyEntry, EndCause, Inputs, Order, Step
+from schemas.wire.ledger import AnyEntry, EndCause, Inputs, Order, Step, entry_place
 from schemas.wire.state import ObjectName
 from schemas.wire.subjects import state_subject
 
@@ -72,21 +74,29 @@ class Core:
 
     def has_room(self, entries: int = ROOM_FOR_MESSAGE) -> bool:
         """Whether the batch can take `entries` more."""
-        return len(self._entries) + 1 + entries <= MAX_BATCH
+        return len(self._entries) + entries + 1 <= MAX_BATCH  # the last one may be the inputs
 
     def next_sequence(self) -> int:
         """The ledger sequence that the next recorded entry gets."""
-        return self.world.ledger_last + 2 + len(self._entries)  # the Inputs entry comes first
+        return self.world.ledger_last + 1 + len(self._entries) + self._follows_a_checkpoint
 
     def record(self, entry: AnyEntry) -> int:
         """Put an entry into the batch and into the world; returns its ledger sequence."""
         sequence = self.next_sequence()
+        if self._follows_a_checkpoint:
+            self._entries.append(Inputs(leader_epoch=self.world.leader_epoch))
+            self._causes.append(0)
         self._entries.append(entry)
         self._causes.append(self.cause)
         last = self.world.ledger_last
         fold.apply_entry(self.world, entry, sequence)
         self.world.ledger_last = last  # moves when the batch is closed
         return sequence
+
+    @property
+    def _follows_a_checkpoint(self) -> bool:
+        """The next entry does: one of no checkpoint must come first, so that its end is told though it is damaged."""
+        return not self._entries and self.world.ledger_last == self.world.checkpoint_last
 
     def note_epoch(self, cluster: ClusterId, epoch: int) -> None:
         """A new run of a cluster's agent is believed from here on."""
@@ -195,8 +205,16 @@ class Core:
             build=self.identity.build,
             algorithm=ALGORITHM,
         )
-        effects.entries, effects.causes = [inputs, *self._entries], [0, *self._causes]
+        effects.entries = _ended(self._entries, inputs)
+        effects.causes = [*self._causes, *[0] * (len(effects.entries) - len(self._causes))]
         self.world.ledger_last += len(effects.entries)
         self._entries, self._causes, self._steps = [], [], []
         self._epochs, self._synced, self._position_expired = {}, {}, False
         return effects
+
+
+def _ended(entries: list[AnyEntry], inputs: Inputs) -> list[AnyEntry]:
+    """The batch with what it was decided from."""
+    if entries and (inputs.is_plain or entry_place(entries[-1])[0] == "_"):
+        return [*entries[:-1], structs.replace(entries[-1], inputs=inputs)]
+    return [*entries, inputs]

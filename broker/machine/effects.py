@@ -33,8 +33,8 @@ class Identity(msgspec.Struct, frozen=True):
 class Effects(msgspec.Struct):
     """One step's orders.
 
-    entries: one ledger batch, `entries[0]` the Inputs that led to it; empty when there is nothing to record. They get
-    the ledger sequences from `first_sequence` on, and are appended expecting `first_sequence - 1` to be the last.
+    entries: one ledger batch; its last entry has the Inputs that led to it. Empty when there is nothing to record. They
+    get the ledger sequences from `first_sequence` on, and are appended expecting `first_sequence - 1` to be the last.
     dead_letters: kept before the append, which moves the recorded position past them; keeping one twice does no harm.
     asks, notices, answers: only after the append is known to be stored: what nobody can prove must not be seen.
     answers: to the operators' commands that this step has carried out, in order: why it could not be done, or "".

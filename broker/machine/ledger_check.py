@@ -24,16 +24,14 @@ from schemas.wire.ledger import (
     Adopted,
     Allocate,
     AnyEntry,
-    Inputs,
     LeaderElected,
     LedgerRebuilt,
     SegmentClosed,
     SegmentOpened,
     entry_place,
+    inputs_of,
 )
 from schemas.wire.subjects import ledger_subject
-
-BEGIN_BATCHES = (Inputs, LeaderElected, SegmentClosed)
 
 
 class BadEntry(msgspec.Struct, frozen=True):
@@ -81,7 +79,6 @@ class LedgerCheck:
         self._opening: list[tuple[StoredMessage, AnyEntry]] = []
         self._doubt: BadEntry | None = None  # about a checkpoint, unless it is opened anew behind it
         self._touched: set[DeviceKey] = set()
-        self._has_inputs = False
 
     @property
     def bad(self) -> BadEntry | None:
@@ -106,7 +103,6 @@ class LedgerCheck:
         self._found = SegmentFound(segment)
         self.segments.append(self._found)
         self._world, self._doubt, self._opening = None, None, []
-        self._has_inputs = False
         self._touched = set()
 
     def add(self, messages: Iterable[StoredMessage]) -> None:
@@ -237,16 +233,12 @@ class LedgerCheck:
 
     def _folds(self, message: StoredMessage, entry: AnyEntry) -> None:
         assert self._world is not None
-        if isinstance(entry, BEGIN_BATCHES):
-            self._batch_ends()
-            if self._found.bad is not None:
-                return
-            self._has_inputs = True
-        elif not self._has_inputs:
+        inputs = inputs_of(entry)
+        if not self._world.leader_epoch and not isinstance(entry, LeaderElected):
             self._is_bad(message, f"{type(entry).__name__} stands before anybody was elected")
             return
-        if isinstance(entry, Inputs) and entry.leader_epoch != self._world.leader_epoch:
-            text = f"leader {entry.leader_epoch} wrote it, and {self._world.leader_epoch} was elected last"
+        if inputs is not None and inputs.leader_epoch != self._world.leader_epoch:
+            text = f"leader {inputs.leader_epoch} wrote it, and {self._world.leader_epoch} was elected last"
             self._is_bad(message, text)
             return
         try:
@@ -256,6 +248,8 @@ class LedgerCheck:
             return
         if isinstance(entry, Allocate | Adopted):
             self._touched.update(key for key in _devices(entry) if key in self._world.granted)
+        if inputs is not None:
+            self._batch_ends()
 
     def _batch_ends(self) -> None:
         """At the end of each batch: nobody holds a device that another one holds."""

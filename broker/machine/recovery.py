@@ -17,7 +17,7 @@ from schemas.wire.bus import StoredMessage
 from schemas.wire.calls import Ask
 from schemas.wire.codec import WireError
 from schemas.wire.ledger import AnyEntry
-from schemas.wire.state import AgentStarted, SyncFinished
+from schemas.wire.state import AgentStarted, ObjectName, SyncFinished
 from schemas.wire.subjects import KINDS, StateSubject, parse_state_subject, sync_part_subject
 
 
@@ -127,7 +127,10 @@ def resume(machine: Machine) -> None:
     core, world = machine.core, machine.world
     clusters.resume(core)
     for key in sorted(world.claims):
-        # One of which only the ledger knows has ended, or its messages have expired: its cluster's next sync tells.
+        cluster = world.cluster(key.cluster)
+        if world.claims[key].grants and ObjectName("claim", key.uid) not in cluster.known:
+            # It has ended, and the message that says so was lost with its last ones: a full sync tells.
+            cluster.asked_at = cluster.asked_at or max(world.position, 1)
         if world.claims[key].is_shown_without_grant and not claims.is_fenced(core, key.cluster):
             core.to_adopt.add(key)
         core.queue.make_due(key)

@@ -95,6 +95,8 @@ def apply_entry(world: World, entry: AnyEntry, ledger_sequence: int) -> None:
             taint(world, entry, ledger_sequence)
         case _:
             assert_never(entry)
+    if entry.inputs is not None:
+        _inputs(world, entry.inputs)
     world.ledger_last = ledger_sequence
 
 
@@ -157,7 +159,9 @@ def device_of(entry: DeviceEntry) -> DeviceKey:
 
 def taint(world: World, entry: DeviceTainted | DeviceUntainted, ledger_sequence: int) -> None:
     """The broker keeps, or keeps no more, this taint on a device."""
-    kept = structs.replace(entry, ledger_sequence=ledger_sequence) if isinstance(entry, DeviceTainted) else None
+    kept = None
+    if isinstance(entry, DeviceTainted):
+        kept = structs.replace(entry, ledger_sequence=ledger_sequence, inputs=None)
     world.put_taint(device_of(entry), entry.key, kept)
 
 
@@ -179,7 +183,7 @@ def _allocate(world: World, entry: Allocate, ledger_sequence: int) -> None:
 
 def restated(entry: Allocate | Release | Adopted, ledger_sequence: int) -> bytes:
     """The entry as a checkpoint states it again: with the ledger sequence by which it is known."""
-    return encode(structs.replace(entry, ledger_sequence=ledger_sequence))
+    return encode(structs.replace(entry, ledger_sequence=ledger_sequence, inputs=None))
 
 
 def grant_of(claim: Claim, entry: Allocate | Adopted, ledger_sequence: int) -> Grant:

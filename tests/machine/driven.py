@@ -9,6 +9,7 @@ from dataclasses import fields
 from typing import Any, Literal, TypeVar
 
 import msgspec
+from msgspec import structs
 
 from broker.allocation.cel.engine import SelectorEngine
 from broker.allocation.index import DeviceIndex
@@ -39,6 +40,7 @@ from schemas.wire.ledger import (
     SegmentClosed,
     SegmentOpened,
     Verb,
+    inputs_of,
 )
 from schemas.wire.state import (
     AgentStarted,
@@ -113,9 +115,10 @@ class Driven:
         if effects.entries:
             assert effects.first_sequence == len(self.ledger) + 1
             assert len(effects.entries) <= MAX_BATCH
-            assert [isinstance(entry, Inputs) for entry in effects.entries] == [True] + [False] * (
-                len(effects.entries) - 1
-            )
+            *before, last = map(inputs_of, effects.entries)
+            is_first = self.world.checkpoint_last == len(self.ledger)
+            assert last is not None
+            assert not any(before[1 if is_first else 0 :])
             self._append(effects.entries)
         assert self.world.ledger_last == len(self.ledger)
         self.letters += effects.dead_letters
@@ -130,7 +133,7 @@ class Driven:
         entries: list[AnyEntry] = []
         while self.machine.has_work(self.now_ms):
             entries += self.step().entries
-        return [entry for entry in entries if not isinstance(entry, Inputs)]
+        return without_inputs(entries)
 
     def rotate(self) -> None:
         """The ledger goes on in its next segment."""
@@ -160,9 +163,14 @@ class Driven:
         return self.answers[-1]
 
     def recorded(self, kind: type[E]) -> dict[int, E]:
-        """All entries of a kind by their ledger sequence."""
-        entries = {message.stream_sequence: decode_entry(message.payload) for message in self.ledger}
-        return {sequence: entry for sequence, entry in entries.items() if isinstance(entry, kind)}
+        """All entries of a kind by their ledger sequence; Inputs by that of the entry that has them."""
+        found: dict[int, E] = {}
+        for message in self.ledger:
+            entry = decode_entry(message.payload)
+            about: AnyEntry | None = inputs_of(entry) if kind is Inputs else structs.replace(entry, inputs=None)
+            if isinstance(about, kind):
+                found[message.stream_sequence] = about
+        return found
 
     def last(self, kind: type[E]) -> tuple[int, E]:
         """The last entry of a kind, and its ledger sequence."""
@@ -184,14 +192,15 @@ class Driven:
         made = [message.payload for message in self.ledger[:2]]
         position = 0
         entries = [decode_entry(message.payload) for message in self.ledger]
-        for entry, after in zip(entries, [*entries[1:], None], strict=True):
-            steps = entry.steps if isinstance(entry, Inputs) else []
+        for entry in entries:
+            inputs = inputs_of(entry)
+            steps = inputs.steps if inputs is not None else []
             for step in steps:
                 for order in step.orders:
                     again.order(order)
                 again.feed(self.log[position : step.position])
                 position = step.position
-                closes = isinstance(after, SegmentClosed) and step is steps[-1]
+                closes = isinstance(entry, SegmentClosed) and step is steps[-1]
                 effects = again.close_segment(step.now_ms) if closes else again.step(step.now_ms)
                 made += [encode(each) for each in effects.entries]
             if isinstance(entry, SegmentClosed):
@@ -221,7 +230,7 @@ class Driven:
     def takeover(self) -> Machine:
         """A standby's machine when it takes over: it has followed the ledger batch by batch."""
         start, believed, up_to = self._start(), None, 0
-        batches = [at for at, entry in enumerate(self.ledger) if isinstance(decode_entry(entry.payload), Inputs)]
+        batches = [at for at, entry in enumerate(self.ledger, start=1) if inputs_of(decode_entry(entry.payload))]
         for end in sorted({*batches, *self.segments[1:], len(self.ledger)}):
             self._read(start, end)
             if believed is not None and believed.is_outdated:
@@ -259,6 +268,11 @@ class Driven:
 
     def _append(self, entries: Iterable[AnyEntry]) -> None:
         self.ledger += as_stored(entries, len(self.ledger) + 1)
+
+
+def without_inputs(entries: Iterable[AnyEntry]) -> list[AnyEntry]:
+    """What was recorded, and not what it was decided from."""
+    return [structs.replace(entry, inputs=None) for entry in entries if not isinstance(entry, Inputs)]
 
 
 def as_stored(entries: Iterable[AnyEntry], first_sequence: int) -> list[StoredMessage]:

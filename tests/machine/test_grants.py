@@ -78,7 +78,7 @@ def test_adopts_before_it_grants_anything_in_the_same_step(machine: Driven) -> N
     east, west = everyone_heard(machine, devices=1)
     east.tells(an_immediate_claim())
     west.tells(a_claim(), an_allocation("gpu-0"))
-    assert isinstance(machine.step().entries[1], Adopted)
+    assert isinstance(machine.step().entries[0], Adopted)
     assert machine.recorded(Allocate) == {}
 
 

@@ -22,6 +22,7 @@ from schemas.wire.ledger import (
     Release,
     SegmentClosed,
     SegmentOpened,
+    inputs_of,
 )
 from schemas.wire.state import ObjectName, Rejected
 from schemas.wire.subjects import state_subject
@@ -88,21 +89,20 @@ def test_a_start_gives_the_world_that_was_left(machine: Driven) -> None:
 
 def test_a_start_in_the_middle_of_each_batch_goes_on_to_the_same_ledger(machine: Driven) -> None:
     a_busy_day(machine)
-    opened = [message.stream_sequence for message in machine.ledger if b"ledger.inputs.v1" in message.payload]
-    for batch, sequence in enumerate(opened):
+    begins = 2  # how many entries there are before the batch: the election
+    for ends, inputs in machine.recorded(Inputs).items():
         again = Machine(World(machine.federation), machine.index, IDENTITY)
-        fold_ledger(again, machine.ledger[: sequence - 1])
+        fold_ledger(again, machine.ledger[:begins])
         position = again.world.position
         believe_again(again, machine.log[:position])
         recovery.resume(again)
         made: list[bytes] = []
-        steps = machine.recorded(Inputs)[sequence].steps
-        for step in steps:
+        for step in inputs.steps:
             again.feed(machine.log[position : step.position])
             position = step.position
             made += [encode(entry) for entry in again.step(step.now_ms).entries]
-        end = opened[batch + 1] if batch + 1 < len(opened) else len(machine.ledger) + 1
-        assert made == [message.payload for message in machine.ledger[sequence - 1 : end - 1]]
+        assert made == [message.payload for message in machine.ledger[begins:ends]]
+        begins = ends
 
 
 def test_a_start_leaves_what_waits_for_an_outcome_alone(machine: Driven) -> None:
@@ -129,7 +129,7 @@ def test_a_claim_without_messages_any_more_keeps_its_grant_until_a_sync(machine:
     position = len(machine.log)
     east.syncs()
     again.feed(machine.log[position:])
-    assert [type(entry) for entry in run(again, machine.now_ms)] == [Inputs, GrantEnded]
+    assert [type(entry) for entry in run(again, machine.now_ms)] == [GrantEnded, Inputs]
 
 
 def test_a_claim_without_messages_any_more_keeps_its_place_in_the_queue(machine: Driven) -> None:
@@ -231,13 +231,13 @@ def test_a_lost_position_is_told_and_every_cluster_must_sync_again(machine: Driv
     assert len(machine.ledger) == kept
     again = after_expiry(machine, first_kept)
     effects = again.step(machine.now_ms)
-    inputs = effects.entries[0]
-    assert isinstance(inputs, Inputs)
+    inputs = inputs_of(effects.entries[-1])
+    assert inputs
     assert inputs.position_expired
     assert inputs.epochs == {EAST: east.epoch} or inputs.epochs == {}
     assert inputs.steps[-1].position == len(machine.log) == again.world.position
     assert sorted(effects.asks) == [(EAST, Ask()), (WEST, Ask())]
-    assert [type(entry) for entry in effects.entries[1:]].count(Allocate) == 0
+    assert [type(entry) for entry in effects.entries].count(Allocate) == 0
     assert len(again.world.claims[key_of(EAST, holder)].grants) == 1
     # When both have synced, the claim that is not there any more ends, and the other gets its turn.
     start = len(machine.log)
@@ -246,7 +246,7 @@ def test_a_lost_position_is_told_and_every_cluster_must_sync_again(machine: Driv
     west.syncs()
     again.feed(machine.log[start:])
     entries = run(again, machine.now_ms)
-    assert [type(entry) for entry in entries] == [Inputs, GrantEnded, Allocate]
+    assert [type(entry) for entry in entries] == [GrantEnded, Allocate, Inputs]
 
 
 def test_epochs_come_first_where_the_position_was_lost(machine: Driven) -> None:
@@ -256,8 +256,8 @@ def test_epochs_come_first_where_the_position_was_lost(machine: Driven) -> None:
     east.starts()
     east.tells(a_claim(name="late"), epoch=before)
     again = after_expiry(machine, first)
-    (inputs, *_) = run(again, machine.now_ms)
-    assert isinstance(inputs, Inputs)
+    inputs = inputs_of(run(again, machine.now_ms)[-1])
+    assert inputs
     assert inputs.epochs == {EAST: east.epoch}
     assert {claim.name for claim in again.world.claims.values()} == {"early"}
 
@@ -272,9 +272,9 @@ def test_a_crash_before_all_of_it_was_applied_begins_again_at_the_old_position(m
     for claim in claims:
         west.tells(claim)
     again = after_expiry(machine, before + 2)
-    first, second = (again.step(machine.now_ms).entries[0] for _ in range(2))
-    assert isinstance(first, Inputs)
-    assert isinstance(second, Inputs)
+    first, second = (inputs_of(again.step(machine.now_ms).entries[-1]) for _ in range(2))
+    assert first
+    assert second
     assert [step.position for step in first.steps + second.steps] == [before, len(machine.log)]
 
 

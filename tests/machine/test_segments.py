@@ -70,8 +70,7 @@ def folded(ledger: Iterable[StoredMessage], world: World | None = None, segment:
 def closed(ledger: Segment, segment: int = 0) -> Segment:
     """The segment, with its last entry."""
     last = ledger[-1].stream_sequence
-    entries: list[AnyEntry] = [Inputs(leader_epoch=2), SegmentClosed(next_segment=segment + 1)]
-    return ledger + as_stored(entries, last + 1)
+    return ledger + as_stored([SegmentClosed(next_segment=segment + 1, inputs=Inputs(leader_epoch=2))], last + 1)
 
 
 def opened(before: World, segment: int) -> Segment:
@@ -113,11 +112,11 @@ def tail_of(segment: Segment) -> Segment:
 def test_a_checkpoint_anywhere_and_the_entries_after_it_give_the_same_world(machine: Driven) -> None:
     a_busy_day(machine)
     everything = facts(folded(machine.ledger))
-    batches = [message.stream_sequence for message in machine.ledger if b"ledger.inputs.v1" in message.payload]
-    for first in batches:
-        before = folded(machine.ledger[: first - 1])
+    for end in machine.recorded(Inputs):
+        before = folded(machine.ledger[:end])
         # In a real segment the numbers go on; here the tail keeps its own, which its entries name.
-        segment = as_stored(checkpoint(before, "main", 1), 0) + machine.ledger[first - 1 :]
+        opened = [*checkpoint(before, "main", 1), Inputs(leader_epoch=before.leader_epoch)]
+        segment = as_stored(opened, 0) + machine.ledger[end:]
         world = folded(segment, segment=1)
         check(world)
         assert facts(world) == everything

@@ -18,13 +18,13 @@ from schemas.wire.ledger import (
     CollisionFound,
     DeviceHold,
     GrantEnded,
-    Inputs,
     LeaderElected,
     OutcomeRecorded,
     ReasonChanged,
     Release,
     SegmentClosed,
     SegmentOpened,
+    inputs_of,
 )
 from schemas.wire.subjects import ledger_stream
 
@@ -76,6 +76,11 @@ class LedgerView:
         if self._checkpoint_left and not isinstance(entry, SegmentOpened):
             self._state_again(entry)
             return
+        inputs = inputs_of(entry)
+        if inputs is not None:
+            assert inputs.leader_epoch == self.leaders[-1][0], f"{self.last} is not by the leader, {self.leaders}"
+            self.synced.update(inputs.synced)
+            self.algorithms.add(inputs.algorithm)
         match entry:
             case SegmentOpened():
                 assert self.is_between == (entry.segment > 0), f"{self.last} opens a segment, another is not closed"
@@ -86,10 +91,6 @@ class LedgerView:
                 raise AssertionError(f"{self.last} is in a segment that is not open: {entry}")
             case LeaderElected():
                 self.leaders.append((self.last, entry.instance))
-            case Inputs():
-                assert entry.leader_epoch == self.leaders[-1][0], f"{self.last} is not by the leader, {self.leaders}"
-                self.synced.update(entry.synced)
-                self.algorithms.add(entry.algorithm)
             case Allocate() | Adopted():
                 self._hold(entry)
             case Release():

@@ -43,6 +43,7 @@ from schemas.wire.ledger import (
     GrantKept,
     Inputs,
     LeaderElected,
+    LeaderElectedBefore,
     LedgerRebuilt,
     LivenessChanged,
     LivenessMark,
@@ -216,7 +217,7 @@ LEDGER: list[tuple[AnyEntry, bytes]] = [
     ),
     (
         LeaderElected(instance="broker-0", build="1.0"),
-        b'{"type":"dev.dragoman.ledger.leader-elected.v1","instance":"broker-0","build":"1.0"}',
+        b'{"type":"dev.dragoman.ledger.leader-elected.v2","instance":"broker-0","build":"1.0"}',
     ),
     (
         Inputs(
@@ -407,6 +408,18 @@ LEDGER: list[tuple[AnyEntry, bytes]] = [
         b'{"type":"dev.dragoman.ledger.device-untainted.v1",'
         + GPU_3_JSON
         + b',"key":"example.com/fan","at_ms":3000,"operator":"ada","reason":"new fan"}',
+    ),
+    (
+        LeaderElectedBefore(instance="broker-0", build="1.0"),
+        b'{"type":"dev.dragoman.ledger.leader-elected.v1","instance":"broker-0","build":"1.0"}',
+    ),
+    (
+        SegmentClosed(next_segment=1, inputs=Inputs(leader_epoch=2, steps=[Step(5, 1_000)])),
+        (
+            b'{"type":"dev.dragoman.ledger.segment-closed.v1",'
+            b'"inputs":{"type":"dev.dragoman.ledger.inputs.v1","leader_epoch":2,'
+            b'"steps":[{"position":5,"now_ms":1000}]},"next_segment":1}'
+        ),
     ),
 ]
 
@@ -757,6 +770,8 @@ def test_other_subjects_are_not_of_state(subject: str) -> None:
             (entry, ("_", "device", "fabric/f/gpu.example.com/rack7/gpu-3/example.com/fan"))
             for entry, _ in LEDGER[26:28]
         ],
+        (LEDGER[28][0], ("_", "leader", "elected")),
+        (LEDGER[29][0], ("_", "leader", "closed")),
     ],
     ids=by_type,
 )

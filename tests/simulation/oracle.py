@@ -42,6 +42,8 @@ from schemas.wire.ledger import (
     Release,
     SegmentClosed,
     SegmentOpened,
+    entry_place,
+    inputs_of,
 )
 from schemas.wire.state import ObjectName, SyncFinished
 from schemas.wire.subjects import parse_state_subject
@@ -195,8 +197,11 @@ class Oracle:
             self._last_sequence += 1
             return
         before = self.position
+        inputs = inputs_of(entries[-1])
         if not batch.is_of_checkpoint:
             self._check_shape(entries)
+            if inputs is not None:
+                self._inputs(inputs)
             for sequence, entry in enumerate(entries, start=batch.expected_last + 1):
                 self._apply(entry, sequence)
         if batch.segment > self._segment:
@@ -207,7 +212,7 @@ class Oracle:
         except InvariantError as error:
             raise Violation(f"the ledger cannot be folded: {error}") from error
         self._last_sequence = batch.expected_last + len(entries)
-        if writer is not None and isinstance(entries[0], Inputs):
+        if writer is not None and inputs is not None:
             try:
                 check(writer.world)
             except InvariantError as error:
@@ -253,16 +258,22 @@ class Oracle:
         if isinstance(first, SegmentOpened):
             require(self._last_sequence == 0 and len(entries) == 2, "a segment is opened in the middle of the ledger")
         elif not isinstance(first, LeaderElected):
-            require(isinstance(first, Inputs), f"a batch opens with {type(first).__name__}, not with its inputs")
-            others = [entry for entry in entries[1:] if isinstance(entry, Inputs | LeaderElected | SegmentOpened)]
-            require(not others, f"a batch holds {others} behind its inputs")
+            require(inputs_of(entries[-1]), f"a batch ends with {entries[-1]}, without its inputs")
+            if isinstance(first, Inputs):  # between a checkpoint and what looks like a part of it
+                entries = entries[1:] or entries
+            others = [
+                entry for entry in entries[:-1] if inputs_of(entry) or isinstance(entry, LeaderElected | SegmentOpened)
+            ]
+            require(not others, f"a batch holds {others} before its inputs")
+            require(
+                all(each.inputs is None or each.inputs.is_plain or entry_place(each)[0] == "_" for each in entries),
+                f"what concerns all clusters is told to one of them by {entries[-1]}",
+            )
 
     def _apply(self, entry: AnyEntry, sequence: int) -> None:
         match entry:
             case LeaderElected():
                 self.leader_epoch = sequence
-            case Inputs():
-                self._inputs(entry)
             case Allocate():
                 self._allocate(entry, sequence)
             case Adopted():

@@ -15,11 +15,11 @@ from schemas.wire.ledger import (
     ClusterReadmitted,
     ClusterRebuilt,
     FenceLifted,
-    Inputs,
     LeaderElected,
     Release,
     SegmentOpened,
     entry_place,
+    inputs_of,
     own_sequence,
 )
 from schemas.wire.subjects import PREFIX, ledger_subject
@@ -130,7 +130,8 @@ class Batch(msgspec.Struct, frozen=True):
     @property
     def position(self) -> int:
         """Up to where it speaks of the log."""
-        return max((entry.steps[-1].position for entry in self.entries if isinstance(entry, Inputs)), default=0)
+        inputs = inputs_of(self.entries[-1])
+        return inputs.steps[-1].position if inputs is not None else 0
 
     @property
     def decisions(self) -> list[Allocate | Release]:
