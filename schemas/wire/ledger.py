@@ -642,7 +642,11 @@ def entry_place(entry: AnyEntry) -> tuple[str, str, str]:
             return entry.cluster, "claim" if isinstance(entry, _CLAIM_KINDS) else "record", entry.uid
 
 
-<<<<<<< HEAD
+def inputs_of(entry: AnyEntry) -> Inputs | None:
+    """What the batch that ends with this entry was decided from; None within a batch, and of an election."""
+    return entry if isinstance(entry, Inputs) else entry.inputs
+
+
 # Keys of a payload whose texts name people and what is theirs, or may; see `schemas.wire.chain`.
 _OF_CLAIM = ("namespace", "name")
 _OF_OPERATOR = ("operator", "reason")
@@ -651,7 +655,6 @@ _NAMES: dict[type, tuple[str, ...]] = {
     LedgerRebuilt: _OF_OPERATOR,
     CheckpointWorld: _OF_OPERATOR,
     CheckpointClaims: _WHY,
-    Inputs: _OF_OPERATOR,
     Allocate: _OF_CLAIM,
     Release: (*_OF_CLAIM, "message"),
     Adopted: _OF_CLAIM,
@@ -670,17 +673,14 @@ _NAMES: dict[type, tuple[str, ...]] = {
 
 def names_in(entry: AnyEntry) -> tuple[str, ...]:
     """The keys of an entry's payload whose texts are names; () where it has none."""
+    inputs = inputs_of(entry)
+    has_orders = inputs is not None and any(step.orders for step in inputs.steps)
     # Most of these two have none, and each costs some microseconds.
-    if isinstance(entry, Inputs) and not any(step.orders for step in entry.steps):
-        return ()
-    if isinstance(entry, OutcomeRecorded) and not entry.message:
-        return ()
-    return _NAMES.get(type(entry), ())
-=======
-def inputs_of(entry: AnyEntry) -> Inputs | None:
-    """What the batch that ends with this entry was decided from; None within a batch, and of an election."""
-    return entry if isinstance(entry, Inputs) else entry.inputs
->>>>>>> ca5495a (ledger: what a batch was decided from is in its last entry, so most batches are one message; a start asks about claims of which nothing is there but a grant)
+    if isinstance(entry, Inputs) or (isinstance(entry, OutcomeRecorded) and not entry.message):
+        found: tuple[str, ...] = ()
+    else:
+        found = _NAMES.get(type(entry), ())
+    return tuple(dict.fromkeys((*found, *_OF_OPERATOR))) if has_orders else found
 
 
 def own_sequence(entry: AnyEntry, stream_sequence: int) -> int:
