@@ -7,10 +7,11 @@ import pytest
 
 from broker.errors import InvariantError, UnreadableEntryError
 from broker.machine import Machine, recovery
+from broker.machine.syncs import on_beat
 from broker.world.check import check
 from broker.world.world import World
 from schemas.wire.bus import StoredMessage
-from schemas.wire.calls import Ask
+from schemas.wire.calls import Ask, Beat
 from schemas.wire.codec import encode
 from schemas.wire.ledger import (
     Adopted,
@@ -125,6 +126,9 @@ def test_a_claim_without_messages_any_more_keeps_its_grant_until_a_sync(machine:
     recovery.resume(again)
     assert run(again, machine.now_ms) == []
     assert len(again.world.claims[key_of(EAST, claim)].grants) == 1
+    cluster = again.world.cluster(EAST)
+    agrees = Beat(agent_epoch=east.epoch, digest=format(cluster.digest, "x"), last_sequence=cluster.last_sequence)
+    assert on_beat(again.core, EAST, agrees) == Ask(), "its message may have said that it is gone"
     east.living.discard(ObjectName("claim", claim.metadata.uid))
     position = len(machine.log)
     east.syncs()

@@ -136,12 +136,12 @@ def test_a_cluster_that_knows_decisions_which_the_ledger_lost_stops_only_what_it
 
 
 class CountsCutSyncs(BrokerRun):
-    """Takes a sync for finished although not all that it ends has ended."""
+    """Takes a sync for finished although not all that it ends has ended, and asks for no other."""
 
     def _recover(self) -> None:
         super()._recover()
         for cluster in self.world.clusters.values():
-            cluster.synced_sequence = cluster.synced_sequence or 1
+            cluster.synced_sequence, cluster.asked_at = cluster.synced_sequence or 1, 0
 
 
 def tell_of_a_cut_sync(stage: Stage, start: type[BrokerRun]) -> None:
