@@ -26,6 +26,7 @@ from broker.cli import (
     nats_config,
     nats_setup,
     schema,
+    trace,
     up,
 )
 from broker.cli.build import build
@@ -65,7 +66,20 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--log-format", choices=("text", "json"), default="text", help="of the logs on stderr")
     shtab.add_argument_to(parser, "--print-completion", help="print a completion script for this shell")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    of_federations = (explain, lists, events, broker, agent, cluster, device, ledger, nats_config, nats_setup, schema)
+    of_federations = (
+        explain,
+        trace,
+        lists,
+        events,
+        broker,
+        agent,
+        cluster,
+        device,
+        ledger,
+        nats_config,
+        nats_setup,
+        schema,
+    )
     for module in (demo, up, allocate, *of_federations, bench):
         module.add_command(commands)
     return parser

@@ -109,13 +109,17 @@ def peek_epoch(payload: bytes) -> int | None:
     return _decode(_peeks, payload).agent_epoch
 
 
+def trace_id(cluster: str, uid: str) -> str:
+    """The W3C trace id of a claim's life."""
+    return hashlib.sha256(f"{cluster}/{uid}".encode()).hexdigest()[:32]
+
+
 def trace_parent(cluster: str, uid: str, span: str) -> str:
     """W3C traceparent: the trace is the claim's, so that all sides agree on it without asking.
 
     span: what this message is, such as its id.
     """
-    trace = hashlib.sha256(f"{cluster}/{uid}".encode()).hexdigest()[:32]
-    return f"00-{trace}-{hashlib.sha256(span.encode()).hexdigest()[:16]}-01"
+    return f"00-{trace_id(cluster, uid)}-{hashlib.sha256(span.encode()).hexdigest()[:16]}-01"
 
 
 @lru_cache(maxsize=8)  # a batch has one

@@ -12,7 +12,7 @@ from broker.cli.main import main
 from cluster_agent.adapters.manifest_cluster import ManifestCluster
 from tests.manifests import claim_manifest, write_manifests
 
-COMMANDS = ("demo", "up", "allocate", "explain", "broker", "agent", "cluster", "nats-config", "nats-setup")
+COMMANDS = ("demo", "up", "allocate", "explain", "trace", "broker", "agent", "cluster", "nats-config", "nats-setup")
 
 
 def run(*arguments: str) -> int:
@@ -77,6 +77,10 @@ def test_prints_its_version(capsys: pytest.CaptureFixture[str]) -> None:
             id="a config for others",
         ),
         pytest.param(["up", "--cluster", "a={root}", "-o", "xml"], "invalid choice: 'xml'", id="an unknown format"),
+        pytest.param(["trace"], "which claim? Give NAMESPACE/NAME, or --uid", id="trace what"),
+        pytest.param(["trace", "a", "--uid", "b"], "which claim? Give NAMESPACE/NAME, or --uid", id="trace two"),
+        pytest.param(["trace", "--uid", "b"], "--uid needs --cluster", id="trace of which cluster"),
+        pytest.param(["trace", "/a"], "'/a' is not NAMESPACE/NAME", id="trace without a namespace"),
         pytest.param(["explain"], "the following arguments are required: NAMESPACE/NAME", id="explain what"),
         pytest.param(["explain", "ml/"], "'ml/' is not NAMESPACE/NAME", id="explain half a name"),
         pytest.param(["cluster"], "the following arguments are required: VERB", id="a cluster without verb"),
