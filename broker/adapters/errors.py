@@ -62,3 +62,7 @@ class ArchiveError(Exception):
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"{path}: {problem}")
         self.path = path
+
+
+class AnchorError(Exception):
+    """A key or an anchor cannot be read or written, or its signature is wrong."""

@@ -21,6 +21,7 @@ _log = logging.getLogger(__name__)
 HOUR_S = 3600
 REPLICAS_IN_A_CLUSTER = 3
 STREAM_NOT_FOUND = 10059
+PER_SUBJECT = 64  # messages of one object that DRA_STATE keeps
 MADE_BY_US = {"dev.dragoman": "v1"}  # metadata of a stream; one without it is somebody else's
 # What keeps an acknowledged message: without it a decision can be lost, but nothing else goes wrong.
 _DURABILITY = frozenset({"num_replicas", "storage", "deny_delete", "deny_purge", "duplicate_window"})
@@ -71,7 +72,7 @@ def stream_configs(
             # A log, at most 64 messages per subject: the oldest of the subject goes. `discard: new` alone is about the
             # limits of the whole stream, of which there are none; only with `discard_new_per_subject` would the 65th
             # message of a subject be refused, and then an object could never be heard of again.
-            "max_msgs_per_subject": 64,
+            "max_msgs_per_subject": PER_SUBJECT,
             "discard": "new",
             "discard_new_per_subject": False,
             "allow_atomic": True,

@@ -8,18 +8,13 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from broker.adapters.errors import ArchiveError
-from broker.adapters.ledger_archive import Archive
-from broker.adapters.streams import ledger_segments
 from broker.cli import ledger_archive, ledger_rebuild
 from broker.cli.bus import add_nats_arguments
-from broker.cli.errors import CommandError
-from broker.cli.ledger_bus import SHARD, entries_of, with_nats
+from broker.cli.ledger_bus import run_async, with_nats
+from broker.cli.ledger_source import LedgerAtNats, LedgerInFiles
 from broker.cli.output import console, print_json
 from broker.cli.progress import Progress
 from broker.machine.ledger_check import LedgerCheck
-from schemas.client.connection import Connection
-from schemas.wire.subjects import ledger_stream
 
 EPILOG = """\
 examples:
@@ -68,7 +63,10 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def run_verify(options: argparse.Namespace) -> int:
     """Check, and say what was found."""
-    check = check_files(options.files) if options.files else with_nats(options, "operator", check_live)
+    if options.files:
+        check = run_async(lambda: check_all(LedgerInFiles(options.files)))
+    else:
+        check = with_nats(options, "operator", lambda connection: check_all(LedgerAtNats(connection)))
     if options.output == "json":
         print_json(as_json(check))
     else:
@@ -87,17 +85,13 @@ def as_json(check: LedgerCheck) -> dict[str, object]:
     }
 
 
-async def check_live(connection: Connection) -> LedgerCheck:
-    """Check what is in NATS. Raises: CommandError if there is no ledger."""
-    check = LedgerCheck(SHARD)
-    segments = await ledger_segments(connection, SHARD)
-    if not segments:
-        text = "there is no ledger here: none was ever begun, or it was lost (docs/reliability.md, Ledger stream lost)"
-        raise CommandError(text, exit_code=1)
+async def check_all(ledger: LedgerAtNats | LedgerInFiles) -> LedgerCheck:
+    """Check all segments that there are. Raises: CommandError if there is no ledger; BusError; ArchiveError."""
+    check = LedgerCheck(ledger.shard)
     with Progress("entries checked") as progress:
-        for segment in segments:
+        for segment in await ledger.segments():
             check.begin(segment)
-            async with aclosing(entries_of(connection, ledger_stream(SHARD, segment))) as batches:
+            async with aclosing(ledger.entries(segment)) as batches:
                 async for batch in batches:
                     check.add(batch)
                     progress.add(len(batch), f"of segment {segment}")
@@ -105,28 +99,8 @@ async def check_live(connection: Connection) -> LedgerCheck:
     return check
 
 
-def check_files(paths: list[Path]) -> LedgerCheck:
-    """Check archived segments. Raises: CommandError if one is none, or damaged."""
-    try:
-        archives = sorted(map(Archive, paths), key=lambda each: (each.header.shard, each.header.segment))
-        shards = {each.header.shard for each in archives}
-        segments = [each.header.segment for each in archives]
-        if len(shards) > 1 or len(set(segments)) < len(segments):
-            raise CommandError("the files are of several ledgers, or a segment is given twice")
-        check = LedgerCheck(archives[0].header.shard)
-        with Progress("entries checked") as progress:
-            for archive in archives:
-                check.begin(archive.header.segment)
-                for batch in archive.batches():
-                    check.add(batch)
-                    progress.add(len(batch), f"of {archive.path.name}")
-                check.end()
-    except ArchiveError as error:
-        raise CommandError(str(error), exit_code=1) from None
-    return check
-
-
-def _table(check: LedgerCheck) -> Group:
+def segment_table(check: LedgerCheck) -> Table:
+    """A line for each segment."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("SEGMENT", "FIRST", "LAST", "ENTRIES", "CHECKPOINT", "COMPARED", "CLOSED", "STATE"):
         table.add_column(name, no_wrap=True, justify="left" if name in ("COMPARED", "CLOSED", "STATE") else "right")
@@ -142,6 +116,10 @@ def _table(check: LedgerCheck) -> Group:
             "yes" if each.closed else "no",
             state,
         )
+    return table
+
+
+def _table(check: LedgerCheck) -> Group:
     notes = [Text(f"note: {note}") for note in [*check.notes, *check.chain.notes()]]
     bad = [
         Text(f"segment {found.segment}, sequence {found.sequence}, {found.subject or 'no one entry'}: {found.problem}")
@@ -151,4 +129,4 @@ def _table(check: LedgerCheck) -> Group:
     if not bad:
         entries = sum(each.entries for each in check.segments)
         bad = [Text(f"{entries} entries in {len(check.segments)} segments: nothing is wrong", "green")]
-    return Group(table, Text(), *notes, *bad)
+    return Group(segment_table(check), Text(), *notes, *bad)

@@ -26,11 +26,16 @@ def with_nats(options: argparse.Namespace, role: str, do: Callable[[Connection],
     """Do something at NATS. Raises: CommandError."""
 
     async def connected() -> T:
-        async with connect(bus_options(options, "dragoman ledger", role), CONNECT_DEADLINE_S) as connection:
+        async with connect(bus_options(options, f"dragoman {options.command}", role), CONNECT_DEADLINE_S) as connection:
             return await do(connection)
 
+    return run_async(connected)
+
+
+def run_async(do: Callable[[], Awaitable[T]]) -> T:
+    """Do something that reads a ledger. Raises: CommandError."""
     try:
-        return anyio.run(connected)
+        return anyio.run(do)
     except* CommandError as group:
         raise flat(group)[0] from None
     except* (BusError, StreamSettingsError, ArchiveError) as group:

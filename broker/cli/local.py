@@ -137,15 +137,19 @@ def broker_settings(
     federation: Federation, *, is_alone: bool = False, durability: Durability = DEFAULT
 ) -> BrokerSettings:
     """Settings with what the ledger records of the process itself."""
-    digest = hashlib.sha256(msgspec.json.encode(federation)).hexdigest()[:32]
     return BrokerSettings(
         federation=federation,
         instance=new_instance(),
         build=build(),
-        settings_digest=digest,
+        settings_digest=settings_digest(federation),
         is_alone=is_alone,
         durability=durability,
     )
+
+
+def settings_digest(federation: Federation) -> str:
+    """By which the ledger tells with which settings a broker has decided."""
+    return hashlib.sha256(msgspec.json.encode(federation)).hexdigest()[:32]
 
 
 def new_instance() -> str:

@@ -14,6 +14,7 @@ import shtab
 from broker.cli import (
     agent,
     allocate,
+    audit,
     bench,
     broker,
     cluster,
@@ -76,6 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
         cluster,
         device,
         ledger,
+        audit,
         nats_config,
         nats_setup,
         schema,

@@ -16,7 +16,7 @@ from broker.world.keys import ClaimKey, ClusterId, DeviceKey
 from broker.world.world import World
 from schemas.wire.bus import StoredMessage
 from schemas.wire.calls import Ask, DeadLetter
-from schemas.wire.ledger import AnyEntry, EndCause, Inputs, Order, Step, entry_place
+from schemas.wire.ledger import AnyEntry, EndCause, Inputs, Order, StateDigest, Step, entry_place
 from schemas.wire.state import ObjectName
 from schemas.wire.subjects import state_subject
 
@@ -56,6 +56,7 @@ class Core:
         self._epochs: dict[str, int] = {}
         self._synced: dict[str, int] = {}
         self._position_expired = False
+        self._applied = StateDigest()
         self._entries: list[AnyEntry] = []
         self._causes: list[int] = []
         self._dead_letters: list[DeadLetter] = []
@@ -107,6 +108,10 @@ class Core:
         """A full sync of the cluster is finished."""
         self.world.cluster(cluster).synced_sequence = stream_sequence
         self._synced[cluster] = stream_sequence
+
+    def note_applied(self, message: StoredMessage) -> None:
+        """A message of DRA_STATE is applied in this step; the next batch has a digest of all of them."""
+        self._applied.add(message)
 
     def note_position_expired(self) -> None:
         """The recorded position was lost; the next batch says so."""
@@ -204,6 +209,7 @@ class Core:
             settings_digest=self.identity.settings_digest,
             build=self.identity.build,
             algorithm=ALGORITHM,
+            state_digest=self._applied.take(),
         )
         effects.entries = _ended(self._entries, inputs)
         effects.causes = [*self._causes, *[0] * (len(effects.entries) - len(self._causes))]

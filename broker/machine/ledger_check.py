@@ -81,6 +81,11 @@ class LedgerCheck:
         self._touched: set[DeviceKey] = set()
 
     @property
+    def world(self) -> World | None:
+        """By the ledger, of all entries so far; None where the segment is not open."""
+        return self._world
+
+    @property
     def bad(self) -> BadEntry | None:
         """The first of all."""
         return next((each.bad for each in self.segments if each.bad is not None), None)

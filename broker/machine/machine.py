@@ -75,6 +75,7 @@ class Machine:
         while self._inbox and core.has_room() and not core.to_end:
             message = self._inbox.popleft()
             core.cause = message.stream_sequence
+            core.note_applied(message)
             intake.accept(core, message)
             if message.stream_sequence > self._catch_up_to:
                 core.world.position = message.stream_sequence

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from schemas.quantity import Quantity, QuantityError
+from schemas.wire.bus import CONTENT_ENCODING, StoredMessage
 from schemas.wire.state import Outcome
 
 EndCause = Literal[
@@ -293,6 +294,7 @@ class Inputs(Entry, frozen=True, tag="dev.dragoman.ledger.inputs.v1", kw_only=Tr
     epochs, synced: what changed, by cluster; `synced` holds the stream sequence of the finished sync's last message.
     position_expired: DRA_STATE had dropped messages after the recorded position, so the core started again from the
     last message of each subject and asked every cluster for a new sync.
+    state_digest: over the messages of DRA_STATE that the steps applied, see `StateDigest`; "" where there were none.
     """
 
     leader_epoch: int
@@ -303,6 +305,7 @@ class Inputs(Entry, frozen=True, tag="dev.dragoman.ledger.inputs.v1", kw_only=Tr
     settings_digest: str = ""
     build: str = ""
     algorithm: int = 0
+    state_digest: str = ""
 
     @property
     def is_plain(self) -> bool:
@@ -681,6 +684,28 @@ def names_in(entry: AnyEntry) -> tuple[str, ...]:
     else:
         found = _NAMES.get(type(entry), ())
     return tuple(dict.fromkeys((*found, *_OF_OPERATOR))) if has_orders else found
+
+
+class StateDigest:
+    """Digest of messages of DRA_STATE, as Inputs has it: SHA-256 over what `add` was told, "" if it was nothing."""
+
+    def __init__(self) -> None:
+        self._found = hashlib.sha256()
+        self._is_empty = True
+
+    def add(self, message: StoredMessage) -> None:
+        """The next message that was applied: its sequence, subject, encoding, and its payload as it is stored."""
+        payload = message.payload
+        encoding = message.headers.get(CONTENT_ENCODING, "")
+        self._found.update(f"{message.stream_sequence} {message.subject} {encoding} {len(payload)}\n".encode())
+        self._found.update(payload)
+        self._is_empty = False
+
+    def take(self) -> str:
+        """The digest so far, in hex; it begins again."""
+        found = "" if self._is_empty else self._found.hexdigest()
+        self._found, self._is_empty = hashlib.sha256(), True
+        return found
 
 
 def own_sequence(entry: AnyEntry, stream_sequence: int) -> int:

@@ -87,6 +87,7 @@ class Driven:
         self._engine = engine
         self.log: list[StoredMessage] = []
         self.ledger: list[StoredMessage] = []
+        self.never_read: set[int] = set()  # stream sequences in the log that had expired before the leader came to them
         self.segments: list[int] = [0]  # how many entries came before each
         self.now_ms = 1_000_000
         self.letters: list[DeadLetter] = []
@@ -198,7 +199,8 @@ class Driven:
             for step in steps:
                 for order in step.orders:
                     again.order(order)
-                again.feed(self.log[position : step.position])
+                applied = self.log[position : step.position]
+                again.feed(each for each in applied if each.stream_sequence not in self.never_read)
                 position = step.position
                 closes = isinstance(entry, SegmentClosed) and step is steps[-1]
                 effects = again.close_segment(step.now_ms) if closes else again.step(step.now_ms)

@@ -13,6 +13,7 @@ from schemas.wire.ledger import (
     Inputs,
     OutcomeRecorded,
     ReasonChanged,
+    StateDigest,
     Step,
     inputs_of,
 )
@@ -167,6 +168,10 @@ def test_inputs_say_what_was_seen_in_each_step_since_the_last_batch(machine: Dri
     ]
     assert (inputs.epochs, inputs.synced, inputs.position_expired) == ({}, {}, False)
     assert (inputs.leader_epoch, inputs.settings_digest, inputs.build, inputs.algorithm) == (2, "settings", "test", 1)
+    digest = StateDigest()
+    for message in machine.log[start : inputs.steps[-1].position]:
+        digest.add(message)
+    assert inputs.state_digest == digest.take() != ""
 
 
 def test_one_decision_is_one_entry(machine: Driven) -> None:

@@ -171,6 +171,7 @@ def test_learns_an_epoch_from_any_message_of_its_run(machine: Driven) -> None:
     # The run's first message expired before it was read.
     run = len(machine.log) + 1
     machine.log.append(StoredMessage(run_subject(EAST), encode(AgentStarted("new")), {}, run, time_ms=0))
+    machine.never_read.add(run)
     east.epoch = run
     east.tells(an_immediate_claim("new"))
     east.tells(an_immediate_claim("old"), epoch=before)

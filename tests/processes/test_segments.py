@@ -1,5 +1,7 @@
 """The ledger goes on in new segments while claims come and go, and whoever opens one may be killed at it."""
 
+import json
+import sys
 from pathlib import Path
 
 import anyio
@@ -44,6 +46,7 @@ async def test_goes_on_in_new_segments_under_load(tmp_path: Path) -> None:
         await check_agents(federation, rows)
         assert federation.view.collisions == 0
         assert await federation.dead_letters() == 0
+        await check_audit(federation)
 
 
 async def test_what_one_leader_was_killed_at_the_next_one_finishes(tmp_path: Path) -> None:
@@ -67,6 +70,19 @@ async def test_what_one_leader_was_killed_at_the_next_one_finishes(tmp_path: Pat
         assert federation.view.segments >= 3
         assert federation.view.collisions == 0
         await check_agents(federation, rows)
+        await check_audit(federation)
+
+
+async def check_audit(federation: Federation) -> None:
+    """One chain goes through all segments and leaders, and each decision comes out the same when it is made again."""
+    config, url = str(federation.root / "config.yaml"), federation.nats.url
+    command = [sys.executable, "-m", "broker.cli.main", "audit", "verify", "--config", config, "--nats", url]
+    ran = await anyio.run_process([*command, "-o", "json"], check=False)
+    found = json.loads(ran.stdout)
+    assert (found["bad"], found["ok"], found["notes"], found["replay"]["left_out"]) == (None, True, [], [])
+    assert found["chain"]["entries"] == sum(each["entries"] for each in found["segments"])
+    assert 1 <= found["replay"]["terms"] <= len(federation.view.leaders)
+    assert found["replay"]["decisions"] > 400
 
 
 async def come_and_go(federation: Federation, name: str) -> None:

@@ -1,0 +1,366 @@
+"""Audit a ledger: its chain, what it says, and whether its decisions come out the same when they are made again.
+
+What cannot be made again is said with the reason, entry by entry, and never counts as made again.
+"""
+
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from typing import Protocol
+
+import msgspec
+from anyio import to_thread
+
+from broker.adapters.state_history import InputsExpiredError, StateHistory
+from broker.allocation.cel.engine import SelectorEngine
+from broker.machine.effects import ALGORITHM
+from broker.machine.ledger_check import BadEntry, LedgerCheck
+from broker.machine.replay import TermReplay, world_of
+from broker.world.federation import Federation
+from broker.world.world import World
+from schemas.wire.anchor import Anchor
+from schemas.wire.bus import StoredMessage
+from schemas.wire.chain import chain_of, is_erased
+from schemas.wire.codec import WireError, decode_entry
+from schemas.wire.ledger import (
+    Allocate,
+    AnyEntry,
+    ClusterAhead,
+    Inputs,
+    LeaderElected,
+    LeaderElectedBefore,
+    ReasonChanged,
+    Release,
+    SegmentOpened,
+    inputs_of,
+)
+from schemas.wire.stages import TIMES
+from schemas.wire.subjects import STATE_STREAM
+
+DECISIONS = (Allocate, Release, ReasonChanged)
+BELIEVED_AGE = 3  # an agent publishes each object again before this part of the stream's age has passed
+
+
+class Ledger(Protocol):
+    """Where a ledger is: at NATS, or in files."""
+
+    shard: str
+
+    async def segments(self) -> list[int]:
+        """Those that there are, ascending."""
+        ...
+
+    async def first(self, segment: int) -> StoredMessage | None:
+        """Its first entry."""
+        ...
+
+    def entries(self, segment: int) -> AsyncGenerator[list[StoredMessage], None]:
+        """All of them, in order; to be closed."""
+        ...
+
+
+class Range(msgspec.Struct, frozen=True):
+    """Entries from and up to a sequence or a time (Unix milliseconds, by the server's clock), each included."""
+
+    since: int | None = None
+    since_ms: int | None = None
+    until: int | None = None
+    until_ms: int | None = None
+
+    def begins_before(self, message: StoredMessage) -> bool:
+        """Whether entries before this one are in it."""
+        if self.since is not None:
+            return self.since < message.stream_sequence
+        return self.since_ms is None or self.since_ms < message.time_ms
+
+    def is_over(self, message: StoredMessage) -> bool:
+        """Whether this one comes after it."""
+        if self.until is not None:
+            return message.stream_sequence > self.until
+        return self.until_ms is not None and message.time_ms > self.until_ms
+
+    def has(self, message: StoredMessage) -> bool:
+        """Whether this one is in it."""
+        if self.since is not None and message.stream_sequence < self.since:
+            return False
+        if self.since_ms is not None and message.time_ms < self.since_ms:
+            return False
+        return not self.is_over(message)
+
+
+async def segments_from(ledger: Ledger, within: Range) -> list[int]:
+    """The segments to read: from the one in which the range begins."""
+    segments = await ledger.segments()
+    begins = 0
+    for index, segment in enumerate(segments[1:], start=1):
+        first = await ledger.first(segment)
+        if first is None or within.begins_before(first):
+            break
+        begins = index
+    return segments[begins:]
+
+
+class LeftOut(msgspec.Struct):
+    """Entries, from `first` to `last`, with decisions that were not made again, and why."""
+
+    first: int
+    last: int
+    decisions: int
+    why: str
+
+
+class Replayed(msgspec.Struct):
+    """What was made again, and gave the same bytes. decisions: Allocate, Release, and why a claim waits."""
+
+    terms: int = 0
+    batches: int = 0
+    entries: int = 0
+    decisions: int = 0
+    left_out: list[LeftOut] = []
+
+
+class Replayer:
+    """Makes decisions again, batch by batch, as a ledger is read."""
+
+    def __init__(self, history: StateHistory, engine: SelectorEngine, federations: Mapping[str, Federation]) -> None:
+        """federations: by the digest that the ledger has of settings."""
+        self._history = history
+        self._engine = engine
+        self._federations = federations
+        self._term: TermReplay | None = None
+        self._why = "its leader was elected before what was read"
+        self._is_new = False  # a leader was elected, and has decided nothing yet
+        self._is_of_checkpoint = False
+        self._batch: list[StoredMessage] = []
+        self._decisions = 0
+        self._segment = 0
+        self._world: World | None = None
+        self.found = Replayed()
+        self.bad: BadEntry | None = None
+
+    async def add(self, message: StoredMessage, entry: AnyEntry, segment: int, world: World | None) -> None:
+        """The next entry. world: by the ledger, before it.
+
+        Raises: BusError.
+        """
+        self._segment = segment
+        match entry:
+            case LeaderElected():
+                self._batch, self._decisions = [], 0
+                self._term, self._is_new, self._is_of_checkpoint = None, True, False
+                if isinstance(entry, LeaderElectedBefore):
+                    self._is_new, self._why = False, f"batches of build {entry.build} have another form"
+                return
+            case SegmentOpened():
+                self._batch, self._decisions, self._is_of_checkpoint = [], 0, True
+                return
+            case ClusterAhead() if self._is_new and TIMES not in message.headers:
+                return  # known when it was elected; not from the state
+        if self._is_of_checkpoint:
+            if not isinstance(entry, Inputs):
+                return
+            self._is_of_checkpoint = False
+            if self._term is not None:
+                self._term.segment_opened(segment, message.stream_sequence - 1)
+        if self._is_new and world is not None and not self._batch:
+            self._world = world_of(world.federation, world)  # the other one goes on
+        self._batch.append(message)
+        self._decisions += isinstance(entry, DECISIONS)
+        inputs = inputs_of(entry)
+        if inputs is not None and inputs.steps:
+            if self._is_new and self._world is not None:
+                self._is_new = False
+                await self._begin(inputs, self._world)
+            await self._replay(inputs)
+
+    async def _replay(self, inputs: Inputs) -> None:
+        batch, self._batch = self._batch, []
+        decisions, self._decisions = self._decisions, 0
+        if self._term is not None and any(map(is_erased, batch)):
+            self._stop("names were erased, without which it cannot be made again")
+        if self._term is not None:
+            try:
+                state = await self._history.after(inputs.steps[-1].position)
+            except InputsExpiredError as error:
+                self._stop(str(error))
+            else:
+                differs = await to_thread.run_sync(self._term.batch, batch, state)
+                if differs is None:
+                    self.found.batches += 1
+                    self.found.entries += len(batch)
+                    self.found.decisions += decisions
+                    return
+                subject = batch[min(differs.sequence - batch[0].stream_sequence, len(batch) - 1)].subject
+                text = f"made again it comes out otherwise (build {inputs.build} has decided): {differs.problem}"
+                self.bad = BadEntry(self._segment, differs.sequence, subject, text)
+                return
+        left, last = self.found.left_out, batch[-1].stream_sequence
+        if left and left[-1].why == self._why:
+            left[-1].last, left[-1].decisions = last, left[-1].decisions + decisions
+        else:
+            left.append(LeftOut(batch[0].stream_sequence, last, decisions, self._why))
+
+    def _stop(self, why: str) -> None:
+        self._term, self._why = None, why
+
+    async def _begin(self, inputs: Inputs, world: World) -> None:
+        if why := self._cannot_be(inputs):
+            self._stop(why)
+            return
+        federation = self._federations[inputs.settings_digest]
+        term = TermReplay(await to_thread.run_sync(world_of, federation, world), self._engine, inputs)
+        if inputs.position_expired:
+            why = await self._resume_after_expiry(term, inputs, world)
+        else:
+            why = await self._believe(term, inputs, world)
+        if why:
+            self._stop(why)
+            return
+        self._term = term
+        self.found.terms += 1
+        await self._history.begin_at(term.position)
+
+    def _cannot_be(self, inputs: Inputs) -> str:
+        if inputs.algorithm != ALGORITHM:
+            return f"decided by algorithm {inputs.algorithm} (build {inputs.build}), not in this build ({ALGORITHM})"
+        if inputs.settings_digest not in self._federations:
+            return f"decided with settings {inputs.settings_digest}: give that config file with --config"
+        return ""
+
+    async def _believe(self, term: TermReplay, inputs: Inputs, world: World) -> str:
+        """Take in what clusters had said when the term began; returns why that is not all there, "" if it is."""
+        missing = await self._history.up_to(term.position, term.believe)
+        if why := self._is_expired(term.position, inputs.steps[0].now_ms, missing, world):
+            return why
+        await to_thread.run_sync(term.resume)
+        return ""
+
+    async def _resume_after_expiry(self, term: TermReplay, inputs: Inputs, world: World) -> str:
+        """The same where DRA_STATE had lost messages: the term began with the last of each subject."""
+        position = next((each.position for each in inputs.steps if each.position > term.position), 0)
+        if not position:
+            return f"it began after messages of {STATE_STREAM} had expired, with too much to say in one batch"
+        last: dict[str, StoredMessage] = {}
+
+        def keep(batch: Sequence[StoredMessage]) -> None:
+            for message in batch:
+                last[message.subject] = message
+
+        missing = await self._history.up_to(position, keep)
+        if why := self._is_expired(position, inputs.steps[0].now_ms, missing, world):
+            return why
+        messages = sorted(last.values(), key=lambda message: message.stream_sequence)
+        await to_thread.run_sync(term.resume_after_expiry, messages, position)
+        return ""
+
+    def _is_expired(self, position: int, began_ms: int, missing: set[str], world: World) -> str:
+        """Whether the last message of each object at `position` is still there; see docs/audit.md."""
+        history = self._history
+        if history.last_sequence < position:
+            return f"{STATE_STREAM} ends at {history.last_sequence}, and it had seen message {position}"
+        if history.first_sequence > position + 1:
+            return f"inputs expired before message {history.first_sequence} of {STATE_STREAM}"
+        if missing:
+            example = min(missing)
+            return f"inputs expired: of {len(missing)} objects messages are missing, such as {example}"
+        if history.first_sequence == 1:
+            return ""
+        silent = [
+            name
+            for name, cluster in sorted(world.clusters.items())
+            if cluster.is_heard and (cluster.liveness != "Live" or cluster.liveness_since_ms > history.first_time_ms)
+        ]
+        if began_ms - history.first_time_ms < history.age_ms / BELIEVED_AGE or silent:
+            return f"inputs expired before message {history.first_sequence} of {STATE_STREAM}"
+        return ""
+
+
+class AuditFound(msgspec.Struct):
+    """What an audit found. anchors: those through which the ledger was seen to go."""
+
+    check: LedgerCheck
+    replayed: Replayed | None
+    anchors: list[Anchor]
+    bad: BadEntry | None
+
+
+async def audit(
+    ledger: Ledger,
+    within: Range,
+    replayer: Replayer | None,
+    anchors: Sequence[Anchor],
+    progress: Callable[[int, str], None],
+) -> AuditFound:
+    """Read and check all entries of the range, from the beginning of its first segment.
+
+    Raises: BusError; ArchiveError.
+    """
+    check = LedgerCheck(ledger.shard)
+    watch = _AnchorWatch(anchors)
+    for segment in await segments_from(ledger, within):
+        check.begin(segment)
+        is_over = in_batch = False
+        async with aclosing(ledger.entries(segment)) as batches:
+            async for batch in batches:
+                for message in batch:
+                    # A batch that has begun in the range is read to its end: what it says holds only as a whole.
+                    if within.is_over(message) and not in_batch:
+                        is_over = True
+                        break
+                    entry = _entry(message)
+                    in_batch = entry is not None and not isinstance(entry, LeaderElected) and inputs_of(entry) is None
+                    watch.add(message)
+                    if replayer is not None and entry is not None and check.bad is None and replayer.bad is None:
+                        await replayer.add(message, entry, segment, check.world)
+                    check.add([message])
+                progress(len(batch), f"of segment {segment}")
+                if is_over:
+                    break
+        check.end()
+        if is_over:
+            break
+    found = [each for each in (check.bad, replayer.bad if replayer is not None else None, watch.bad()) if each]
+    first = min(found, key=lambda each: (each.segment, each.sequence), default=None)
+    return AuditFound(check, replayer.found if replayer is not None else None, watch.met, first)
+
+
+class _AnchorWatch:
+    """Does the ledger go through what was anchored?"""
+
+    def __init__(self, anchors: Sequence[Anchor]) -> None:
+        self._anchors = {each.ledger_sequence: each for each in anchors}
+        self._bad: BadEntry | None = None
+        self._first = self._last = 0
+        self.met: list[Anchor] = []
+
+    def add(self, message: StoredMessage) -> None:
+        self._first, self._last = self._first or message.stream_sequence, message.stream_sequence
+        anchor = self._anchors.get(message.stream_sequence)
+        if anchor is None:
+            return
+        if chain_of(message) == anchor.chain:
+            self.met.append(anchor)
+        elif self._bad is None:
+            text = (
+                f"its chain is {chain_of(message)[:16] or 'none'}..., and {anchor.chain[:16]}... was anchored at"
+                f" {anchor.time}: the ledger was written anew before it"
+            )
+            self._bad = BadEntry(anchor.segment, message.stream_sequence, message.subject, text)
+
+    def bad(self) -> BadEntry | None:
+        """The first anchor through which the ledger does not go."""
+        if self._bad is not None:
+            return self._bad
+        for sequence, anchor in sorted(self._anchors.items()):
+            if anchor not in self.met:
+                text = (
+                    f"an entry was anchored there at {anchor.time}, and what was read is {self._first} to {self._last}"
+                )
+                return BadEntry(anchor.segment, sequence, "", text)
+        return None
+
+
+def _entry(message: StoredMessage) -> AnyEntry | None:
+    try:
+        return decode_entry(message.payload)
+    except WireError:
+        return None  # which the check says

@@ -1,0 +1,288 @@
+"""`dragoman audit` on what real brokers have decided, kept by a real nats-server."""
+
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from shutil import copytree
+
+import msgspec
+import pytest
+from anyio import to_thread
+
+from broker.adapters.embedded_nats import embedded_nats
+from broker.adapters.ledger_archive import Archive, ArchiveHeader, ArchiveWriter
+from broker.adapters.streams import StreamSettings, ensure_streams
+from broker.cli.demo import write_manifests
+from broker.cli.ledger_bus import entries_of
+from broker.cli.main import main
+from schemas.client.connection import Connection
+from schemas.wire.bus import StoredMessage
+from schemas.wire.chain import CHAIN, chain_of, link
+from schemas.wire.codec import decode_entry
+from schemas.wire.ledger import Allocate, AnyEntry, LeaderElected
+from schemas.wire.subjects import STATE_STREAM, ledger_stream
+from tests.nats_fixture import connect_to
+
+pytestmark = [pytest.mark.anyio, pytest.mark.processes]
+
+CLUSTERS = ("--cluster", "east", "--cluster", "west")
+STREAM = ledger_stream("main", 0)
+Run = Callable[..., "Ran"]
+
+
+class Ran:
+    """What a command printed."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture(scope="module")
+def decided(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory in which three brokers, one after the other, have decided the demo's claims."""
+    root = tmp_path_factory.mktemp("audit")
+    write_manifests(root)
+    for name in ("", "train-east.yaml", "train-west.yaml"):
+        if name:
+            next(root.glob(f"*/{name}")).unlink()
+        up = ["up", "--data", str(root / "data"), "--once", "-o", "json"]
+        main([*up, *(word for each in ("east", "west") for word in ("--cluster", f"{each}={root / each}"))])
+    return root / "data" / "nats"
+
+
+@pytest.fixture
+async def connection(decided: Path, tmp_path: Path) -> AsyncIterator[Connection]:
+    """At a nats-server that has a copy of it."""
+    copy = tmp_path / "nats"
+    await to_thread.run_sync(lambda: copytree(decided, copy))
+    async with embedded_nats(copy) as server, connect_to(server) as connection:
+        yield connection
+
+
+async def run(connection: Connection, capsys: pytest.CaptureFixture[str], *arguments: str) -> Ran:
+    capsys.readouterr()
+    nats = [] if arguments[0] == "key" else ["--nats", connection.places.split(",")[0].strip()]
+    code = await to_thread.run_sync(lambda: main(["audit", *arguments, *nats]))
+    printed = capsys.readouterr()
+    return Ran(code, printed.out, printed.err)
+
+
+async def everything(connection: Connection, stream: str = STREAM) -> list[StoredMessage]:
+    return [message async for batch in entries_of(connection, stream) for message in batch]
+
+
+def first_of(messages: list[StoredMessage], kind: type[AnyEntry], number: int = 0) -> StoredMessage:
+    return [each for each in messages if isinstance(decode_entry(each.payload), kind)][number]
+
+
+async def write_anew(connection: Connection, messages: list[StoredMessage], stream: str = STREAM) -> None:
+    """As somebody with the server's disks can."""
+    await connection.api(f"STREAM.DELETE.{stream}")
+    await ensure_streams(connection, StreamSettings(), state_first_sequence=0)
+    for message in messages:
+        of_nats = [name for name in message.headers if name.startswith("Nats-") and name != "Nats-Msg-Id"]
+        headers = {name: value for name, value in message.headers.items() if name not in of_nats}
+        await connection.request(message.subject, message.payload, headers, deadline_s=5)
+
+
+def one_byte(message: StoredMessage) -> StoredMessage:
+    """Another device of the same length."""
+    changed = message.payload.replace(b'"device":"gpu-', b'"device":"gpv-', 1)
+    assert changed != message.payload
+    return msgspec.structs.replace(message, payload=changed)
+
+
+async def test_every_decision_of_every_broker_is_made_again(
+    connection: Connection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = await run(connection, capsys, "verify", *CLUSTERS, "--replay", "-o", "json")
+    found = json.loads(ran.out)
+    messages = await everything(connection)
+    assert (ran.code, found["ok"], found["bad"]) == (0, True, None)
+    assert found["replay"]["terms"] == 3
+    assert found["replay"]["left_out"] == []
+    assert found["replay"]["decisions"] >= 8
+    assert found["chain"]["entries"] == len(messages) == found["segments"][0]["entries"]
+    assert found["chain"]["unchained"] == []
+    assert found["chain"]["head"]["chain"] == chain_of(messages[-1])
+    ran = await run(connection, capsys, "verify", *CLUSTERS)
+    assert ran.code == 0
+    assert "leaders were made again: the same bytes" in " ".join(ran.out.split())
+    assert "nothing is wrong" in ran.out
+
+
+async def test_names_the_entry_of_which_one_byte_was_changed(
+    connection: Connection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    messages = await everything(connection)
+    bad = first_of(messages, Allocate, 1)
+    await write_anew(connection, [one_byte(each) if each is bad else each for each in messages])
+    ran = await run(connection, capsys, "verify", *CLUSTERS, "-o", "json")
+    found = json.loads(ran.out)
+    assert ran.code == 1
+    assert (found["bad"]["sequence"], found["bad"]["subject"]) == (bad.stream_sequence, bad.subject)
+    ran = await run(connection, capsys, "verify", "--no-replay")
+    assert ran.code == 1
+    assert f"bad: segment 0, sequence {bad.stream_sequence}, {bad.subject}: Dra-Chain is" in " ".join(ran.out.split())
+
+
+def with_another_chain(messages: list[StoredMessage], changed: StoredMessage) -> list[StoredMessage]:
+    """The whole ledger written anew, so that nothing of it contradicts itself."""
+    before, found = "", []
+    for message in messages:
+        each = changed if message.stream_sequence == changed.stream_sequence else message
+        before = link(before, each)
+        found.append(msgspec.structs.replace(each, headers={**each.headers, CHAIN: before}))
+    return found
+
+
+async def test_a_ledger_that_was_written_anew_is_told_by_a_replay(
+    connection: Connection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its chain is whole. But another claim's name is not what was decided."""
+    messages = await everything(connection)
+    bad = first_of(messages, Allocate, 1)
+    changed = msgspec.structs.replace(bad, payload=bad.payload.replace(b'"namespace":"', b'"namespace":"x', 1))
+    await write_anew(connection, with_another_chain(messages, changed))
+    assert (await run(connection, capsys, "verify", "--no-replay")).code == 0
+    ran = await run(connection, capsys, "verify", *CLUSTERS, "-o", "json")
+    found = json.loads(ran.out)
+    assert ran.code == 1
+    assert found["bad"]["sequence"] == bad.stream_sequence
+    assert "made again it comes out otherwise" in found["bad"]["problem"]
+
+
+async def test_an_anchor_tells_of_a_ledger_that_was_written_anew(
+    connection: Connection, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = str(tmp_path / "anchor.json")
+    key = str(tmp_path / "anchor.nk")
+    public = (await run(connection, capsys, "key", key)).out.strip()
+    assert (tmp_path / "anchor.nk").stat().st_mode & 0o777 == 0o600
+    ran = await run(connection, capsys, "anchor", "--key", key, "--file", file)
+    assert (ran.code, ran.out) == (0, "")
+    ran = await run(connection, capsys, "verify", "--no-replay", "--anchor", file, "--trust", public)
+    messages = await everything(connection)
+    assert ran.code == 0
+    assert f"the ledger goes through {messages[-1].stream_sequence}, as {public} signed" in " ".join(ran.out.split())
+    changed = first_of(messages, Allocate, 1)
+    changed = msgspec.structs.replace(changed, headers={**changed.headers, "ce-time": "2026-01-01T00:00:00.000Z"})
+    await write_anew(connection, with_another_chain(messages, changed))
+    ran = await run(connection, capsys, "verify", "--no-replay", "--anchor", file)
+    assert ran.code == 1
+    assert "the ledger was written anew before it" in " ".join(ran.out.split())
+    await write_anew(connection, messages[:-2])
+    ran = await run(connection, capsys, "verify", "--no-replay", "--anchor", file)
+    assert ran.code == 1
+    assert f"what was read is 1 to {messages[-3].stream_sequence}" in " ".join(ran.out.split())
+
+
+async def test_an_anchor_that_was_changed_or_signed_by_somebody_else(
+    connection: Connection, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    key, other, file = (str(tmp_path / name) for name in ("a.nk", "b.nk", "anchor.json"))
+    public = (await run(connection, capsys, "key", key)).out.strip()
+    somebody = (await run(connection, capsys, "key", other)).out.strip()
+    assert (await run(connection, capsys, "key", key)).code == 1
+    assert (await run(connection, capsys, "anchor", "--key", key, "--file", file)).code == 0
+    assert (await run(connection, capsys, "anchor", "--key", key, "--file", file)).code == 2
+    assert (await run(connection, capsys, "anchor", "--check", file, "--trust", public)).code == 0
+    ran = await run(connection, capsys, "verify", "--no-replay", "--anchor", file, "--trust", somebody)
+    assert (ran.code, f"is signed by {public}, not by {somebody}" in ran.err) == (1, True)
+    changed = tmp_path / "changed.json"
+    for before, after in (('"segment": 0', '"segment": 1'), (public, somebody), (public, "UAAA")):
+        changed.write_text((tmp_path / "anchor.json").read_text().replace(before, after))
+        ran = await run(connection, capsys, "anchor", "--check", str(changed))
+        assert ran.code == 1
+        assert "its signature is wrong" in ran.err or "is no public NKey" in ran.err
+    changed.write_text("{}")
+    assert "is no anchor" in (await run(connection, capsys, "anchor", "--check", str(changed))).err
+
+
+async def test_what_was_seen_must_be_what_is_there(connection: Connection, capsys: pytest.CaptureFixture[str]) -> None:
+    """A message of DRA_STATE is another one than the decision was made on."""
+    state = await everything(connection, STATE_STREAM)
+    claims = [each for each in state if ".state.west.node." in each.subject or ".state.west.claim." in each.subject]
+    bad = claims[0]
+    changed = msgspec.structs.replace(
+        bad, payload=bad.payload.replace(b'"resource_version":"', b'"resource_version":"9')
+    )
+    assert changed.payload != bad.payload
+    await write_anew(connection, [changed if each is bad else each for each in state], STATE_STREAM)
+    found = json.loads((await run(connection, capsys, "verify", *CLUSTERS, "-o", "json")).out)
+    assert found["ok"] is False
+    assert "the messages of DRA_STATE are not those that it was decided on" in found["bad"]["problem"]
+
+
+async def test_inputs_that_have_expired_are_said(connection: Connection, capsys: pytest.CaptureFixture[str]) -> None:
+    last = (await everything(connection, STATE_STREAM))[-1].stream_sequence
+    elected = first_of(await everything(connection), LeaderElected, 1).stream_sequence
+    await connection.api(f"STREAM.PURGE.{STATE_STREAM}", {"seq": 3})
+    ran = await run(connection, capsys, "verify", *CLUSTERS, "-o", "json")
+    found = json.loads(ran.out)
+    assert (ran.code, found["ok"], found["replay"]["terms"]) == (0, True, 0)
+    whys = [each["why"] for each in found["replay"]["left_out"]]
+    assert whys == ["inputs expired before message 3 of DRA_STATE"]
+    assert found["replay"]["left_out"][0]["first"] < elected
+    assert (await run(connection, capsys, "verify", *CLUSTERS, "--replay")).code == 1
+    await connection.api(f"STREAM.PURGE.{STATE_STREAM}", {"seq": last + 1})
+    ran = await run(connection, capsys, "verify", *CLUSTERS)
+    assert ran.code == 0
+    assert f"inputs expired before message {last + 1}" in " ".join(ran.out.split())
+
+
+async def test_other_settings_and_no_settings_are_said(
+    connection: Connection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in ((), ("--cluster", "west", "--cluster", "east")):
+        ran = await run(connection, capsys, "verify", *arguments)
+        assert ran.code == 0
+        assert "give that config file with --config" in " ".join(ran.out.split())
+        assert (await run(connection, capsys, "verify", *arguments, "--replay")).code == 1
+
+
+async def test_a_leader_whose_election_was_not_read(connection: Connection, capsys: pytest.CaptureFixture[str]) -> None:
+    messages = await everything(connection)
+    second = first_of(messages, LeaderElected, 1).stream_sequence
+    ran = await run(connection, capsys, "verify", *CLUSTERS, "--until", str(second - 1), "-o", "json")
+    found = json.loads(ran.out)
+    assert (found["ok"], found["replay"]["terms"]) == (True, 1)
+    assert found["segments"][0]["last"] == second - 1
+
+
+async def test_archives_are_verified_too(
+    connection: Connection, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "segment.zst"
+    messages = await everything(connection)
+    with ArchiveWriter(file, ArchiveHeader(stream=STREAM, shard="main", segment=0)) as writer:
+        writer.add(messages)
+    ran = await run(connection, capsys, "verify", str(file))
+    assert ran.code == 0
+    assert "files have no inputs" in ran.out
+    found = json.loads((await run(connection, capsys, "verify", str(file), *CLUSTERS, "--replay", "-o", "json")).out)
+    assert (found["ok"], found["replay"]["terms"]) == (True, 3)
+    bad = first_of(messages, Allocate)
+    changed = tmp_path / "changed.zst"
+    with ArchiveWriter(changed, ArchiveHeader(stream=STREAM, shard="main", segment=0)) as writer:
+        writer.add(one_byte(each) if each is bad else each for each in messages)
+    ran = await run(connection, capsys, "verify", str(changed), "-o", "json")
+    assert (ran.code, json.loads(ran.out)["bad"]["sequence"]) == (1, bad.stream_sequence)
+    assert [each.payload for batch in Archive(file).batches() for each in batch] == [each.payload for each in messages]
+
+
+async def test_a_ledger_without_a_chain_has_no_anchor(
+    connection: Connection, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    plain = [
+        msgspec.structs.replace(each, headers={k: v for k, v in each.headers.items() if not k.startswith("Dra-")})
+        for each in await everything(connection)
+    ]
+    await write_anew(connection, plain)
+    ran = await run(connection, capsys, "verify", *CLUSTERS, "--replay")
+    assert ran.code == 0
+    assert "chain: no entry is chained" in ran.out
+    assert f"entries 1 to {plain[-1].stream_sequence} are not chained" in ran.out
+    await run(connection, capsys, "key", str(tmp_path / "k"))
+    ran = await run(connection, capsys, "anchor", "--key", str(tmp_path / "k"))
+    assert (ran.code, "is not chained" in ran.err) == (1, True)
