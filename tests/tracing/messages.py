@@ -19,7 +19,7 @@ from schemas.wire.ledger import (
     entry_place,
 )
 from schemas.wire.stages import CAUSE, TIMES, write_times
-from schemas.wire.state import ClaimState, Consumer, Settled
+from schemas.wire.state import NO_OBJECT, ClaimState, Consumer, Settled
 from schemas.wire.subjects import ledger_subject, state_subject
 
 BASE_US = 1_790_000_000_000_000  # times in tests are milliseconds after it
@@ -55,7 +55,7 @@ def a_state(
         agent_epoch=1,
         decision=Settled(decision, "Applied") if decision else None,
         consumers=[Consumer("p", "pod", scheduled=True)] if is_scheduled else [],
-        **({} if is_gone else {"claim": msgspec.Raw(msgspec.json.encode(claim))}),
+        claim=NO_OBJECT if is_gone else msgspec.Raw(msgspec.json.encode(claim)),
     )
     found = {"traceparent": trace_parent(cluster, uid, f"state-{sequence}"), "Nats-Msg-Id": f"state-{sequence}"}
     if times:
