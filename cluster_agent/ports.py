@@ -84,18 +84,18 @@ class Cluster(Protocol):
         ...
 
 
-class Classes(Protocol):
-    """The DeviceClasses of a cluster, where the hub's are projected into it. Errors as those of Cluster."""
+class Objects(Protocol):
+    """Objects of a cluster, without namespace, that are kept there as the broker says. Errors as those of Cluster."""
 
-    async def create_class(self, obj: ApiObject) -> ApiObject:
-        """POST it. Returns: the class as it is stored."""
+    async def create_object(self, kind: Kind, obj: ApiObject) -> ApiObject:
+        """POST it. Returns: the object as it is stored."""
         ...
 
-    async def update_class(self, obj: ApiObject) -> ApiObject:
-        """PUT it, guarded by its uid and resourceVersion. Returns: the class as it is stored."""
+    async def update_object(self, kind: Kind, obj: ApiObject) -> ApiObject:
+        """PUT it, guarded by its uid and resourceVersion. Returns: the object as it is stored."""
         ...
 
-    async def delete_class(self, obj: ApiObject) -> None:
+    async def delete_object(self, kind: Kind, obj: ApiObject) -> None:
         """Delete it if it still is what was read: by its uid and resourceVersion."""
         ...
 

@@ -13,7 +13,7 @@ from broker.machine.device_report import device_rows
 from broker.world.keys import ClusterId
 from schemas.client.errors import BusError
 from schemas.resource.names import label_key
-from schemas.wire.ledger import Command, DeviceCommand, DeviceVerb, OperatorCommand, Verb
+from schemas.wire.ledger import Command, DeviceCommand, DeviceVerb, OperatorCommand, TaintEffect, Verb
 
 T = TypeVar("T")
 
@@ -50,6 +50,7 @@ class DeviceCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: str = ""
     scope: str = ""
     key: str = ""
+    effect: TaintEffect = "NoSchedule"
 
 
 class World(Protocol):
@@ -117,10 +118,12 @@ def handlers(world: World) -> dict[str, Handler]:
         try:
             call = msgspec.json.decode(payload, type=DeviceCall)
         except msgspec.DecodeError as error:
-            fields = '{"verb", "driver", "pool", "device", "operator", "reason", "scope"?, "key"?}'
+            fields = '{"verb", "driver", "pool", "device", "operator", "reason", "scope"?, "key"?, "effect"?}'
             raise ApiError(400, f"device takes {fields}: {error}") from error
         wrong_key = label_key(call.key) if call.key else None
         problem = _why_nobody(call) or (f"key: {wrong_key}" if wrong_key is not None else "")
+        if not problem and call.verb == "untaint" and call.effect != "NoSchedule":
+            problem = "effect: only taint takes it"
         if problem:
             raise ApiError(400, problem)
         await order(msgspec.convert(msgspec.to_builtins(call) | {"order": "device-command"}, DeviceCommand), "device")

@@ -87,6 +87,11 @@ def check_federation(federation: Federation) -> list[str]:
                 problems.append(f"device_health.{field}[{index}]: {type_!r} is no type of a condition: {wrong}")
     if both := sorted(set(health.healthy) & set(health.unhealthy)):
         problems.append(f"device_health: {both[0]!r} is in healthy and in unhealthy: a condition cannot mean both")
+    written_to = federation.device_taint_rules.clusters
+    for index, name in enumerate(written_to):
+        check_cluster(path := f"device_taint_rules.clusters[{index}]", name)
+        if name in written_to[:index]:
+            problems.append(f"{path}: {name!r} is there twice")
     for index, fabric in enumerate(federation.fabrics):
         path = f"fabrics[{index}]"
         check_name(f"{path}.name", fabric.name)

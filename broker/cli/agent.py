@@ -26,13 +26,14 @@ from cluster_agent.adapters.journal import JournalError
 from cluster_agent.adapters.manifest_cluster import ManifestCluster
 from cluster_agent.app.agent import KINDS, Agent, AgentSettings
 from cluster_agent.app.metrics import AgentMetrics, MeasuredCluster
-from cluster_agent.app.projection import Projection
+from cluster_agent.app.projection import ClassProjection, TaintRuleProjection
 from cluster_agent.errors import AgentReplacedError, ClusterAccessError, NewerLedgerError
 from cluster_agent.mirror.rejections import PATIENCE, Patience
 from cluster_agent.ports import ApiError, Cluster, Kind
 from schemas.client.connection import Connection, connect
 from schemas.client.errors import BusError
 from schemas.errors import ManifestError
+from schemas.resource.versions import V1
 
 _log = logging.getLogger(__name__)
 
@@ -97,6 +98,11 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         metavar="SECONDS",
         help="and when its devices are not bound after so long (default: %(default)g, as kube-scheduler)",
     )
+    kubernetes.add_argument(
+        "--write-taint-rules",
+        action="store_true",
+        help="write a DeviceTaintRule for each NoExecute taint that the broker tells of: its pods end",
+    )
     directory = parser.add_argument_group("a directory of manifests")
     manifests = directory.add_argument("--manifests", type=Path, metavar="DIR", help="the cluster")
     data = directory.add_argument("--data", type=Path, metavar="DIR", help="where to keep what must last")
@@ -118,7 +124,7 @@ def run(options: argparse.Namespace) -> int:
         async with (
             until_told_to_stop(),
             anyio.create_task_group() as tasks,
-            _cluster(options, tasks) as (cluster, settings, projection),
+            _cluster(options, tasks) as (cluster, settings, classes, taint_rules),
             connect(
                 bus_options(options, f"dragoman agent {options.cluster}", f"agent-{options.cluster}")
             ) as connection,
@@ -126,7 +132,7 @@ def run(options: argparse.Namespace) -> int:
             metrics = AgentMetrics()
             bus = AgentBus(connection, options.cluster)
             measured = MeasuredCluster(cluster, metrics)
-            agent = Agent(options.cluster, measured, bus, new_instance(), settings, projection)
+            agent = Agent(options.cluster, measured, bus, new_instance(), settings, classes, taint_rules)
             refresh, registry = partial(metrics.refresh, agent), metrics.registry
             async with monitoring(options.http, registry, refresh, partial(_why_not_ready, agent, connection)):
                 await agent.run()
@@ -160,6 +166,8 @@ def _check_arguments(options: argparse.Namespace) -> None:
     ):
         if not 1 <= seconds <= PATIENCE_S_MOST:
             raise CommandError(f"{name}: {seconds:g} is not between 1 and {PATIENCE_S_MOST:g} s")
+    if options.write_taint_rules and (options.manifests is not None or options.role == "hub"):
+        raise CommandError("--write-taint-rules: only a Kubernetes cluster with claims has pods to end")
     if options.manifests is not None:
         if options.kubeconfig or options.context or options.in_cluster:
             raise CommandError("--manifests: a directory is the cluster, or Kubernetes is, not both")
@@ -178,12 +186,12 @@ def _check_arguments(options: argparse.Namespace) -> None:
 @asynccontextmanager
 async def _cluster(
     options: argparse.Namespace, tasks: TaskGroup
-) -> AsyncIterator[tuple[Cluster, AgentSettings, Projection | None]]:
+) -> AsyncIterator[tuple[Cluster, AgentSettings, ClassProjection | None, TaintRuleProjection | None]]:
     if options.manifests is not None:
         manifests = ManifestCluster([options.manifests], data_dir=options.data, report=log_problem)
         tasks.start_soon(manifests.run)
         try:
-            yield manifests, AgentSettings(publishes_all=True), None
+            yield manifests, AgentSettings(publishes_all=True), None, None
         finally:
             manifests.close()
         return
@@ -199,7 +207,13 @@ async def _cluster(
         except ApiError as error:
             raise ClusterAccessError(f"{connection.server}: {error}") from error
         kinds = ROLES[options.role]
-        who = await check_rights(connection, needed_rights(kind for kind in kinds if kind in versions))
+        if options.write_taint_rules and versions.get("taintrule") != V1:
+            raise ClusterAccessError(
+                f"--write-taint-rules: {connection.server} has no DeviceTaintRules in {V1}: Kubernetes 1.37 has"
+            )
+        served = [kind for kind in kinds if kind in versions]
+        rights = needed_rights(served, writes_taint_rules=options.write_taint_rules)
+        who = await check_rights(connection, rights)
         _log.info(
             "cluster %s is %s, we are %s there; claims in %s",
             options.cluster,
@@ -208,5 +222,6 @@ async def _cluster(
             versions["claim"],
         )
         patience = Patience(int(options.unschedulable_after * 1000), int(options.binding_timeout * 1000))
-        projection = Projection(options.cluster, cluster) if "claim" in kinds else None
-        yield cluster, AgentSettings(publishes_all=False, kinds=kinds, patience=patience), projection
+        classes = ClassProjection(options.cluster, cluster) if "claim" in kinds else None
+        taint_rules = TaintRuleProjection(options.cluster, cluster) if options.write_taint_rules else None
+        yield cluster, AgentSettings(publishes_all=False, kinds=kinds, patience=patience), classes, taint_rules

@@ -1,6 +1,7 @@
 """`dragoman device`: devices that are kept from new claims, by reports of their holders or by an operator."""
 
 import argparse
+from typing import get_args
 
 import msgspec
 
@@ -11,16 +12,19 @@ from broker.cli.errors import CommandError
 from broker.cli.output import console, device_table, print_json
 from broker.machine.device_report import DeviceRow
 from broker.machine.device_taints import MAINTENANCE, UNHEALTHY
+from schemas.wire.ledger import TaintEffect
 
 EPILOG = f"""\
-A taint keeps claims off a device that do not tolerate it, and takes nothing from whoever has it. The broker taints what
-its holder reports unhealthy with {UNHEALTHY}; what you taint has {MAINTENANCE} if you name no
-other key. Your name and the reason are in the ledger. docs/devices.md says how a taint ends.
+A taint keeps claims off a device that do not tolerate it, and takes nothing from whoever has it; only NoExecute ends
+pods that have it, in the clusters where agents write DeviceTaintRules. The broker taints what its holder reports
+unhealthy with {UNHEALTHY}; what you taint has {MAINTENANCE} if you name no other key.
+Your name and the reason are in the ledger. docs/devices.md says how a taint ends.
 
 examples:
   dragoman device list
   dragoman device list -o json | jq '.[] | select(.holders == [])'
   dragoman device taint gpu.example.com/rack7/gpu-3 --reason "fan is loud"
+  dragoman device taint gpu.example.com/rack7/gpu-3 --effect NoExecute --reason "smoke"
   dragoman device untaint gpu.example.com/rack7/gpu-3 --reason "new fan"
   dragoman device untaint gpu.example.com/rack7/gpu-3 --key {UNHEALTHY} --reason "replaced"
 
@@ -59,6 +63,13 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         order.add_argument("--operator", help="who orders it (default: your login name)")
         order.add_argument("--scope", default="", help="fabric/NAME or cluster/NAME, where several have that pool")
         order.add_argument("--key", default="", help="of the taint")
+        if verb == "taint":
+            order.add_argument(
+                "--effect",
+                choices=get_args(TaintEffect),
+                default="NoSchedule",
+                help="NoExecute: pods that have it end, where the broker's config says so (default: %(default)s)",
+            )
         add_nats_arguments(order)
         order.set_defaults(run=run_order)
 
@@ -88,12 +99,14 @@ def run_order(options: argparse.Namespace) -> int:
         options.reason,
         options.scope,
         options.key,
+        options.effect if options.verb == "taint" else "NoSchedule",
     )
     call(options, "device", msgspec.json.encode(ordered))
-    after = (
-        "is tainted: who has it keeps it, and nobody else gets it who does not tolerate that"
-        if ordered.verb == "taint"
-        else "has one taint less, see dragoman device list"
-    )
+    after = "has one taint less, see dragoman device list"
+    if ordered.verb == "taint":
+        kept = (
+            "who has it keeps it" if ordered.effect == "NoSchedule" else "pods that have it end where rules are written"
+        )
+        after = f"is tainted: {kept}, and nobody else gets it who does not tolerate that"
     print(f"device {options.device} {after}")
     return 0

@@ -194,6 +194,8 @@ async def _leave(cluster: "KubernetesCluster", options: argparse.Namespace) -> i
         _say(f"DeviceClass {name} is as it was before it joined")
     for name in done.deleted:
         _say(f"DeviceClass {name} is gone: the agent had made it")
+    for name in done.rules:
+        _say(f"DeviceTaintRule {name} is gone: the agent had made it")
     print(
         f"cluster {options.cluster} has left: {done.released} claims lost the finalizer {HELD} and keep their devices."
         " When every cluster that uses the pool has left, take it out of the broker's config"

@@ -47,6 +47,7 @@ class Core:
         self.to_end: deque[tuple[ClaimKey, EndCause, int]] = deque()  # missing in a full sync; with the sync's sequence
         self.asking: set[Likeness] = set()  # see deciding: like these are claims that still have selectors to ask
         self.classes_changed = False  # members are to be told
+        self.taints_told_at: tuple[int, bool] | None = None  # see projected_taints
         self.sync_to_count: tuple[ClusterId, int, int] | None = None  # finished; counts when `to_end` is done
         self.orders: list[Order] = []  # carried out in this step
         self.answers: list[str] = []  # to this step's commands: why not, or ""

@@ -1,11 +1,13 @@
 """Taints that the broker keeps on devices: by what their holders report, and by what operators order.
 
 A claim's status.devices goes with its allocation, and the device is as broken as before: so what it said is an entry of
-the ledger. It keeps claims off that do not tolerate it, and does nothing to those that have the device.
+the ledger. It keeps claims off that do not tolerate it, and does nothing to those that have the device; unless an
+operator orders NoExecute, see `projected_taints`.
 """
 
 from typing import Any
 
+from broker.machine import projected_taints
 from broker.machine.core import Core
 from broker.world.commitments import published
 from broker.world.device_health import Identity, held_by, identity_of, verdict_on, verdicts, who_says_unhealthy
@@ -76,9 +78,23 @@ def _taint(core: Core, command: DeviceCommand, device: DeviceKey) -> str:
         return f"key {UNHEALTHY} is for what holders of a device report, and ends by it: use another"
     before = core.world.taints.get(device, {}).get(key)
     if before is not None:
-        return f"device {device} is tainted with {key} already, by {before.operator}: {before.reason}"
+        was = f"{key}:{before.effect}"
+        return f"device {device} is tainted with {was} already, by {before.operator}: {before.reason}"
+    federation = core.world.federation
+    if command.effect == "NoExecute" and not projected_taints.are_written_for(federation, device.pool.scope):
+        return (
+            f"nothing would end pods that have device {device}: no cluster that reaches it is in"
+            " device_taint_rules.clusters of the broker's config"
+        )
     core.record(
-        DeviceTainted(**_place(device), key=key, at_ms=core.now_ms, operator=command.operator, reason=command.reason)
+        DeviceTainted(
+            **_place(device),
+            key=key,
+            at_ms=core.now_ms,
+            operator=command.operator,
+            reason=command.reason,
+            effect=command.effect,
+        )
     )
     core.wake_devices([device])
     return ""

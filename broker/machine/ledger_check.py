@@ -284,6 +284,9 @@ def differences(before: World, after: World) -> Iterator[str]:
         then, now = checkpoint.cluster_kept(before.cluster(cluster)), checkpoint.cluster_kept(after.cluster(cluster))
         if then != now:
             yield f"cluster {cluster} is {now}, not {then}"
+        rules_then, rules_now = (world.cluster(cluster).taint_rules for world in (before, after))
+        if rules_then != rules_now:
+            yield f"the taint rules of {cluster} are {rules_now}, not {rules_then}"
     for key in sorted(before.claims.keys() | after.claims.keys()):
         then_claim, now_claim = before.claims.get(key) or Claim(key), after.claims.get(key) or Claim(key)
         if _held(then_claim) != _held(now_claim):

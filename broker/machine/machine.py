@@ -6,14 +6,15 @@ in the same steps gives the same bytes: there is no clock, random or await in he
 
 Where things are: `intake` one message at a time; `claims` what a claim's message does to its grants; `syncs` runs of
 agents and full syncs; `clusters` silent ones and what operators order; `device_taints` devices that are broken or
-drained; `deciding` who gets what; `segments` and `recovery` a start from the ledger; `report` the world for people.
+drained, `projected_taints` which of them end pods; `deciding` who gets what; `segments` and `recovery` a start from the
+ledger; `report` the world for people.
 """
 
 from collections import deque
 from collections.abc import Iterable
 
 from broker.allocation.index import DeviceIndex
-from broker.machine import claims, clusters, deciding, device_taints, intake, syncs
+from broker.machine import claims, clusters, deciding, device_taints, intake, projected_taints, syncs
 from broker.machine.core import Core
 from broker.machine.effects import Effects, Identity
 from broker.machine.observer import Observer
@@ -57,7 +58,8 @@ class Machine:
         core = self.core
         adopts = bool(core.to_adopt) and claims.may_adopt(core)
         decides = core.may_decide and core.queue.has_due(now_ms)
-        return bool(self._orders or self._inbox or core.to_end or core.must_record or adopts or decides)
+        tells = projected_taints.is_due(core)
+        return bool(self._orders or self._inbox or core.to_end or core.must_record or adopts or decides or tells)
 
     def wake_at_ms(self) -> int | None:
         """When a claim may be tried again that waits for time to pass; None if none does."""
@@ -87,6 +89,7 @@ class Machine:
             syncs.hold_sync(core)
         else:
             syncs.tell_classes(core)
+            projected_taints.tell(core)
             claims.adopt(core)
             if core.may_decide:
                 deciding.decide(core)

@@ -60,7 +60,8 @@ def world_to_begin_with(
 ) -> World:
     """The world of a ledger that begins anew at `first_sequence`.
 
-    left: what could still be read of the old one; cordons, evictions and devices' taints are taken over from there.
+    left: what could still be read of the old one; cordons, evictions, devices' taints and who was
+    told of them are taken over from there.
     clusters: all that are known from anywhere. state_sequence: DRA_STATE's last.
     """
     world = World(federation)
@@ -74,7 +75,7 @@ def world_to_begin_with(
         record.rebuilt = record.cleaned = first_sequence
         until = state_sequence
         if before is not None:
-            record.cordon = before.cordon
+            record.cordon, record.taint_rules = before.cordon, before.taint_rules
             if before.eviction is not None:
                 record.eviction = replace(before.eviction, state_sequence=state_sequence)
                 until = state_sequence if before.eviction.readmitted else FOR_EVER

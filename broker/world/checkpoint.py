@@ -40,6 +40,7 @@ from schemas.wire.ledger import (
     OrderKept,
     Release,
     SegmentOpened,
+    TaintRulesChanged,
     WaitingKept,
     checkpoint_checksum,
 )
@@ -48,7 +49,7 @@ PART_BYTES = 128 * 1024  # of the claims in one entry: far below what one messag
 _PARTS = (LedgerRebuilt, CheckpointWorld, CheckpointClaims, ClassBrokered, ClusterEntry, DeviceTainted)
 KINDS = (SegmentOpened, *_PARTS, Allocate, Release, Adopted)
 
-Restated = ClusterCordoned | ClusterExcluded | ClusterEvicted | ClusterReadmitted | ClusterRebuilt
+Restated = ClusterCordoned | ClusterExcluded | ClusterEvicted | ClusterReadmitted | ClusterRebuilt | TaintRulesChanged
 Record = ClaimKept | DeviceAvoided | ConsumersServed
 
 
@@ -117,6 +118,8 @@ def load(world: World, first: SegmentOpened, entries: Iterable[AnyEntry]) -> Non
                 world.told_classes[ClusterId(entry.cluster), entry.name] = entry.spec
             case DeviceTainted():
                 fold.taint(world, entry, entry.ledger_sequence)
+            case TaintRulesChanged():  # not in CheckpointWorld: there may be many
+                world.cluster(ClusterId(entry.cluster)).taint_rules = tuple(entry.rules)
             case LedgerRebuilt() | ClusterEntry():
                 pass  # CheckpointWorld has it; this is for the cluster's agent, which may read no other
             case Allocate() | Adopted() | Release():
@@ -182,7 +185,7 @@ def cluster_kept(cluster: Cluster) -> ClusterKept:
 
 
 def _orders(cluster: Cluster) -> Iterator[Restated]:
-    """What operators ordered and is in force, as it was said: agents read no older segment for it."""
+    """What is in force for the cluster, as it was said: agents read no older segment for it."""
 
     def said_by(order: Ordered) -> dict[str, Any]:
         return {"cluster": cluster.name, **asdict(order)}
@@ -200,6 +203,8 @@ def _orders(cluster: Cluster) -> Iterator[Restated]:
             yield ClusterEvicted(is_fenced=why.is_fenced, state_sequence=why.state_sequence, position=after, **said)
     if cluster.rebuilt:
         yield ClusterRebuilt(cluster=cluster.name, ledger_sequence=cluster.rebuilt)
+    if cluster.taint_rules is not None:
+        yield TaintRulesChanged(cluster=cluster.name, rules=list(cluster.taint_rules))
 
 
 def _order_kept(order: Ordered | None) -> OrderKept | None:

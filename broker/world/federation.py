@@ -8,7 +8,7 @@ from broker.world.keys import ClusterId, cluster_scope, fabric_scope
 
 FABRIC_LABEL = "dragoman.dev/fabric"
 BROKERED_LABEL = "dragoman.dev/brokered"
-PROJECTED_LABEL = "dragoman.dev/projected"  # on a member's class: its agent has written it, as the hub's says
+PROJECTED_LABEL = "dragoman.dev/projected"  # on a member's object: its agent has written it, as the broker says
 ALLOCATE_ANNOTATION = "dragoman.dev/allocate"
 
 
@@ -60,6 +60,12 @@ class DeviceHealth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     unhealthy: list[str] = []
 
 
+class TaintRuleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """clusters: where agents write a DeviceTaintRule for each NoExecute taint of devices that the cluster reaches."""
+
+    clusters: list[ClusterId] = []
+
+
 class Federation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All that takes part.
 
@@ -79,6 +85,7 @@ class Federation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     believe_labels: bool = False
     ledger: LedgerSettings = LedgerSettings()
     device_health: DeviceHealth = DeviceHealth()
+    device_taint_rules: TaintRuleSettings = TaintRuleSettings()
 
     def fabric_of(self, driver: str, pool: str) -> Fabric | None:
         """The first fabric, in the file's order, that has the pool."""

@@ -41,6 +41,7 @@ from schemas.wire.ledger import (
     Release,
     SegmentClosed,
     SegmentOpened,
+    TaintRulesChanged,
 )
 
 
@@ -148,6 +149,8 @@ def _cluster(world: World, entry: ClusterEntry, ledger_sequence: int) -> None:
             record.eviction = None
         case ClusterAhead():
             record.is_ahead = True
+        case TaintRulesChanged():
+            record.taint_rules = tuple(entry.rules)
         case _:
             raise AssertionError(f"{type(entry).__name__} says nothing of a cluster")
 

@@ -6,7 +6,7 @@ for a local one. The pools are assembled when they are asked for, and only those
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, overload
 
@@ -48,6 +48,7 @@ class Inventory:
     changes: Changes[PoolKey] = field(default_factory=Changes)  # pools that are new, gone, or not what they were
     _rules: dict[SliceRef, DeviceTaintRule] = field(default_factory=dict)
     _taints: dict[PoolKey, dict[str, Sequence[DeviceTaint]]] = field(default_factory=dict)  # by name; never empty
+    _no_execute: dict[SliceRef, list[tuple[str, DeviceTaint]]] = field(default_factory=dict)  # by device; never empty
     _members: dict[PoolKey, dict[SliceRef, ResourceSlice]] = field(default_factory=dict)
     _pools: dict[PoolKey, Pool] = field(default_factory=dict)
     _keys_by_scope: dict[str, set[PoolKey]] = field(default_factory=dict)
@@ -60,12 +61,20 @@ class Inventory:
         """Take in a slice, new or changed, and say where it belongs."""
         self.remove(ref)
         self.slices[ref] = resource_slice
+        if taints := [
+            (device.name, taint)
+            for device in resource_slice.spec.devices
+            for taint in device.taints
+            if taint.effect == "NoExecute"
+        ]:
+            self._no_execute[ref] = taints
         return self._place(ref)
 
     def remove(self, ref: SliceRef) -> PoolKey | None:
         """Forget a slice; returns the pool that lost it."""
         if self.slices.pop(ref, None) is None:
             return None
+        self._no_execute.pop(ref, None)
         placed = self.placed.pop(ref)
         if placed.key is None:
             return None
@@ -117,6 +126,20 @@ class Inventory:
             if any(selects_pool(each, key.driver, key.pool) for each in concerned):
                 self._has_changed(key)
 
+    def rules_of(self, key: PoolKey) -> list[tuple[SliceRef, DeviceTaintRule]]:
+        """Rules of those who may speak for the pool, ascending; they may select it or not."""
+        speakers = {cluster for cluster, _ in self._members.get(key, ())} | {self.federation.hub}
+        return [(ref, rule) for ref, rule in sorted(self._rules.items()) if ref[0] in speakers]
+
+    def drivers_no_execute(self, scopes: Collection[str]) -> Iterator[tuple[SliceRef, DeviceKey, DeviceTaint]]:
+        """NoExecute taints that slices of these scopes give to devices, as of their pool's newest generation."""
+        for ref, taints in sorted(self._no_execute.items(), key=lambda each: each[0]):
+            key = self.placed[ref].key
+            if key is not None and key.scope in scopes:
+                newest = max(each.spec.pool.generation for each in self._members[key].values())
+                if self.slices[ref].spec.pool.generation == newest:
+                    yield from ((ref, DeviceKey(key, name), taint) for name, taint in taints)
+
     def put_taints(self, device: DeviceKey, taints: Sequence[DeviceTaint]) -> None:
         """The taints that the broker itself keeps on a device, whether it is published or not."""
         of_pool = self._taints.setdefault(device.pool, {})
@@ -126,8 +149,7 @@ class Inventory:
             of_pool.pop(device.device, None)
         if not of_pool:
             del self._taints[device.pool]
-        if device.pool in self._members:
-            self._has_changed(device.pool)
+        self._has_changed(device.pool)
 
     def pools_of_scopes(self, scopes: Iterable[str]) -> "PoolsOfScopes":
         """The pools of these scopes as they are now: the same object each time, which the next call brings up to date.
@@ -179,8 +201,7 @@ class Inventory:
 
     def _tainted_members(self, key: PoolKey) -> list[ResourceSlice]:
         members = self._members[key]
-        speakers = {cluster for cluster, _ in members} | {self.federation.hub}
-        rules = [rule for ref, rule in sorted(self._rules.items()) if ref[0] in speakers]
+        rules = [rule for _, rule in self.rules_of(key)]
         taints = self._taints.get(key, {})
         return [with_taints(with_rules(each, rules), taints) for each in members.values()]
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from broker.world.federation import PROJECTED_LABEL
 from broker.world.inventory import Placed
 from broker.world.keys import ClaimKey, ClaimUid, ClusterId
 from broker.world.records import Claim
@@ -67,8 +68,9 @@ def observe_node(world: World, cluster: ClusterId, node: Node) -> None:
 
 
 def observe_taint_rule(world: World, cluster: ClusterId, rule: DeviceTaintRule) -> None:
-    """A DeviceTaintRule, new or changed."""
-    world.inventory.put_rule((cluster, rule.metadata.name), rule)
+    """A DeviceTaintRule, new or changed. What an agent has written there as the broker asked is no news to it."""
+    is_ours = rule.metadata.labels.get(PROJECTED_LABEL) == "true"
+    world.inventory.put_rule((cluster, rule.metadata.name), None if is_ours else rule)
 
 
 def forget_object(world: World, cluster: ClusterId, name: ObjectName) -> None:

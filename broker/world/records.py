@@ -7,7 +7,7 @@ import msgspec
 
 from broker.world.keys import ClaimKey, ClusterId, DeviceKey
 from schemas.resource import ResourceClaim
-from schemas.wire.ledger import DeviceHold, Liveness, RequestState
+from schemas.wire.ledger import DeviceHold, Liveness, RequestState, TaintRule
 from schemas.wire.state import Consumer, ObjectName, Rejected, Settled
 
 FOR_EVER = 1 << 62  # a stream sequence that no message has
@@ -65,6 +65,7 @@ class Cluster:
     is_ahead: bool = False  # it knows of a decision that the ledger does not have
     cleaned: int = 0  # up to this ledger sequence all of its decisions are over, and its agent may say so
     rebuilt: int = 0  # a full sync counts only if it names this entry, or a later one
+    taint_rules: tuple[TaintRule, ...] | None = None  # what its agent was told to keep there, if ever; by name
 
     @property
     def is_heard(self) -> bool:

@@ -283,42 +283,45 @@ class KubernetesCluster:
             api_version, await self._connection.call("PUT", path + subresource, body=body, where=where), where
         )
 
-    # --- classes
+    # --- objects that are kept as the broker says
 
-    async def create_class(self, obj: ApiObject) -> ApiObject:
-        """See Classes."""
-        return await self._write_class("POST", obj)
+    async def create_object(self, kind: Kind, obj: ApiObject) -> ApiObject:
+        """See Objects."""
+        return await self._write_object("POST", kind, obj)
 
-    async def update_class(self, obj: ApiObject) -> ApiObject:
-        """See Classes."""
-        return await self._write_class("PUT", obj)
+    async def update_object(self, kind: Kind, obj: ApiObject) -> ApiObject:
+        """See Objects."""
+        return await self._write_object("PUT", kind, obj)
 
-    async def delete_class(self, obj: ApiObject) -> None:
-        """See Classes."""
+    async def delete_object(self, kind: Kind, obj: ApiObject) -> None:
+        """See Objects."""
         metadata = obj["metadata"]
         guard = {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]}
-        where = Where("class", "", metadata["name"])
-        _, path = await self._class_path(where)
+        where = Where(kind, "", metadata["name"])
+        _, path = await self._served_path(kind, where)
         body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": guard}
         await self._connection.call("DELETE", f"{path}/{where.name}", body=body, where=where)
 
-    async def _write_class(self, method: str, obj: ApiObject) -> ApiObject:
-        where = Where("class", "", obj["metadata"]["name"])
-        api_version, path = await self._class_path(where)
+    async def _write_object(self, method: str, kind: Kind, obj: ApiObject) -> ApiObject:
+        where = Where(kind, "", obj["metadata"]["name"])
+        api_version, path = await self._served_path(kind, where)
         path = path if method == "POST" else f"{path}/{where.name}"
         answer = await self._connection.call(method, path, body={**obj, "apiVersion": api_version}, where=where)
         try:
-            read = read_object("class", api_version, answer)
+            read = read_object(kind, api_version, answer)
         except msgspec.DecodeError as error:
             raise _not_understood(error, where) from error
         assert read is not None, "only pods are left out"
         return read[0]
 
-    async def _class_path(self, where: Where) -> tuple[str, str]:
-        found = await self._path("class")
+    async def _served_path(self, kind: Kind, where: Where) -> tuple[str, str]:
+        found = await self._path(kind)
         if found is None:
             self._served = None
-            raise ApiUncertainError(f"{self._connection.server} serves no classes now", **msgspec.structs.asdict(where))
+            resource = API_KINDS[kind].resource
+            raise ApiUncertainError(
+                f"{self._connection.server} serves no {resource} now", **msgspec.structs.asdict(where)
+            )
         return found
 
     async def _claim_path(self, where: Where) -> tuple[str, str]:

@@ -37,18 +37,20 @@ _CLAIM_WRITES = (
 )
 
 _CLASS_WRITES = tuple(Right(GROUP, "deviceclasses", verb) for verb in ("create", "update", "delete"))
+_RULE_WRITES = tuple(Right(GROUP, "devicetaintrules", verb) for verb in ("create", "update", "delete"))
 
 
-def needed_rights(kinds: Iterable[Kind]) -> list[Right]:
+def needed_rights(kinds: Iterable[Kind], *, writes_taint_rules: bool = False) -> list[Right]:
     """The rights of an agent that reads these kinds; where claims are among them, it writes them, and the hub's classes
-    beside them."""
+    beside them; DeviceTaintRules where that is wanted."""
     kinds = list(kinds)
     rights = []
     for kind in kinds:
         api_kind = API_KINDS[kind]
         group = GROUP if "/" in api_kind.versions[0] else ""
         rights += [Right(group, api_kind.resource, verb) for verb in ("list", "watch")]
-    return sorted(rights + ([*_CLAIM_WRITES, *_CLASS_WRITES] if "claim" in kinds else []))
+    rights += [*_CLAIM_WRITES, *_CLASS_WRITES] if "claim" in kinds else []
+    return sorted([*rights, *(_RULE_WRITES if writes_taint_rules else ())])
 
 
 class _UserInfo(msgspec.Struct):

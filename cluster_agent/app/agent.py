@@ -19,7 +19,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from cluster_agent.adapters.bus import AgentBus, LedgerFollower, RefusedBySubject, Uncertain
 from cluster_agent.adapters.bus import Published as StoredAt
-from cluster_agent.app.projection import Projection
+from cluster_agent.app.projection import ClassProjection, Projection, TaintRuleProjection
 from cluster_agent.app.stage_times import StageTimes, now_us
 from cluster_agent.errors import AgentReplacedError, EvictedError, NewerLedgerError
 from cluster_agent.mirror import Mirror
@@ -83,6 +83,7 @@ from schemas.wire.codec import (
 from schemas.wire.ledger import (
     EVICTION_KEY,
     REBUILT_KEY,
+    TAINT_RULES_KEY,
     Allocate,
     AnyEntry,
     ClassBrokered,
@@ -90,6 +91,8 @@ from schemas.wire.ledger import (
     ClusterReadmitted,
     ClusterRebuilt,
     Release,
+    TaintRule,
+    TaintRulesChanged,
     own_sequence,
 )
 from schemas.wire.state import AgentStarted, ClaimState, ObjectName, ObjectState
@@ -163,11 +166,15 @@ class Agent:
         bus: AgentBus,
         instance: str,
         settings: AgentSettings,
-        projection: Projection | None = None,
+        classes: ClassProjection | None = None,
+        taint_rules: TaintRuleProjection | None = None,
     ) -> None:
-        """projection: of the hub's classes into the cluster, where that is wanted."""
+        """classes, taint_rules: what is kept in the cluster as the broker says, where that is wanted."""
         self.name = name
-        self.projection = projection
+        self.classes = classes
+        self.taint_rules = taint_rules
+        self._projections: dict[Kind, Projection] = {each.kind: each for each in (classes, taint_rules) if each}
+        self._rules_unwritten = 0  # that the broker wants, and nobody writes
         self._cluster = cluster
         self._bus = bus
         self._settings = settings
@@ -238,8 +245,8 @@ class Agent:
             tg.start_soon(self._follow_ledger)
             tg.start_soon(self._follow_asks)
             tg.start_soon(self._tick)
-            if self.projection is not None:
-                tg.start_soon(self.projection.run)
+            for projection in self._projections.values():
+                tg.start_soon(projection.run)
             task_status.started()
             async for event in self._receive:
                 self._carry_out(tg, self.mirror.handle(event))
@@ -337,11 +344,13 @@ class Agent:
             entry = _entry(entry_message)
             if isinstance(entry, Allocate | Release):
                 decisions.append((own_sequence(entry, entry_message.stream_sequence), entry))
-        if self.projection is not None:
+        if self.classes is not None:
             for entry_message in await self._until_answered(self._bus.last_classes):
                 entry = _entry(entry_message)
                 if isinstance(entry, ClassBrokered):
-                    self.projection.told(entry)
+                    self.classes.told(entry)
+        _, last_rules = await self._last_about_us(TAINT_RULES_KEY)
+        self._take_taint_rules(last_rules.rules if isinstance(last_rules, TaintRulesChanged) else [])
         standing = self._standing
         return Started(
             epoch,
@@ -361,8 +370,8 @@ class Agent:
             ObjectSeen(kind, each, _version_of(each), listing.errors.get(each["metadata"].get("uid", ""), ""), now_us())
             for each in listing.objects
         ]
-        if kind == "class" and self.projection is not None:
-            self.projection.listed(listing.objects)
+        if kind in self._projections:
+            self._projections[kind].listed(listing.objects)
         return seen, listing.resource_version
 
     # --- what happens outside
@@ -375,8 +384,8 @@ class Agent:
                 async for event in self._cluster.watch(kind, resource_version):
                     resource_version = event.resource_version
                     delay_s = RETRY_FIRST_S
-                    if kind == "class" and self.projection is not None:
-                        self.projection.saw(event)
+                    if kind in self._projections:
+                        self._projections[kind].saw(event)
                     if event.type == "DELETED":
                         await self._send.send(ObjectGone(kind, event.object, int(event.resource_version), now_us()))
                     elif event.type == "BOOKMARK":
@@ -432,12 +441,34 @@ class Agent:
                         await self._send.send(DecisionSeen(sequence, entry))
                     else:
                         await follower.ack(delivered)
-                    if isinstance(entry, ClassBrokered) and self.projection is not None:
-                        self.projection.told(entry)
+                    if isinstance(entry, ClassBrokered) and self.classes is not None:
+                        self.classes.told(entry)
+                    if isinstance(entry, TaintRulesChanged):
+                        self._take_taint_rules(entry.rules)
                     if isinstance(entry, ClusterEvicted | ClusterReadmitted | ClusterRebuilt):
                         sequence = own_sequence(entry, delivered.message.stream_sequence)
                         if sequence > self._standing.sequence:
                             raise EvictedError(f"ledger entry {sequence} {type(entry).__name__}")
+
+    def _take_taint_rules(self, rules: list[TaintRule]) -> None:
+        """The ledger wants these DeviceTaintRules here, and no others of ours."""
+        if self.taint_rules is not None:
+            self.taint_rules.told(rules)
+            return
+        if rules and not self._rules_unwritten:
+            _log.error(
+                "the broker's config wants DeviceTaintRules in %s, and this agent runs without --write-taint-rules:"
+                " pods keep devices that are tainted NoExecute",
+                self.name,
+            )
+        self._rules_unwritten = len(rules)
+
+    @property
+    def taint_rules_wrong(self) -> int:
+        """How many DeviceTaintRules are not here as the broker wants them."""
+        if self.taint_rules is None:
+            return self._rules_unwritten
+        return sum(map(bool, self.taint_rules.problems.values()))
 
     async def _follow_asks(self) -> None:
         async with self._bus.follow_asks() as asks:

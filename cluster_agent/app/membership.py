@@ -4,19 +4,21 @@ No pod ends by either: allocations are not touched.
 """
 
 from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from typing import Protocol
 
 import msgspec
 
-from cluster_agent.mirror.classes import give_back, is_projected, take_over
+from cluster_agent.mirror.classes import give_back, take_over
+from cluster_agent.mirror.projected import is_projected
 from cluster_agent.mirror.tracked import HELD, VOIDED_ANNOTATION, class_names_of, holds_of, is_held, metadata_of
-from cluster_agent.ports import ApiConflictError, ApiNotFoundError, ApiObject, Classes, Cluster, Kind
+from cluster_agent.ports import ApiConflictError, ApiNotFoundError, ApiObject, Cluster, Kind, Objects
 
 TRIES = 5
 
 
-class Member(Cluster, Classes, Protocol):
-    """A cluster whose classes may be written."""
+class Member(Cluster, Objects, Protocol):
+    """A cluster whose classes and rules may be written."""
 
 
 class Joined(msgspec.Struct, frozen=True):
@@ -28,10 +30,13 @@ class Joined(msgspec.Struct, frozen=True):
 
 
 class Left(msgspec.Struct, frozen=True):
-    """given_back, deleted: names of classes. released: how many claims do not carry our finalizer any more."""
+    """given_back, deleted: names of classes. rules: of DeviceTaintRules that are gone. released: how many claims do not
+    carry our finalizer any more.
+    """
 
     given_back: list[str]
     deleted: list[str]
+    rules: list[str]
     released: int
 
 
@@ -47,7 +52,7 @@ async def join(member: Member, names: Collection[str]) -> Joined:
     were_closed = [name for name in names if is_projected(found[name])]
     closed = [name for name in names if name not in were_closed]
     for name in closed:
-        await _change(member, "class", found[name], _taken_over, member.update_class)
+        await _change(member, "class", found[name], _taken_over, partial(member.update_object, "class"))
     return Joined(closed, were_closed, len(await holders(member, names)))
 
 
@@ -61,7 +66,8 @@ async def holders(member: Cluster, names: Collection[str]) -> dict[str, str]:
 
 
 async def leave(member: Member) -> Left:
-    """Undo what agents have written: classes are what they were before or gone, claims can go without an agent.
+    """Undo what agents have written: classes are what they were before or gone, rules are gone, claims can go without an
+    agent.
 
     Raises: ApiError.
     """
@@ -70,16 +76,19 @@ async def leave(member: Member) -> Left:
         if not is_projected(found):
             continue
         if give_back(found) is None:
-            await _change(member, "class", found, _projected, member.delete_class)
+            await _change(member, "class", found, _projected, partial(member.delete_object, "class"))
             deleted.append(_name(found))
         else:
-            await _change(member, "class", found, give_back, member.update_class)
+            await _change(member, "class", found, give_back, partial(member.update_object, "class"))
             given_back.append(_name(found))
+    rules = [found for found in (await member.list_objects("taintrule")).objects if is_projected(found)]
+    for found in rules:
+        await _change(member, "taintrule", found, _projected, partial(member.delete_object, "taintrule"))
     for claim in (await member.list_objects("claim")).objects:
         if is_held(claim):
             await _change(member, "claim", claim, _released, member.update_claim)
             released += 1
-    return Left(sorted(given_back), sorted(deleted), released)
+    return Left(sorted(given_back), sorted(deleted), sorted(map(_name, rules)), released)
 
 
 async def _change(

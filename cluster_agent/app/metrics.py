@@ -62,6 +62,13 @@ class AgentMetrics:
         self._unprojected = self._gauge(
             "dragoman_agent_classes_wrong", "The hub's classes that are not here as they should be; the log says why."
         )
+        self._rules = self._gauge(
+            "dragoman_agent_taint_rules_projected", "DeviceTaintRules that the agent has made here."
+        )
+        self._wrong_rules = self._gauge(
+            "dragoman_agent_taint_rules_wrong",
+            "DeviceTaintRules that the broker wants here and that are not as they should be; the log says why.",
+        )
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(name, text, registry=self.registry)
@@ -74,9 +81,12 @@ class AgentMetrics:
         self._objects.clear()
         for name in list(agent.mirror.tracked):
             self._objects.labels(name.kind).inc()
-        if agent.projection is not None:
-            self._projected.set(agent.projection.projected)
-            self._unprojected.set(sum(map(bool, agent.projection.problems.values())))
+        if agent.classes is not None:
+            self._projected.set(agent.classes.projected)
+            self._unprojected.set(sum(map(bool, agent.classes.problems.values())))
+        if agent.taint_rules is not None:
+            self._rules.set(agent.taint_rules.projected)
+        self._wrong_rules.set(agent.taint_rules_wrong)
 
     @contextmanager
     def call(self, name: str) -> Iterator[None]:

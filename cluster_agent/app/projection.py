@@ -1,4 +1,4 @@
-"""Keeps the hub's brokered classes in a member as they should be there.
+"""Keeps the broker's objects in a member as they should be there: the hub's classes, and DeviceTaintRules.
 
 The agent tells it what the ledger says of them and what the cluster has; what is to be written follows from the two,
 again whenever one of them changes. Nothing else of the agent waits for it.
@@ -6,29 +6,26 @@ again whenever one of them changes. Nothing else of the agent waits for it.
 
 import logging
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any
 
 import anyio
 
-from cluster_agent.mirror.classes import (
-    PROJECTED_LABEL,
-    CreateClass,
-    DeleteClass,
-    ForeignClass,
-    UpdateClass,
-    is_projected,
-    project,
-)
+from cluster_agent.mirror.classes import project
+from cluster_agent.mirror.projected import PROJECTED_LABEL, Create, Delete, Foreign, Step, Update, is_projected
+from cluster_agent.mirror.taint_rules import project_rule
 from cluster_agent.ports import (
     UNANSWERED,
     ApiConflictError,
     ApiInvalidError,
     ApiNotFoundError,
     ApiObject,
-    Classes,
+    Kind,
+    Objects,
     WatchEvent,
 )
-from schemas.wire.ledger import ClassBrokered
+from schemas.wire.ledger import ClassBrokered, TaintRule
 
 _log = logging.getLogger(__name__)
 
@@ -36,38 +33,39 @@ RETRY_FIRST_S = 0.5
 RETRY_MOST_S = 30.0
 
 
-class Projection:
-    """problems: by name of a class, why it is not as it should be; "" where it is."""
+class Projection(ABC):
+    """Objects of one kind. noun: what people call it.
 
-    def __init__(self, cluster: str, classes: Classes, retry_first_s: float = RETRY_FIRST_S) -> None:
+    problems: by name of an object, why it is not as it should be; "" where it is.
+    """
+
+    kind: Kind
+    noun: str
+    what_to_do = "delete it"  # about somebody else's of that name
+
+    def __init__(self, cluster: str, objects: Objects, retry_first_s: float = RETRY_FIRST_S) -> None:
         """retry_first_s: when what failed is tried again; twice as long each time, up to half a minute."""
         self._cluster = cluster
         self._retry_first_s = retry_first_s
-        self._classes = classes
-        self._wanted: dict[str, dict[str, Any] | None] = {}  # the hub's specs; None: it has none any more
+        self._objects = objects
         self._found: dict[str, ApiObject] = {}
         self._changed = anyio.Event()
         self.problems: dict[str, str] = {}
 
     @property
     def projected(self) -> int:
-        """How many classes of the cluster are ours."""
+        """How many objects of the cluster are ours."""
         return sum(map(is_projected, self._found.values()))
 
     # --- what is so
 
-    def told(self, entry: ClassBrokered) -> None:
-        """The ledger says so of a class of the hub."""
-        self._wanted[entry.name] = entry.spec
-        self._changed.set()
-
     def listed(self, objects: list[ApiObject]) -> None:
-        """The cluster has these classes and no others."""
+        """The cluster has these objects and no others."""
         self._found = {each["metadata"]["name"]: each for each in objects}
         self._changed.set()
 
     def saw(self, event: WatchEvent) -> None:
-        """A class of the cluster has changed."""
+        """An object of the cluster has changed."""
         if event.type == "BOOKMARK":
             return
         name = event.object["metadata"]["name"]
@@ -76,6 +74,14 @@ class Projection:
         else:
             self._found[name] = event.object
         self._changed.set()
+
+    @abstractmethod
+    def _names(self) -> Iterable[str]:
+        """Which objects are to be looked at."""
+
+    @abstractmethod
+    def _step(self, name: str, found: ApiObject | None) -> Step | None:
+        """What has to be done about one; found: what the cluster has under the name."""
 
     # --- what is done
 
@@ -87,16 +93,18 @@ class Projection:
             with anyio.move_on_after(delay_s):
                 await self._changed.wait()
             self._changed = anyio.Event()
-            are_right = [await self._put_right(name) for name in sorted(self._wanted)]
+            names = sorted(self._names())
+            self.problems = {name: text for name, text in self.problems.items() if name in names}
+            are_right = [await self._put_right(name) for name in names]
             failures = 0 if all(are_right) else failures + 1
 
     async def _put_right(self, name: str) -> bool:
         """Whether nothing more is to be done until something changes."""
-        step = project(name, self._wanted[name], self._found.get(name))
+        step = self._step(name, self._found.get(name))
         problem, is_right = "", True
         try:
-            if isinstance(step, ForeignClass):
-                problem = f"is somebody else's (no label {PROJECTED_LABEL}): delete it, or `dragoman cluster join`"
+            if isinstance(step, Foreign):
+                problem = f"is somebody else's (no label {PROJECTED_LABEL}): {self.what_to_do}"
             elif step is not None:
                 await self._write(name, step)
         except (ApiConflictError, ApiNotFoundError):
@@ -104,20 +112,65 @@ class Projection:
         except (*UNANSWERED, ApiInvalidError) as error:
             problem, is_right = f"cannot be written, trying again: {error}", False
         if problem and problem != self.problems.get(name):
-            _log.warning("DeviceClass %s of %s %s", name, self._cluster, problem)
+            _log.warning("%s %s of %s %s", self.noun, name, self._cluster, problem)
         self.problems[name] = problem
         return is_right
 
-    async def _write(self, name: str, step: CreateClass | UpdateClass | DeleteClass) -> None:
+    async def _write(self, name: str, step: Create | Update | Delete) -> None:
         match step:
-            case CreateClass():
-                self._found[name] = await self._classes.create_class(step.object)
-                done = "is there, as the hub has it"
-            case UpdateClass():
-                self._found[name] = await self._classes.update_class(step.object)
-                done = "is again as the hub has it"
-            case DeleteClass():
-                await self._classes.delete_class(step.object)
+            case Create():
+                self._found[name] = await self._objects.create_object(self.kind, step.object)
+                done = "is there now"
+            case Update():
+                self._found[name] = await self._objects.update_object(self.kind, step.object)
+                done = "is again as it should be"
+            case Delete():
+                await self._objects.delete_object(self.kind, step.object)
                 self._found.pop(name, None)
-                done = "is gone, as at the hub"
-        _log.info("DeviceClass %s of %s %s", name, self._cluster, done)
+                done = "is gone, as it should be"
+        _log.info("%s %s of %s %s", self.noun, name, self._cluster, done)
+
+
+class ClassProjection(Projection):
+    """The hub's brokered classes."""
+
+    kind, noun = "class", "DeviceClass"
+    what_to_do = "delete it, or `dragoman cluster join`"
+
+    def __init__(self, cluster: str, objects: Objects, retry_first_s: float = RETRY_FIRST_S) -> None:
+        super().__init__(cluster, objects, retry_first_s)
+        self._wanted: dict[str, dict[str, Any] | None] = {}  # the hub's specs; None: it has none any more
+
+    def told(self, entry: ClassBrokered) -> None:
+        """The ledger says so of a class of the hub."""
+        self._wanted[entry.name] = entry.spec
+        self._changed.set()
+
+    def _names(self) -> Iterable[str]:
+        return self._wanted
+
+    def _step(self, name: str, found: ApiObject | None) -> Step | None:
+        return project(name, self._wanted[name], found)
+
+
+class TaintRuleProjection(Projection):
+    """DeviceTaintRules for NoExecute taints of devices; any other of ours is deleted."""
+
+    kind, noun = "taintrule", "DeviceTaintRule"
+
+    def __init__(self, cluster: str, objects: Objects, retry_first_s: float = RETRY_FIRST_S) -> None:
+        super().__init__(cluster, objects, retry_first_s)
+        self._wanted: dict[str, TaintRule] | None = None  # None: nobody has said yet
+
+    def told(self, rules: Iterable[TaintRule]) -> None:
+        """The ledger wants these, and no others."""
+        self._wanted = {rule.name: rule for rule in rules}
+        self._changed.set()
+
+    def _names(self) -> Iterable[str]:
+        if self._wanted is None:
+            return ()
+        return {*self._wanted, *(name for name, each in self._found.items() if is_projected(each))}
+
+    def _step(self, name: str, found: ApiObject | None) -> Step | None:
+        return project_rule(name, (self._wanted or {}).get(name), found)

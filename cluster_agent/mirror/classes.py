@@ -9,62 +9,39 @@ from typing import Any
 
 import msgspec
 
+from cluster_agent.mirror.projected import PROJECTED_LABEL, Create, Delete, Foreign, Step, Update, is_projected
 from cluster_agent.ports import ApiObject
 from schemas.resource.untyped import as_dict
 from schemas.resource.versions import V1
 
 BROKERED_LABEL = "dragoman.dev/brokered"
-PROJECTED_LABEL = "dragoman.dev/projected"
 SELECTORS_ANNOTATION = "dragoman.dev/selectors"
 ORIGINAL_ANNOTATION = "dragoman.dev/original"  # of a class that was taken over: what it was before
 LABELS = {BROKERED_LABEL: "true", PROJECTED_LABEL: "true"}
 
 
-class CreateClass(msgspec.Struct, frozen=True):
-    object: ApiObject
-
-
-class UpdateClass(msgspec.Struct, frozen=True):
-    """With the uid and resourceVersion of what was found."""
-
-    object: ApiObject
-
-
-class DeleteClass(msgspec.Struct, frozen=True):
-    object: ApiObject
-
-
-class ForeignClass(msgspec.Struct, frozen=True):
-    """Somebody else's class has the name."""
-
-    name: str
-
-
-ClassStep = CreateClass | UpdateClass | DeleteClass | ForeignClass
-
-
-def project(name: str, spec: dict[str, Any] | None, found: ApiObject | None) -> ClassStep | None:
+def project(name: str, spec: dict[str, Any] | None, found: ApiObject | None) -> Step | None:
     """What to do so that the member has the class as it should be; None: it has.
 
     spec: of the hub's brokered class; None: there is none any more.
     found: what the member has under the name.
     """
     if found is None:
-        return None if spec is None else CreateClass(_written({"name": name}, spec))
+        return None if spec is None else Create(_written({"name": name}, spec))
     metadata = as_dict(found.get("metadata"))
-    if as_dict(metadata.get("labels")).get(PROJECTED_LABEL) != "true":
-        return None if spec is None else ForeignClass(name)
+    if not is_projected(found):
+        return None if spec is None else Foreign(name)
     if metadata.get("deletionTimestamp"):
         return None  # its end is told, and then it is made anew
     if spec is None:
         original = give_back(found)
         if original is None and ORIGINAL_ANNOTATION in as_dict(metadata.get("annotations")):
-            return ForeignClass(name)  # somebody has spoilt what we kept: not ours to make up
-        return DeleteClass(found) if original is None else UpdateClass(original)
+            return Foreign(name)  # somebody has spoilt what we kept: not ours to make up
+        return Delete(found) if original is None else Update(original)
     wanted = _written(metadata, spec)
     if wanted["metadata"] == metadata and wanted["spec"] == found.get("spec"):
         return None
-    return UpdateClass(wanted)
+    return Update(wanted)
 
 
 def take_over(found: ApiObject) -> ApiObject:
@@ -98,11 +75,6 @@ class _Original(msgspec.Struct):
     labels: dict[str, str]
     annotations: dict[str, str]
     spec: dict[str, Any]
-
-
-def is_projected(found: ApiObject) -> bool:
-    """We have written it."""
-    return as_dict(as_dict(found.get("metadata")).get("labels")).get(PROJECTED_LABEL) == "true"
 
 
 def _written(metadata: dict[str, Any], spec: dict[str, Any]) -> ApiObject:

@@ -20,7 +20,7 @@ EndCause = Literal[
 ]
 RequestState = Literal["Pending", "Invalid"]
 Liveness = Literal["Live", "Stale", "Lost", "Returning"]
-TaintEffect = Literal["NoSchedule"]
+TaintEffect = Literal["NoSchedule", "NoExecute"]
 DeviceVerb = Literal["taint", "untaint"]
 Verb = Literal["cordon", "uncordon", "exclude", "evict", "readmit"]
 
@@ -257,7 +257,7 @@ class DeviceCommand(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="
     """What an operator wants of a device.
 
     scope: of its pool; "" where there is only one pool of that name. key: of the taint; "" for the usual one (taint),
-    or the only one (untaint).
+    or the only one (untaint). effect: of the taint.
     """
 
     verb: DeviceVerb
@@ -268,6 +268,7 @@ class DeviceCommand(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="
     reason: str = ""
     scope: str = ""
     key: str = ""
+    effect: TaintEffect = "NoSchedule"
 
 
 Command = OperatorCommand | DeviceCommand
@@ -458,6 +459,25 @@ class LivenessChanged(ClusterEntry, frozen=True, tag="dev.dragoman.ledger.livene
     heard_ms: int = 0
 
 
+class TaintRule(msgspec.Struct, frozen=True, omit_defaults=True, order=True):
+    """A DeviceTaintRule in a member. device: "" for every device of the pool. reason: for people."""
+
+    name: str
+    driver: str
+    pool: str
+    device: str = ""
+    key: str = ""
+    value: str = ""
+    effect: TaintEffect = "NoExecute"
+    reason: str = ""
+
+
+class TaintRulesChanged(ClusterEntry, frozen=True, tag="dev.dragoman.ledger.taint-rules.v1", kw_only=True):
+    """The DeviceTaintRules that the cluster's agent keeps there: these, ascending by name, and no others of ours."""
+
+    rules: list[TaintRule] = []
+
+
 class OperatorEntry(ClusterEntry, frozen=True, kw_only=True):
     """What an operator ordered, with the name that was given and the reason."""
 
@@ -549,7 +569,10 @@ class DeviceEntry(Entry, frozen=True, kw_only=True):
 
 
 class DeviceTainted(DeviceEntry, frozen=True, tag="dev.dragoman.ledger.device-tainted.v1", kw_only=True):
-    """The broker keeps claims off the device that do not tolerate this taint, as KEP-5055 has it."""
+    """The broker keeps claims off the device that do not tolerate this taint, as KEP-5055 has it.
+
+    effect: NoExecute ends pods that have the device, where agents write DeviceTaintRules; see TaintRulesChanged.
+    """
 
     effect: TaintEffect = "NoSchedule"
 
@@ -590,6 +613,7 @@ AnyEntry = (
     | ClusterReadmitted
     | ClusterAhead
     | ClusterRebuilt
+    | TaintRulesChanged
     | FenceLifted
     | DeviceTainted
     | DeviceUntainted
@@ -598,6 +622,7 @@ AnyEntry = (
 _CLAIM_KINDS = (Allocate, Release)
 EVICTION_KEY = "eviction"
 REBUILT_KEY = "rebuilt"
+TAINT_RULES_KEY = "taintrules"
 _CLUSTER_KEYS: dict[type[ClusterEntry], str] = {
     LivenessChanged: "liveness",
     ClusterCordoned: "cordon",
@@ -607,6 +632,7 @@ _CLUSTER_KEYS: dict[type[ClusterEntry], str] = {
     FenceLifted: EVICTION_KEY,
     ClusterAhead: "ahead",
     ClusterRebuilt: REBUILT_KEY,
+    TaintRulesChanged: TAINT_RULES_KEY,
 }
 
 

@@ -61,6 +61,16 @@ def test_an_empty_file_is_a_federation_of_whoever_comes(tmp_path: Path) -> None:
             id="a condition that there cannot be",
         ),
         pytest.param(
+            {"clusters": ["east", "west"], "device_taint_rules": {"clusters": ["west", "north"]}},
+            "f: device_taint_rules.clusters[1]: cluster 'north' is not in clusters (east, west)",
+            id="rules for a cluster that takes no part",
+        ),
+        pytest.param(
+            {"device_taint_rules": {"clusters": ["west", "west"]}},
+            "f: device_taint_rules.clusters[1]: 'west' is there twice",
+            id="rules for a cluster twice",
+        ),
+        pytest.param(
             {"device_health": {"unhealthy": ["Healthy"]}},
             "f: device_health: 'Healthy' is in healthy and in unhealthy",
             id="a condition of both kinds",

@@ -94,6 +94,11 @@ async def test_shows_a_broken_device_and_drains_another(
         (["taint", f"{DRIVER}/rack/gpu-7", "--reason", "x"], f"no device {DRIVER}/rack/gpu-7 is published", 1),
         (["taint", f"{DRIVER}/rack/gpu-1", "--reason", " "], "reason: the ledger keeps why; taint needs one", 1),
         (["taint", f"{DRIVER}/rack/gpu-1", "--reason", "x", "--key", "a b"], "key: ", 1),
+        (
+            ["taint", f"{DRIVER}/rack/gpu-1", "--reason", "x", "--effect", "NoExecute"],
+            "nothing would end pods that have device fabric/rack/",
+            1,
+        ),
         (["untaint", f"{DRIVER}/rack/gpu-1", "--reason", "x"], "the broker keeps no taint of device fabric/rack/", 1),
     ],
 )

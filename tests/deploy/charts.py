@@ -51,6 +51,7 @@ FULL_AGENT = {
     "role": "both",
     "imagePullSecrets": [{"name": "registry"}],
     "nats": {**AGENT["nats"], "keySecret": "dragoman-nats", "caSecret": "dragoman-ca"},
+    "deviceTaintRules": {"write": True},
     "rejections": {"unschedulableAfterSeconds": 300, "bindingTimeoutSeconds": 60.5},
     "verbose": True,
     "podAnnotations": {"example.com/a": "b"},

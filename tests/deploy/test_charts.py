@@ -95,6 +95,11 @@ def test_prometheus_operator_is_served_where_wanted(helm_program: Path, chart: s
         ("broker", {**BROKER, "config": {"clusters": ["East"], "fabrics": []}}, ["'/config/clusters/0'"]),
         ("agent", {}, ["'/cluster'", "'/image/repository'", "'/nats/urls'"]),
         ("agent", {**AGENT, "role": "members"}, ["'/role': value must be one of 'hub', 'member', 'both'"]),
+        (
+            "agent",
+            {**AGENT, "role": "hub", "deviceTaintRules": {"write": True}},
+            ["'/role': value must be one of 'member'"],
+        ),
         ("agent", {**AGENT, "cluster": "East"}, ["'/cluster': 'East' does not match pattern"]),
     ],
 )

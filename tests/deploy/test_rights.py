@@ -23,13 +23,17 @@ pytestmark = [pytest.mark.anyio, pytest.mark.kubernetes]
 OF_THE_POLICY = Right("dragoman.dev", "heldclaims", "allocate")
 
 
-@pytest.mark.parametrize("role", sorted(ROLES))
+@pytest.mark.parametrize(
+    ("role", "writes_taint_rules"),
+    [*((role, False) for role in sorted(ROLES)), ("member", True)],
+)
 async def test_with_the_charts_rights_it_starts_and_without_one_it_names_it(
-    helm_program: Path, plane: ControlPlane, namespace: str, role: str
+    helm_program: Path, plane: ControlPlane, namespace: str, role: str, writes_taint_rules: bool
 ) -> None:
-    objects = render(helm_program, "agent", {**AGENT, "role": role}, namespace)
+    values = {**AGENT, "role": role, "deviceTaintRules": {"write": writes_taint_rules}}
+    objects = render(helm_program, "agent", values, namespace)
     rights = rights_of(only(objects, "ClusterRole"))
-    needed = set(needed_rights(ROLES[role]))
+    needed = set(needed_rights(ROLES[role], writes_taint_rules=writes_taint_rules))
     assert rights - {OF_THE_POLICY} == needed
     assert (OF_THE_POLICY in rights) == (role != "hub")
     await plane.api.apply([only(objects, "ServiceAccount")], namespace)
@@ -38,7 +42,10 @@ async def test_with_the_charts_rights_it_starts_and_without_one_it_names_it(
     for missing in [None, *sorted(needed)]:
         await plane.grant(account, namespace, [as_rule(right) for right in sorted(needed) if right != missing])
         says = agent.user if missing is None else f"{agent.user} may not {missing} at "
-        await wait_for(partial(starts_so, agent, role, says), otherwise=partial("nothing says {}".format, says))
+        await wait_for(
+            partial(starts_so, agent, role, says, writes_taint_rules),
+            otherwise=partial("nothing says {}".format, says),
+        )
 
 
 def test_each_rule_is_explained() -> None:
@@ -49,13 +56,13 @@ def test_each_rule_is_explained() -> None:
     assert all(lines[number - 1].startswith("# ") for number in rules)
 
 
-async def starts_so(agent: Identity, role: str, says: str) -> bool:
+async def starts_so(agent: Identity, role: str, says: str, writes_taint_rules: bool) -> bool:
     """Whether it says so, as the command has it before it starts the agent. The API server hears of rules in time."""
     async with connect_to_cluster(Credentials(str(agent.kubeconfig), "", False)) as connection:
         versions = await KubernetesCluster(connection).versions()
         kinds = [kind for kind in ROLES[role] if kind in versions]
         try:
-            said = await check_rights(connection, needed_rights(kinds))
+            said = await check_rights(connection, needed_rights(kinds, writes_taint_rules=writes_taint_rules))
         except ClusterAccessError as error:
             said = str(error)
     return says == said or ("may not" in says and says in said)

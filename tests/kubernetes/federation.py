@@ -39,11 +39,14 @@ class Federation:
     async def add_agent(self, cluster: str, kubeconfig: str = "", *arguments: str) -> None:
         """The agent of a cluster, in place of one before, as a ServiceAccount that has the rights of its role.
 
-        kubeconfig: in place of that of such an account. arguments: more of them.
+        kubeconfig: in place of that of such an account. arguments: more of them, with the rights that they need.
         """
         role = "hub" if cluster == "hub" else "member"
         if not kubeconfig:
-            kubeconfig = str((await agent_identity(self.planes[cluster], role)).kubeconfig)
+            identity = await agent_identity(
+                self.planes[cluster], role, writes_taint_rules="--write-taint-rules" in arguments
+            )
+            kubeconfig = str(identity.kubeconfig)
         self.add(cluster, "agent", "--cluster", cluster, "--kubeconfig", kubeconfig, "--role", role, *arguments)
 
     def check(self) -> None:
@@ -78,14 +81,15 @@ async def a_kube_federation(root: Path, planes: dict[str, ControlPlane]) -> Asyn
             federation.show()
 
 
-async def agent_identity(plane: ControlPlane, role: str) -> Identity:
+async def agent_identity(plane: ControlPlane, role: str, *, writes_taint_rules: bool = False) -> Identity:
     """A new ServiceAccount with the rights of the role and no others."""
-    return await plane.service_account(plane.unique_name("agent"), rules=rules(role))
+    found = rules(role, writes_taint_rules=writes_taint_rules)
+    return await plane.service_account(plane.unique_name("agent"), rules=found)
 
 
-def rules(role: str) -> list[Rule]:
+def rules(role: str, *, writes_taint_rules: bool = False) -> list[Rule]:
     """The rules of RBAC that an agent of this role needs."""
-    return [rule_of(right) for right in needed_rights(ROLES[role])]
+    return [rule_of(right) for right in needed_rights(ROLES[role], writes_taint_rules=writes_taint_rules)]
 
 
 def rule_of(right: Right) -> Rule:

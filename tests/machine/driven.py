@@ -39,6 +39,7 @@ from schemas.wire.ledger import (
     ReasonChanged,
     SegmentClosed,
     SegmentOpened,
+    TaintEffect,
     Verb,
     inputs_of,
 )
@@ -156,9 +157,11 @@ class Driven:
         self.run()
         return self.answers[-1]
 
-    def device_command(self, verb: DeviceVerb, device: str, **more: str) -> str:
+    def device_command(
+        self, verb: DeviceVerb, device: str, *, pool: str = RACK, effect: TaintEffect = "NoSchedule", **more: str
+    ) -> str:
         """An operator orders something about a device of the pool; returns why it cannot be done."""
-        command = DeviceCommand(verb, DRIVER, more.pop("pool", RACK), device, "ada", "fan is loud", **more)
+        command = DeviceCommand(verb, DRIVER, pool, device, "ada", "fan is loud", effect=effect, **more)
         self.machine.order(command)
         self.run()
         return self.answers[-1]

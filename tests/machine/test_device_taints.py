@@ -397,7 +397,7 @@ def test_says_why_an_order_cannot_be_done(machine: Driven) -> None:
     assert machine.device_command("untaint", "gpu-0").startswith("the broker keeps no taint of device fabric/f/")
     assert machine.device_command("taint", "gpu-0") == ""
     assert machine.device_command("taint", "gpu-0").endswith(
-        f"is tainted with {MAINTENANCE} already, by ada: fan is loud"
+        f"is tainted with {MAINTENANCE}:NoSchedule already, by ada: fan is loud"
     )
     assert machine.device_command("untaint", "gpu-0", key="a").endswith(f"is not tainted with a; it has {MAINTENANCE}")
     assert machine.device_command("taint", "gpu-0", key="example.com/b") == ""

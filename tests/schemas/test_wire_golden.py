@@ -56,6 +56,8 @@ from schemas.wire.ledger import (
     SegmentClosed,
     SegmentOpened,
     Step,
+    TaintRule,
+    TaintRulesChanged,
     WaitingKept,
     entry_place,
 )
@@ -421,6 +423,16 @@ LEDGER: list[tuple[AnyEntry, bytes]] = [
             b'"steps":[{"position":5,"now_ms":1000}]},"next_segment":1}'
         ),
     ),
+    (
+        TaintRulesChanged(
+            cluster="east",
+            rules=[
+                TaintRule("a", "d", "p", "g", "k", "v", reason="r"),
+                TaintRule("n", "d", "p"),
+            ],
+        ),
+        b'{"type":"dev.dragoman.ledger.taint-rules.v1","cluster":"east","rules":[{"name":"a","driver":"d","pool":"p","device":"g","key":"k","value":"v","reason":"r"},{"name":"n","driver":"d","pool":"p"}]}',
+    ),
 ]
 
 CALLS: list[tuple[msgspec.Struct, bytes]] = [
@@ -772,6 +784,7 @@ def test_other_subjects_are_not_of_state(subject: str) -> None:
         ],
         (LEDGER[28][0], ("_", "leader", "elected")),
         (LEDGER[29][0], ("_", "leader", "closed")),
+        (LEDGER[30][0], ("east", "cluster", "taintrules")),
     ],
     ids=by_type,
 )
