@@ -66,8 +66,7 @@ async def holders(member: Cluster, names: Collection[str]) -> dict[str, str]:
 
 
 async def leave(member: Member) -> Left:
-    """Undo what agents have written: classes are what they were before or gone, rules are gone, claims can go without an
-    agent.
+    """Undo what agents have written: classes are what they were before or gone, rules are gone, claims need no agent.
 
     Raises: ApiError.
     """
