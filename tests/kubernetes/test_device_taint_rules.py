@@ -37,6 +37,8 @@ async def federation(tmp_path: Path, start_plane: StartPlane) -> AsyncIterator[F
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
         await federation.add_agent("east", "", "--write-taint-rules")
         await federation.start("broker", "hub", "east")
+        for cluster in ("hub", "east"):
+            await federation.processes[cluster].until_it_says("first sync of")
         yield federation
         federation.check()
 
@@ -129,6 +131,7 @@ async def test_a_rule_of_the_hub_ends_pods_of_the_fabrics_pools(federation: Fede
     await federation.processes["east"].kill()
     await hub.delete("DeviceTaintRule", "off")
     await federation.start("east")
+    await federation.processes["east"].until_it_says("first sync of")
     await no_rules(federation)
 
 
@@ -169,6 +172,7 @@ async def test_without_the_setting_there_are_none_and_with_it_an_agent_that_may_
     await federation.processes["east"].kill()
     await federation.add_agent("east", "", "--write-taint-rules")
     await federation.start("east")
+    await federation.processes["east"].until_it_says("first sync of")
     await the_rule(federation)
     config = federation.root / "config.yaml"
     found = yaml.safe_load(config.read_text())
