@@ -66,3 +66,7 @@ class ArchiveError(Exception):
 
 class AnchorError(Exception):
     """A key or an anchor cannot be read or written, or its signature is wrong."""
+
+
+class ExportError(Exception):
+    """Rows cannot be written there, or so."""

@@ -15,7 +15,8 @@ from broker.adapters.anchor_keys import read_anchor, read_public_key, sign, writ
 from broker.adapters.errors import AnchorError
 from broker.adapters.state_history import StateHistory
 from broker.allocation.cel.engine import default_engine
-from broker.app.audit import AuditFound, Ledger, Range, Replayed, Replayer, audit
+from broker.app.audit import AuditFound, Ledger, Replayed, Replayer, audit
+from broker.cli import audit_export
 from broker.cli.bus import add_nats_arguments
 from broker.cli.errors import CommandError
 from broker.cli.federation import read_federation
@@ -23,7 +24,7 @@ from broker.cli.ledger import as_json, segment_table
 from broker.cli.ledger_bus import SHARD, run_async, with_nats
 from broker.cli.ledger_source import LedgerAtNats, LedgerInFiles
 from broker.cli.local import settings_digest
-from broker.cli.moments import Moment, moment
+from broker.cli.moments import add_range_arguments, range_of
 from broker.cli.output import console, print_json
 from broker.cli.progress import Progress
 from broker.cli.up import make_federation
@@ -40,6 +41,7 @@ examples:
   dragoman audit key anchor.nk
   dragoman audit anchor --key anchor.nk --file anchors/$(date +%F).json
   dragoman audit verify --anchor anchors/2026-11-30.json --trust UA7Q...
+  dragoman audit export --since 30d --format csv --file decisions.csv
 
 docs/audit.md says what each of them proves, and what it does not.
 """
@@ -97,6 +99,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     _add_verify(verbs)
     _add_anchor(verbs)
+    audit_export.add_verbs(verbs)
 
 
 def _add_verify(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -134,19 +137,6 @@ def _add_verify(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     verify.add_argument("-o", "--output", choices=("table", "json"), default="table")
     add_nats_arguments(verify)
     verify.set_defaults(run=run_verify)
-
-
-def add_range_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare --since and --until."""
-    text = "a ledger sequence, a time as 2026-01-31T12:00Z, or how long ago (30m, 1h, 2d)"
-    parser.add_argument("--since", type=moment, metavar="WHEN", help=f"{text} (default: its beginning)")
-    parser.add_argument("--until", type=moment, metavar="WHEN", help="the same (default: its end)")
-
-
-def range_of(options: argparse.Namespace) -> Range:
-    """What --since and --until say."""
-    since, until = options.since or Moment(), options.until or Moment()
-    return Range(since.sequence, since.time_ms, until.sequence, until.time_ms)
 
 
 def run_verify(options: argparse.Namespace) -> int:

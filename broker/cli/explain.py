@@ -11,9 +11,15 @@ from broker.app.api import ExplainCall
 from broker.cli.bus import add_nats_arguments
 from broker.cli.calls import call
 from broker.cli.errors import CommandError
+from broker.cli.explain_at import claims_at, print_claim
+from broker.cli.ledger_bus import with_nats
+from broker.cli.ledger_source import LedgerAtNats
+from broker.cli.moments import moment
 from broker.cli.output import claim_table, console, print_json
+from broker.machine.claim_history import ClaimTold
 from broker.machine.device_report import DeviceStatusRow
 from broker.machine.report import Explanation
+from schemas.client.connection import Connection
 
 EPILOG = """\
 Asks the broker that leads. `dragoman up` prints the address of its NATS when it starts.
@@ -22,8 +28,12 @@ examples:
   dragoman explain default/train-a
   dragoman explain ml/stock-prediction-pod-gpu-req-x7k2p --cluster east --nats nats://127.0.0.1:40123
   dragoman explain default/train-a -o json | jq '.[0].claim.reason'
+  dragoman explain default/train-a --at 4711              # as the ledger told it after entry 4711
+  dragoman explain default/train-a --at 2h                # two hours ago
 
-exit code: 0; 1 if no claim of that name is known, or the broker does not answer.
+With --at the ledger is read instead, as an operator; the broker need not run.
+
+exit code: 0; 1 if no claim of that name is known, or the broker (with --at: NATS) does not answer.
 """
 
 
@@ -38,6 +48,12 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     parser.add_argument("claim", metavar="NAMESPACE/NAME", help="the ResourceClaim; NAME alone is in default")
     parser.add_argument("--cluster", help="which cluster's, where several have one of that name")
+    parser.add_argument(
+        "--at",
+        type=moment,
+        metavar="WHEN",
+        help="as it was then: a ledger sequence, a time as 2026-01-31T12:00Z, or how long ago (30m, 1h, 2d)",
+    )
     add_nats_arguments(parser)
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
     parser.set_defaults(run=run)
@@ -49,12 +65,32 @@ def run(options: argparse.Namespace) -> int:
     asked = ExplainCall(namespace if slash else "default", name, options.cluster)
     if not asked.namespace or not asked.name:
         raise CommandError(f"{options.claim!r} is not NAMESPACE/NAME")
+    if options.at is not None:
+        return _run_at(options, asked)
     answer = call(options, "explain", msgspec.json.encode(asked))
     if options.output == "json":
         print_json(msgspec.Raw(answer))
     else:
         for explanation in msgspec.json.decode(answer, type=list[Explanation]):
             print_explanation(console(), explanation)
+    return 0
+
+
+def _run_at(options: argparse.Namespace, asked: ExplainCall) -> int:
+    async def read(connection: Connection) -> list[ClaimTold]:
+        ledger = LedgerAtNats(connection)
+        return await claims_at(ledger, options.at, asked.namespace, asked.name, asked.cluster or "")
+
+    found = with_nats(options, "operator", read)
+    if not found:
+        raise CommandError(f"the ledger did not know a claim {asked.namespace}/{asked.name} then", exit_code=1)
+    if options.output == "json":
+        print_json(found)
+        return 0
+    for told in found:
+        print_claim(console(), told)
+        for request in told.requests:
+            _print_request(console(), request)
     return 0
 
 

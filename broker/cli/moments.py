@@ -7,6 +7,8 @@ from datetime import datetime
 
 import msgspec
 
+from broker.app.audit import Range
+
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -32,3 +34,16 @@ def moment(text: str) -> Moment:
             f"{text!r} is no time span (30m, 1h, 2d), time with a zone (2026-01-31T12:00Z) or ledger sequence"
         )
     return Moment(time_ms=int(when.timestamp() * 1000))
+
+
+def add_range_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare --since and --until."""
+    text = "a ledger sequence, a time as 2026-01-31T12:00Z, or how long ago (30m, 1h, 2d)"
+    parser.add_argument("--since", type=moment, metavar="WHEN", help=f"{text} (default: its beginning)")
+    parser.add_argument("--until", type=moment, metavar="WHEN", help="the same (default: its end)")
+
+
+def range_of(options: argparse.Namespace) -> Range:
+    """What --since and --until say."""
+    since, until = options.since or Moment(), options.until or Moment()
+    return Range(since.sequence, since.time_ms, until.sequence, until.time_ms)

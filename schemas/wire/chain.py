@@ -82,6 +82,12 @@ def erase(message: StoredMessage) -> StoredMessage:
     return StoredMessage(message.subject, b"".join(pieces), headers, message.stream_sequence, message.time_ms)
 
 
+def names_of(message: Message) -> list[bytes]:
+    """Its names, each as `"key":text`."""
+    names = message.headers.get(NAMES, "")
+    return _names_in(names).split(message.payload)[1::2] if names else []
+
+
 def is_erased(message: Message) -> bool:
     """Whether its names were erased."""
     return ERASED in message.headers

@@ -1,11 +1,14 @@
 """`dragoman audit` on what real brokers have decided, kept by a real nats-server."""
 
+import csv
 import json
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from shutil import copytree
 
 import msgspec
+import pyarrow.parquet as parquet
 import pytest
 from anyio import to_thread
 
@@ -17,9 +20,9 @@ from broker.cli.ledger_bus import entries_of
 from broker.cli.main import main
 from schemas.client.connection import Connection
 from schemas.wire.bus import StoredMessage
-from schemas.wire.chain import CHAIN, chain_of, link
+from schemas.wire.chain import CHAIN, ERASED, chain_of, link
 from schemas.wire.codec import decode_entry
-from schemas.wire.ledger import Allocate, AnyEntry, LeaderElected
+from schemas.wire.ledger import Adopted, Allocate, AnyEntry, LeaderElected, ReasonChanged, Release, inputs_of
 from schemas.wire.subjects import STATE_STREAM, ledger_stream
 from tests.nats_fixture import connect_to
 
@@ -269,6 +272,173 @@ async def test_archives_are_verified_too(
     ran = await run(connection, capsys, "verify", str(changed), "-o", "json")
     assert (ran.code, json.loads(ran.out)["bad"]["sequence"]) == (1, bad.stream_sequence)
     assert [each.payload for batch in Archive(file).batches() for each in batch] == [each.payload for each in messages]
+
+
+# --- export
+
+
+async def test_one_row_for_each_decision(
+    connection: Connection, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    messages = await everything(connection)
+    entries = {message.stream_sequence: decode_entry(message.payload) for message in messages}
+    decided = [at for at, entry in entries.items() if isinstance(entry, Allocate | Release | ReasonChanged | Adopted)]
+    ran = await run(connection, capsys, "export")
+    rows = [json.loads(line) for line in ran.out.splitlines()]
+    assert (ran.code, [row["ledger_sequence"] for row in rows]) == (0, decided)
+    row = next(row for row in rows if row["decision"] == "Allocate")
+    entry, message = entries[row["ledger_sequence"]], messages[row["ledger_sequence"] - 1]
+    assert isinstance(entry, Allocate)
+    hold = entry.holds[0]
+    assert (row["cluster"], row["uid"], row["namespace"], row["name"]) == (
+        entry.cluster,
+        entry.uid,
+        entry.namespace,
+        entry.name,
+    )
+    assert row["devices"][0] == f"{entry.scopes[0]}/{hold.driver}/{hold.pool}/{hold.device}"
+    assert row["pods"] == [pod.name for pod in entry.reserved_for]
+    assert (row["state_sequence"], row["resource_version"]) == (entry.state_sequence, entry.resource_version)
+    elected = [each for each in entries.values() if isinstance(each, LeaderElected)]
+    inputs = next(found for at, each in entries.items() if at >= row["ledger_sequence"] and (found := inputs_of(each)))
+    assert (row["leader"], row["build"], row["algorithm"]) == (elected[0].instance, elected[0].build, 1)
+    assert (row["state_digest"], row["state_position"]) == (inputs.state_digest, inputs.steps[-1].position)
+    assert (row["settings_digest"], row["chain"]) == (inputs.settings_digest, chain_of(message))
+    assert row["trace_id"] == message.headers["traceparent"].split("-")[1]
+    assert {row["decision"] for row in rows} >= {"Allocate", "Pending", "Refuse"}
+    assert all(row["reason"] and row["message"] for row in rows if row["decision"] in ("Pending", "Refuse"))
+    between = (str(decided[2]), str(decided[4]))
+    ran = await run(connection, capsys, "export", "--since", between[0], "--until", between[1])
+    assert [json.loads(line)["ledger_sequence"] for line in ran.out.splitlines()] == decided[2:5]
+    for form in ("csv", "parquet"):
+        file = tmp_path / f"rows.{form}"
+        ran = await run(connection, capsys, "export", "--format", form, "--file", str(file))
+        assert (ran.code, ran.out) == (0, f"{len(rows)} decisions written to {file}\n")
+        assert (await run(connection, capsys, "export", "--format", form, "--file", str(file))).code == 1
+    with (tmp_path / "rows.csv").open(newline="") as lines:
+        cells = list(csv.DictReader(lines))
+    assert [int(each["ledger_sequence"]) for each in cells] == decided
+    assert [each["devices"].split() for each in cells] == [row["devices"] for row in rows]
+    assert [json.loads(each["explanation"] or "{}") for each in cells] == [row["explanation"] for row in rows]
+    table = parquet.read_table(tmp_path / "rows.parquet").to_pylist()
+    assert [{**each, "explanation": json.loads(each["explanation"])} for each in table] == rows
+    assert (await run(connection, capsys, "export", "--format", "parquet")).code == 2
+
+
+async def test_parquet_without_pyarrow_is_said(
+    connection: Connection, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    ran = await run(connection, capsys, "export", "--format", "parquet", "--file", str(tmp_path / "rows"))
+    assert (ran.code, "install dragoman[parquet]" in ran.err) == (1, True)
+
+
+# --- names
+
+
+async def archived(connection: Connection, path: Path) -> list[StoredMessage]:
+    messages = await everything(connection)
+    with ArchiveWriter(path, ArchiveHeader(stream=STREAM, shard="main", segment=0)) as writer:
+        writer.add(messages)
+    return messages
+
+
+async def test_names_are_erased_and_all_else_can_still_be_proved(
+    connection: Connection, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    whole, some, none = (tmp_path / name for name in ("whole.zst", "some.zst", "none.zst"))
+    messages = await archived(connection, whole)
+    key, anchor = str(tmp_path / "k"), str(tmp_path / "anchor.json")
+    await run(connection, capsys, "key", key)
+    await run(connection, capsys, "anchor", "--key", key, "--file", anchor)
+    entry = decode_entry(first_of(messages, Allocate).payload)
+    assert isinstance(entry, Allocate)
+    code = await to_thread.run_sync(lambda: main(["audit", "erase", str(whole), str(some), "--naming", entry.name]))
+    said = capsys.readouterr().out
+    assert code == 0
+    copies = [each for batch in Archive(some).batches() for each in batch]
+    assert f"{sum(ERASED in each.headers for each in copies)} of {len(messages)} entries have no names" in said
+    assert 0 < sum(ERASED in each.headers for each in copies) < len(messages)
+    assert entry.name.encode() not in b"".join(each.payload for each in copies)
+    assert await to_thread.run_sync(lambda: main(["audit", "erase", str(whole), str(none), "--all"])) == 0
+    for path in (some, none):
+        ran = await run(connection, capsys, "verify", str(path), "--anchor", anchor, "-o", "json")
+        found = json.loads(ran.out)
+        assert (ran.code, found["bad"], len(found["anchors"])) == (0, None, 1)
+        assert any("the names were erased" in note for note in found["notes"])
+        assert found["chain"]["entries"] == len(messages)
+    ran = await run(connection, capsys, "verify", str(some), *CLUSTERS, "--replay", "-o", "json")
+    whys = {each["why"] for each in json.loads(ran.out)["replay"]["left_out"]}
+    assert (ran.code, whys) == (1, {"names were erased, without which it cannot be made again"})
+    ran = await run(connection, capsys, "export", str(none))
+    assert {(row["name"], row["erased"]) for row in map(json.loads, ran.out.splitlines())} == {("~", True)}
+
+
+async def test_what_cannot_be_erased_is_said(
+    connection: Connection, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    whole, copy, other = tmp_path / "whole.zst", tmp_path / "copy.zst", tmp_path / "other.zst"
+    plain = [
+        msgspec.structs.replace(each, headers={k: v for k, v in each.headers.items() if not k.startswith("Dra-")})
+        for each in await everything(connection)
+    ]
+    with ArchiveWriter(whole, ArchiveHeader(stream=STREAM, shard="main", segment=0)) as writer:
+        writer.add(plain)
+    allocate = first_of(plain, Allocate)
+    entry = decode_entry(allocate.payload)
+    assert isinstance(entry, Allocate)
+    for arguments in (["--naming", entry.name, str(whole), str(copy)], ["--all", str(whole), str(other)]):
+        command = ["audit", "erase", *arguments, "-o", "json"]
+        code = await to_thread.run_sync(lambda command=command: main(command))  # type: ignore[misc]
+        done = json.loads(capsys.readouterr().out)
+        assert (code, done["erased"]) == (1, 0)
+        assert allocate.stream_sequence in done["left"]
+
+
+# --- explain --at
+
+
+async def test_a_claim_as_the_ledger_told_it(
+    connection: Connection, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    messages = await everything(connection)
+    url = connection.places.split(",")[0].strip()
+    allocated = first_of(messages, Allocate)
+    entry = decode_entry(allocated.payload)
+    assert isinstance(entry, Allocate)
+    name = f"{entry.namespace}/{entry.name}"
+
+    async def explain(at: str) -> Ran:
+        capsys.readouterr()
+        command = ["explain", name, "--cluster", entry.cluster, "--at", at, "-o", "json", "--nats", url]
+        code = await to_thread.run_sync(lambda: main(command))
+        printed = capsys.readouterr()
+        return Ran(code, printed.out, printed.err)
+
+    at = allocated.stream_sequence
+    [told] = json.loads((await explain(str(at))).out)
+    assert (told["at"], told["uid"], told["state"], told["unsettled"]) == (
+        at,
+        entry.uid,
+        "Allocating",
+        f"Allocate {at}",
+    )
+    assert told["devices"] == [
+        f"{entry.scopes[0]}/{entry.holds[0].driver}/{entry.holds[0].pool}/{entry.holds[0].device}"
+    ]
+    assert told["entries"][-1]["ledger_sequence"] == at
+    [before] = json.loads((await explain(str(at - 1))).out)
+    assert (before["state"], before["reason"], before["devices"]) == ("Pending", "WaitingForCluster", [])
+    [later] = json.loads((await explain("0s")).out)
+    assert later["at"] == messages[-1].stream_sequence
+    assert (later["state"], later["grants"]) == ("Allocated", [at])
+    assert [each["entry"] for each in later["entries"]][-2:] == ["Allocate", "OutcomeRecorded"]
+    ran = await explain("2020-01-01T00:00Z")
+    assert (ran.code, "nothing from before that" in ran.err) == (1, True)
+    ran = await explain("99999")
+    assert (ran.code, f"ends at {messages[-1].stream_sequence}" in ran.err) == (1, True)
+    ran = await explain("1")
+    assert (ran.code, "did not know a claim" in ran.err) == (1, True)
 
 
 async def test_a_ledger_without_a_chain_has_no_anchor(
