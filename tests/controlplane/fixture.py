@@ -8,32 +8,41 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from tests.controlplane.k3s import K3s, choose, start_k3s
 from tests.controlplane.plane import ControlPlane, Options, start
-from tests.controlplane.programs import NoControlPlaneError, Programs, find
+from tests.controlplane.programs import NoControlPlaneError, Programs
 
 StartPlane = Callable[..., Awaitable[ControlPlane]]
 
 
 @pytest.fixture(scope="session")
-def programs() -> Programs:
-    """The programs of a control plane. Where there are none the tests are skipped; in CI they fail."""
+def chosen() -> Programs | K3s:
+    """What control planes are made of. Where there is nothing the tests are skipped; in CI they fail."""
     try:
-        return find()
+        return choose()
     except NoControlPlaneError as error:
-        if os.environ.get("CI") == "true" or os.environ.get("DRAGOMAN_REQUIRE_KUBERNETES") == "1":
-            pytest.fail(f"CI must test with Kubernetes: {error}")
-        pytest.skip(str(error))
+        is_missing(str(error))
+
+
+@pytest.fixture(scope="session")
+def programs(chosen: Programs | K3s) -> Programs:
+    """The programs of a control plane, for tests that start one of their own."""
+    if isinstance(chosen, K3s):
+        is_missing(f"there is only {chosen.image}, of which no test can stop or configure a part: `make controlplane`")
+    return chosen
 
 
 @pytest.fixture(scope="session")
 async def shared_plane(
-    anyio_backend: str, programs: Programs, tmp_path_factory: pytest.TempPathFactory
+    anyio_backend: str, chosen: Programs | K3s, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[ControlPlane]:
     """The one that all tests of the session share, with all programs and two nodes; take `plane`."""
-    async with start(programs, tmp_path_factory.mktemp("plane")) as plane:
+    directory = tmp_path_factory.mktemp("plane")
+    async with start_k3s(chosen, directory) if isinstance(chosen, K3s) else start(chosen, directory) as plane:
         await plane.add_node("n1", {"topology.kubernetes.io/zone": "a"})
         await plane.add_node("n2", {"topology.kubernetes.io/zone": "b"})
         yield plane
@@ -69,3 +78,10 @@ async def start_plane(anyio_backend: str, programs: Programs, tmp_path: Path) ->
             return plane
 
         yield started
+
+
+def is_missing(why: str) -> NoReturn:
+    """The test cannot be run: it is skipped, and fails in CI."""
+    if os.environ.get("CI") == "true" or os.environ.get("DRAGOMAN_REQUIRE_KUBERNETES") == "1":
+        pytest.fail(f"CI must test with Kubernetes: {why}")
+    pytest.skip(why)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.controlplane.fixture import namespace, plane, programs, shared_plane, start_plane
+from tests.controlplane.fixture import chosen, namespace, plane, programs, shared_plane, start_plane
 from tests.controlplane.programs import NoControlPlaneError
 from tests.deploy.helm_program import find_helm
 
-__all__ = ["namespace", "plane", "programs", "shared_plane", "start_plane"]
+__all__ = ["chosen", "namespace", "plane", "programs", "shared_plane", "start_plane"]
 
 
 @pytest.fixture(scope="session")

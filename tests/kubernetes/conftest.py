@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.controlplane.fixture import namespace, plane, programs, shared_plane, start_plane
+from tests.controlplane.fixture import chosen, namespace, plane, programs, shared_plane, start_plane
 
-__all__ = ["namespace", "plane", "programs", "shared_plane", "start_plane"]
+__all__ = ["chosen", "namespace", "plane", "programs", "shared_plane", "start_plane"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
