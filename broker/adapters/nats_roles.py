@@ -19,13 +19,13 @@ from schemas.wire.subjects import (
     agent_consumer,
     ask_subject,
     beat_subject,
+    durable_consumer,
     inbox_prefix,
     join_subject,
 )
 
 OWN_ACCOUNT = "DRAGOMAN"
 SYSTEM_ACCOUNT = "SYS"
-SUBSCRIBERS_ACCOUNT = "SUBSCRIBERS"
 _ACK = "$JS.ACK"
 _API = "$JS.API"
 # A leaf node keeps `$JS.API` to itself; so its account maps that name to this one, which the hub maps back.
@@ -58,6 +58,11 @@ def cluster_account(cluster: str) -> str:
     return f"CLUSTER_{cluster}"
 
 
+def subscriber_account(name: str) -> str:
+    """The account of a service that reads events: with others in it, answers could acknowledge what is theirs."""
+    return f"SUBSCRIBER_{name}"
+
+
 def roles(clusters: Sequence[str], leaf_clusters: Sequence[str] = (), subscribers: Sequence[str] = ()) -> list[Role]:
     """Everybody, in the order of their files."""
     found = [_broker(), _setup(), _operator(), Role("sys", SYSTEM_ACCOUNT, ("$SYS.REQ.>",))]
@@ -72,10 +77,10 @@ def roles(clusters: Sequence[str], leaf_clusters: Sequence[str] = (), subscriber
             said = tuple(subject.replace(_API, LEAF_API) for subject in said)
             found.append(Role(f"leaf-{cluster}", cluster_account(cluster), said, heard))
     for name in subscribers:
-        offered = event_exports()
+        offered = event_exports(name)
         said = tuple(each.subject for each in offered if each.kind == "service")
         heard = tuple(each.subject for each in offered if each.kind == "stream")
-        found.append(Role(f"subscriber-{name}", SUBSCRIBERS_ACCOUNT, said, heard))
+        found.append(Role(f"subscriber-{name}", subscriber_account(name), said, heard))
     return found
 
 
@@ -97,12 +102,17 @@ def agent_exports(cluster: str) -> list[Export]:
     ]
 
 
-def event_exports() -> list[Export]:
-    """What subscribers may ask and hear: events as they come, and those that are kept, by direct get."""
+def event_exports(subscriber: str) -> list[Export]:
+    """What a subscriber may ask and hear: events as they come, those that are kept, its place among them."""
+    to = subscriber_account(subscriber)
+    consumer = durable_consumer(subscriber)
     return [
-        Export("stream", f"{PREFIX}.events.>", SUBSCRIBERS_ACCOUNT),
-        Export("service", f"{_API}.DIRECT.GET.{EVENTS_STREAM}", SUBSCRIBERS_ACCOUNT, has_many_answers=True),
-        Export("service", f"{_API}.DIRECT.GET.{EVENTS_STREAM}.{PREFIX}.events.>", SUBSCRIBERS_ACCOUNT),
+        Export("stream", f"{PREFIX}.events.>", to),
+        Export("service", f"{_API}.DIRECT.GET.{EVENTS_STREAM}", to, has_many_answers=True),
+        Export("service", f"{_API}.DIRECT.GET.{EVENTS_STREAM}.{PREFIX}.events.>", to),
+        # `nats-setup --subscriber` makes it: never CONSUMER.CREATE, for the reason given above.
+        Export("service", f"{_API}.CONSUMER.MSG.NEXT.{EVENTS_STREAM}.{consumer}", to, has_many_answers=True),
+        Export("service", f"{_ACK}.{EVENTS_STREAM}.{consumer}.>", to),
     ]
 
 
@@ -157,8 +167,9 @@ def accounts_config(everybody: Sequence[Role], public_keys: dict[str, str], byte
     own["exports"] = []
     behind_leaves = {role.account for role in everybody if role.name.startswith("leaf-")}
     offered = [export for name in _clusters_of(everybody) for export in agent_exports(name)]
-    if SUBSCRIBERS_ACCOUNT in accounts:
-        offered += event_exports()
+    for role in everybody:
+        if role.name.startswith("subscriber-"):
+            offered += event_exports(role.name.removeprefix("subscriber-"))
     for each in offered:
         kind: dict[str, Any] = {each.kind: each.subject, "accounts": [each.account]}
         own["exports"].append({**kind, "response_type": "stream"} if each.has_many_answers else kind)

@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from contextlib import nullcontext
+from contextlib import aclosing, nullcontext
 from datetime import datetime
 from typing import get_args
 
@@ -17,8 +17,10 @@ from broker.cli.output import console
 from broker.cli.signals import until_told_to_stop
 from broker.errors import flat
 from schemas.client.connection import connect
+from schemas.client.durable import NAME_PATTERN
 from schemas.client.errors import BusError
-from schemas.client.subscribe import Received, Since, subscribe
+from schemas.client.since import Since
+from schemas.client.subscribe import Received, subscribe
 from schemas.events import AnyEvent, event_type
 
 CONNECT_DEADLINE_S = 3.0
@@ -33,6 +35,7 @@ types: {", ".join(sorted(TYPES))}
 examples:
   dragoman events --since 1h
   dragoman events --follow --type claim.allocated --type claim.released --cluster east
+  dragoman events --follow --durable billing --since 30d --type claim.released -o json
   dragoman events --follow --since 4711 -o json | jq -r 'select(.event.reason == "DevicesInUse") | .event.claim.name'
 
 With -o json each line is one event: id, type, time, stream_sequence (to go on with --since), and the event itself.
@@ -60,6 +63,13 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser.add_argument("--type", action="append", choices=sorted(TYPES), default=[], metavar="TYPE", help="see below")
     parser.add_argument("--cluster", default="", metavar="NAME", help="of this cluster only")
     parser.add_argument(
+        "--durable",
+        type=_durable,
+        metavar="NAME",
+        help="go on where the last run with this name was, and share the events with others that run with it;"
+        " --since is where a new name begins. A --subscriber has its own name for it",
+    )
+    parser.add_argument(
         "--subscriber", metavar="NAME", help="who we are at NATS, with that role's --nkey (default: an operator)"
     )
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
@@ -78,12 +88,20 @@ def run(options: argparse.Namespace) -> int:
         nats = bus_options(options, "dragoman events", role)
         until_stopped = until_told_to_stop() if options.follow else nullcontext()
         async with until_stopped, connect(nats, CONNECT_DEADLINE_S) as connection:
-            found = subscribe(connection, types=types, cluster=options.cluster, since=since, follow=options.follow)
-            async for received in found:
-                if options.output == "json":
-                    print(msgspec.json.encode(_as_json(received)).decode(), flush=True)
-                else:
-                    _show(to, received)
+            found = subscribe(
+                connection,
+                types=types,
+                cluster=options.cluster,
+                since=since,
+                follow=options.follow,
+                durable=options.durable or "",
+            )
+            async with aclosing(found):
+                async for received in found:
+                    if options.output == "json":
+                        print(msgspec.json.encode(_as_json(received)).decode(), flush=True)
+                    else:
+                        _show(to, received)
 
     try:
         anyio.run(show)
@@ -119,6 +137,12 @@ def _show(to: Console, received: Received) -> None:
     ]
     what = received.type.removeprefix("dev.dragoman.").removesuffix(".v1")
     to.print(Text(f"{received.time}  {what:26} {about}  {'  '.join(filter(None, words))}".rstrip()), soft_wrap=True)
+
+
+def _durable(text: str) -> str:
+    if not NAME_PATTERN.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no durable name: letters, digits, '-' and '_', at most 64")
+    return text
 
 
 def _since(text: str) -> Since:

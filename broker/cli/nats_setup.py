@@ -14,7 +14,9 @@ from broker.cli.errors import CommandError
 from broker.cli.output import console, print_json
 from broker.errors import flat
 from schemas.client.connection import connect
+from schemas.client.durable import NAME_PATTERN, make_durable
 from schemas.client.errors import BusError
+from schemas.client.since import Since
 
 _AGE = re.compile(r"([1-9][0-9]{0,5})([hd])")
 _SECONDS = {"h": HOUR_S, "d": 24 * HOUR_S}
@@ -25,6 +27,7 @@ if you say so; until then nothing is changed at all.
 
 examples:
   dragoman nats-setup --nats tls://n1:4222 --nkey nats/keys/setup.nk --tls-ca nats/tls/ca.crt
+  dragoman nats-setup --nkey nats/keys/setup.nk --tls-ca nats/tls/ca.crt --subscriber billing
   dragoman nats-setup --nkey setup.nk --replicas 3 --state-age 7d -o json
 """
 
@@ -51,6 +54,14 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         parser.add_argument(
             f"--{name}-age", type=_age, default=default, metavar="AGE", help=f"{what} (default: {default})"
         )
+    parser.add_argument(
+        "--subscriber",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="this one of `nats-config --subscriber` reads events under a durable name: its place begins with all"
+        " that is kept",
+    )
     parser.add_argument("--adopt", action="store_true", help="change streams that Dragoman did not make")
     parser.add_argument("--loosen", action="store_true", help="change streams that then promise less")
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
@@ -59,6 +70,9 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def run(options: argparse.Namespace) -> int:
     """Make the streams and say what was done."""
+    for name in options.subscriber:
+        if not NAME_PATTERN.fullmatch(name):
+            raise CommandError(f"--subscriber: {name!r} is no name of a subscriber")
     settings = StreamSettings(
         replicas=options.replicas,
         state_age_s=options.state_age,
@@ -70,6 +84,8 @@ def run(options: argparse.Namespace) -> int:
         async with connect(bus_options(options, "dragoman nats-setup", "setup")) as connection:
             problems = await server_problems(connection, Durability(tuple(options.nats_monitor)))
             done = await set_up_streams(connection, settings, adopt=options.adopt, loosen=options.loosen)
+            for name in options.subscriber:
+                await make_durable(connection, name, Since.beginning())
             return done, problems
 
     try:

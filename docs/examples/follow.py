@@ -8,7 +8,8 @@ import sys
 import anyio
 
 from schemas.client.connection import BusOptions, connect
-from schemas.client.subscribe import Since, subscribe
+from schemas.client.since import Since
+from schemas.client.subscribe import subscribe
 from schemas.events import ClaimAllocated
 
 

@@ -72,15 +72,22 @@ class Delivered(msgspec.Struct, frozen=True):
 
 
 class Pull:
-    """Messages of one consumer, asked for one window after the other. Made by `pull`.
+    """Messages of one consumer, asked for one window after the other.
 
+    window: messages asked for at a time. waits: for messages that come; else `is_empty` says that none is left.
     Invariant: at most one request is open; `_open` is what the server may still send for it.
     """
 
-    def __init__(self, connection: Connection, stream: str, consumer: str) -> None:
+    def __init__(
+        self, connection: Connection, stream: str, consumer: str, *, window: int = WINDOW, waits: bool = True
+    ) -> None:
         self._connection = connection
         self._born = connection.losses
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+        self._window = window
+        self._waits = waits
+        self.is_empty = False
+        self.is_absent = False  # nobody answers for this consumer: there is none, or no server leads it just now
         self._inbox = ""
         self._arrived: deque[tuple[bytes, bytes, bytes, bytes]] = deque()  # as `keep` gets them
         self._news = anyio.Event()
@@ -90,7 +97,7 @@ class Pull:
     async def take(self, messages_max: int) -> list[Delivered]:
         """Up to `messages_max` messages: those that are there, at once; else wait for one. []: the consumer is lost."""
         while not self._arrived:
-            if self._is_lost or self._connection.losses != self._born:
+            if self._is_lost or self.is_empty or self._connection.losses != self._born:
                 return []
             self._news = anyio.Event()  # before asking: the answer may come while we ask
             await self._ask_for_more()
@@ -103,16 +110,21 @@ class Pull:
         # Nothing is awaited from here on: a cancelled caller loses no message.
         return [_delivered(*self._arrived.popleft()) for _ in range(min(messages_max, len(self._arrived)))]
 
+    def left(self) -> list[Delivered]:
+        """What has come and was not taken."""
+        found = [_delivered(*each) for each in self._arrived]
+        self._arrived.clear()
+        return found
+
     async def _ask_for_more(self) -> None:
-        if self._open:
+        if self._open or self.is_empty:
             return
-        self._open = WINDOW
-        request = {
-            "batch": WINDOW,
-            "max_bytes": WINDOW_BYTES,
-            "expires": _ns(PULL_LIFE_S),
-            "idle_heartbeat": _ns(HEARTBEAT_S),
-        }
+        self._open = self._window
+        request: dict[str, Any] = {"batch": self._window, "max_bytes": WINDOW_BYTES}
+        if self._waits:
+            request |= {"expires": _ns(PULL_LIFE_S), "idle_heartbeat": _ns(HEARTBEAT_S)}
+        else:
+            request["no_wait"] = True
         try:
             await self._connection.publish(self._next, msgspec.json.encode(request), reply=self._inbox)
         except BusUnavailableError:
@@ -126,8 +138,11 @@ class Pull:
         if not status:
             self._open = max(0, self._open - 1)
             self._arrived.append((subject, reply, payload, headers))
+        elif status in ("404", "408") and not self._waits:
+            self._open, self.is_empty = 0, True
         elif status != "100":
             self._open = 0
+            self.is_absent = status == "503"
             # 408: the request's time is over. 409 with these words: its bytes are used up. Anything else: the consumer
             # is gone, its leader has moved, the server shuts down.
             if status != "408" and not (
@@ -271,9 +286,12 @@ async def follow(
 
 
 async def create_consumer(
-    connection: Connection, stream: str, name: str, config: dict[str, Any], filters: Sequence[str]
+    connection: Connection, stream: str, name: str, config: dict[str, Any], filters: Sequence[str], action: str = ""
 ) -> None:
-    """Make a pull consumer. Raises: BusUnavailableError, BusRefusedError."""
+    """Make a pull consumer. action: "create" leaves one that is there as it is.
+
+    Raises: BusUnavailableError, BusRefusedError.
+    """
     request = f"CONSUMER.CREATE.{stream}.{name}"
     if len(filters) == 1:
         # In the subject too, where a permission can be given for it; the server refuses a body that differs.
@@ -281,7 +299,8 @@ async def create_consumer(
         config = {**config, "filter_subject": filters[0]}
     elif filters:
         config = {**config, "filter_subjects": list(filters)}
-    await connection.api(request, {"stream_name": stream, "config": config}, deadline_s=ATTEMPT_DEADLINE_S)
+    body = {"stream_name": stream, "config": config, "action": action}
+    await connection.api(request, body, deadline_s=ATTEMPT_DEADLINE_S)
 
 
 def _delivered(subject: bytes, reply: bytes, payload: bytes, headers: bytes) -> Delivered:

@@ -5,59 +5,29 @@
             print(received.event.claim.name, received.event.devices)
 
 All that is needed at NATS is to hear `dra.v1.events.>` and to ask for kept messages by direct get: no consumer is made.
+With a durable name NATS keeps the place, in a consumer of that name (`schemas.client.durable`).
 """
 
-import time
-from collections.abc import AsyncIterator, Collection
-from contextlib import AsyncExitStack
-from datetime import UTC, datetime
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Collection
+from contextlib import AsyncExitStack, aclosing
 
 import anyio
 import msgspec
 
 from schemas.client.connection import Connection
+from schemas.client.durable import durable_messages
 from schemas.client.errors import BusRefusedError, BusUnavailableError
+from schemas.client.since import Since
 from schemas.events import AnyEvent, PublicEvent
 from schemas.wire.bus import ReceivedMessage, StoredMessage, parse_headers, status_of, stored_from_direct_get
 from schemas.wire.subjects import EVENTS_STREAM, PREFIX
 
 BATCH = 200  # events asked for at a time
 ANSWER_S = 5.0  # without a message of the answer
+IDS_REMEMBERED = 50_000  # of events that were handed out last: what comes again, comes within some minutes
 LOOK_AGAIN_S = 5.0  # also where nothing was heard: a message that only wakes us may be lost
 _events: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
-
-
-class Since(msgspec.Struct, frozen=True):
-    """Where to begin. Made by `new`, `beginning`, `after`, `at` or `seconds`."""
-
-    sequence: int = 0  # of the stream: after this one
-    time: datetime | None = None  # at or after this
-    is_new: bool = False  # what comes from now on
-
-    @classmethod
-    def new(cls) -> "Since":
-        """What comes from now on."""
-        return cls(is_new=True)
-
-    @classmethod
-    def beginning(cls) -> "Since":
-        """All that is kept."""
-        return cls()
-
-    @classmethod
-    def after(cls, stream_sequence: int) -> "Since":
-        """What follows the event with this `Received.stream_sequence`: keep it, and nothing is met twice or missed."""
-        return cls(sequence=stream_sequence)
-
-    @classmethod
-    def at(cls, when: datetime) -> "Since":
-        """What was stored at or after this time, which has a time zone."""
-        return cls(time=when)
-
-    @classmethod
-    def seconds(cls, ago: float) -> "Since":
-        """What was stored in the last so many seconds."""
-        return cls(time=datetime.fromtimestamp(time.time() - ago, UTC))
 
 
 class Received(msgspec.Struct, frozen=True):
@@ -84,15 +54,43 @@ async def subscribe(
     cluster: str = "",
     since: Since = Since(is_new=True),  # noqa: B008  # immutable
     follow: bool = True,
-) -> AsyncIterator[Received]:
+    durable: str = "",
+) -> AsyncGenerator[Received, None]:
     """Events in the order of the ledger, each once, through lost connections and restarted servers.
 
     types: of the events, or their CloudEvents types; () is all, unknown ones too. cluster: of this one only.
     follow: go on with what comes; else end when all that is kept was given.
-    Raises: BusRefusedError when NATS does not let us; without `follow` BusUnavailableError.
+    durable: a name under which NATS keeps the place: an event is done with when the next is asked for, and one that
+        was not done with comes again, in this run never. `since` is where a new name begins. Runs with one name share
+        the events; the same `types` and `cluster` belong to it, for others' events are done with unseen.
+    Raises: BusRefusedError when NATS does not let us; without `follow` BusUnavailableError; ValueError when `durable`
+        is no name.
     """
     wanted = {each if isinstance(each, str) else str(each.__struct_config__.tag) for each in types}
     pattern = f"{PREFIX}.events.{cluster or '*'}.>"
+    if durable:
+        found = durable_messages(connection, durable, since, follow=follow)
+    else:
+        found = _kept_and_new(connection, pattern, since, follow=follow)
+    prefix = f"{PREFIX}.events.{cluster}." if cluster else ""
+    known: OrderedDict[str, None] = OrderedDict()
+    async with aclosing(found) as messages:
+        async for message in messages:
+            received = _received(message)
+            event_id = received.id or str(received.stream_sequence)
+            if event_id in known or not received.subject.startswith(prefix):
+                continue
+            if not wanted or received.type in wanted:
+                yield received
+                known[event_id] = None
+                if len(known) > IDS_REMEMBERED:
+                    known.popitem(last=False)
+
+
+async def _kept_and_new(
+    connection: Connection, pattern: str, since: Since, *, follow: bool
+) -> AsyncGenerator[StoredMessage, None]:
+    """What the stream has, by direct get, and then what comes."""
     news = anyio.Event()
 
     def wake(*_: bytes) -> None:
@@ -106,7 +104,7 @@ async def subscribe(
         if since.is_new:
             start = {"seq": await kept.last() + 1}
         elif since.time is not None:
-            start = {"start_time": since.time.astimezone(UTC).isoformat().replace("+00:00", "Z")}
+            start = {"start_time": since.time_text}
         while True:
             news = anyio.Event()  # before asking: what comes while we ask wakes us again
             try:
@@ -117,9 +115,7 @@ async def subscribe(
                 messages = []
             for message in messages:
                 start = {"seq": message.stream_sequence + 1}
-                received = _received(message)
-                if not wanted or received.type in wanted:
-                    yield received
+                yield message
             if not messages:
                 if not follow:
                     return

@@ -98,6 +98,11 @@ def agent_consumer(cluster: str) -> str:
     return f"agent_{cluster}"
 
 
+def durable_consumer(name: str) -> str:
+    """The consumer of DRA_EVENTS that keeps the place of whoever reads events under this durable name."""
+    return f"subscriber_{name}"
+
+
 def inbox_prefix(name: str) -> str:
     """Where whoever has this name at NATS hears answers, and nobody else may."""
     return f"_INBOX.{name}"

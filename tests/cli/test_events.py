@@ -11,7 +11,8 @@ from anyio import to_thread
 
 from broker.cli.main import main
 from schemas.client.connection import BusOptions, connect
-from schemas.client.subscribe import Received, Since, subscribe
+from schemas.client.since import Since
+from schemas.client.subscribe import Received, subscribe
 from schemas.events import ClaimAllocated, ClaimGranted, ClaimPending
 from tests.cli.live import Live, live_up
 from tests.manifests import claim_manifest, class_manifest, slice_manifest, write_manifests
@@ -85,6 +86,9 @@ async def test_shows_what_is_kept_and_only_what_is_asked_for(
         assert await ids("--since", (datetime.now(UTC) + timedelta(hours=1)).isoformat()) == []
         assert await ids("--cluster", "west") == [everything[2], *everything[4:]]
         assert (await ids("--type", "claim.pending", "--type", "claim.released"))[-2:] == everything[2:4]
+        after = ("--durable", "billing", "--since", str(everything[1]["stream_sequence"]))
+        assert await ids(*after) == everything[2:]
+        assert await ids(*after) == []
 
 
 async def test_a_subscriber_goes_on_where_it_was(directories: dict[str, Path]) -> None:
@@ -124,6 +128,13 @@ async def some(events: Any, count: int) -> list[Received]:
                 break
     await events.aclose()
     return found
+
+
+def test_a_durable_name_that_is_none_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["events", "--durable", "a.b"])
+    assert ended.value.code == 2
+    assert "'a.b' is no durable name" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("since", ["yesterday", "1y", "2026-01-31T12:00"])

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import anyio
 import anyio.abc
+import msgspec
 import pytest
 import yaml
 
@@ -22,6 +23,7 @@ from cluster_agent.adapters.bus import AgentBus, Published, Uncertain
 from cluster_agent.adapters.manifest_cluster import ManifestCluster
 from schemas.client.connection import BusOptions, Connection, connect
 from schemas.client.errors import BusUnavailableError, MessageTooLargeError
+from schemas.client.follow import Pull
 from schemas.client.reader import StreamReader
 from schemas.wire.bus import OutgoingMessage
 from schemas.wire.subjects import inbox_prefix
@@ -60,6 +62,7 @@ async def a_nats(root: Path, *arguments: str, names: Sequence[str] = ("n1",)) ->
     code = main(
         [
             *("nats-config", f"--dir={directory}", "--cluster=east", "--cluster=west", "--subscriber=audit"),
+            "--subscriber=billing",
             *("--dev-ca", f"--port={port}", f"--store-dir={root}/store", *arguments),
         ]
     )
@@ -202,7 +205,8 @@ async def test_an_agent_behind_a_leaf_node_takes_part(tmp_path: Path) -> None:
 # --- what each may not do
 
 STREAMS = ("DRA_STATE", "DRA_LEDGER_main_0", "DRA_EVENTS", "DRA_DEADLETTER")
-ROLES = ("broker", "operator", "agent-east", "agent-west", "subscriber-audit")
+ROLES = ("broker", "operator", "agent-east", "agent-west", "subscriber-audit", "subscriber-billing")
+SUBSCRIBERS = ("subscriber-audit", "subscriber-billing")
 # Where messages of the protocol are, and who may write there.
 WRITERS = {
     "dra.v1.state.east.claim.u1": {"agent-east"},
@@ -229,7 +233,7 @@ LISTENERS = {
     "dra.v1.state.east.>": set[str](),
     "dra.v1.ledger.>": set[str](),
     "dra.v1.deadletter.>": set[str](),
-    "dra.v1.events.>": {"subscriber-audit", "operator"},
+    "dra.v1.events.>": {*SUBSCRIBERS, "operator"},
     "dra.v1.beat.*": {"broker"},
     "dra.v1.lead.*": {"broker"},
     "dra.v1.ask.east": {"agent-east"},
@@ -256,8 +260,8 @@ API = {
     **{f"STREAM.{verb}.{stream}": READERS for verb in ("INFO", "MSG.GET") for stream in STREAMS},
     "DIRECT.GET.DRA_STATE": READERS,
     "DIRECT.GET.DRA_DEADLETTER": READERS,
-    "DIRECT.GET.DRA_EVENTS": {*READERS, "subscriber-audit"},
-    "DIRECT.GET.DRA_EVENTS.dra.v1.events.east.claim.allocated.u1": {*READERS, "subscriber-audit"},
+    "DIRECT.GET.DRA_EVENTS": {*READERS, *SUBSCRIBERS},
+    "DIRECT.GET.DRA_EVENTS.dra.v1.events.east.claim.allocated.u1": {*READERS, *SUBSCRIBERS},
     "DIRECT.GET.DRA_STATE.dra.v1.state.east.claim.u1": {*READERS, "agent-east"},
     "DIRECT.GET.DRA_STATE.dra.v1.state.west.claim.u1": {*READERS, "agent-west"},
     "DIRECT.GET.DRA_STATE.>": READERS,
@@ -276,8 +280,22 @@ API = {
     "CONSUMER.MSG.NEXT.DRA_STATE.agent_east_last": {*READERS, "agent-east"},
     "CONSUMER.MSG.NEXT.DRA_STATE.agent_west_last": {*READERS, "agent-west"},
     "CONSUMER.MSG.NEXT.DRA_LEDGER_main_0.somebody": READERS,
+    "CONSUMER.CREATE.DRA_EVENTS.subscriber_audit.dra.v1.events.>": READERS,
+    "CONSUMER.DELETE.DRA_EVENTS.subscriber_audit": {"broker"},
+    "CONSUMER.INFO.DRA_EVENTS.subscriber_audit": READERS,
+    "CONSUMER.RESET.DRA_EVENTS.subscriber_audit": set[str](),
+    "CONSUMER.UNPIN.DRA_EVENTS.subscriber_audit": set[str](),
+    "CONSUMER.PAUSE.DRA_EVENTS.subscriber_audit": set[str](),
+    "CONSUMER.MSG.NEXT.DRA_EVENTS.subscriber_audit": {*READERS, "subscriber-audit"},
+    "CONSUMER.MSG.NEXT.DRA_EVENTS.subscriber_billing": {*READERS, "subscriber-billing"},
+    "CONSUMER.MSG.NEXT.DRA_LEDGER_main_0.subscriber_audit": READERS,
 }
-PUBLISHES = WRITERS | {f"$JS.API.{request}": may for request, may in API.items()}
+ACKS = {
+    "$JS.ACK.DRA_EVENTS.subscriber_audit.1.1.1.1.0": {*READERS, "subscriber-audit"},
+    "$JS.ACK.DRA_EVENTS.subscriber_billing.1.1.1.1.0": {*READERS, "subscriber-billing"},
+    "$JS.ACK.DRA_LEDGER_main_0.agent_east.1.1.1.1.0": {*READERS, "agent-east"},
+}
+PUBLISHES = WRITERS | ACKS | {f"$JS.API.{request}": may for request, may in API.items()}
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -344,6 +362,55 @@ async def test_an_answer_goes_nowhere_but_to_its_asker(tmp_path: Path) -> None:
         state, ledger = (StreamReader(operator, stream) for stream in ("DRA_STATE", "DRA_LEDGER_main_0"))
         assert (await ledger.state()).last_sequence == 0
         assert {message.subject for message in await state.last_messages()} == {own}
+
+
+async def test_a_subscriber_acknowledges_nothing_of_another(tmp_path: Path) -> None:
+    """An answer that names another's acknowledgement as its place to go to stays in the asker's account."""
+    async with a_nats(tmp_path) as nats:
+        setup = ["nats-setup", *nats.arguments("setup"), "--subscriber=audit", "--subscriber=billing"]
+        assert await anyio.to_thread.run_sync(main, setup) == 0
+        async with nats.connect("broker") as broker:
+            for number in range(2):
+                await broker.request(f"dra.v1.events.east.claim.pending.u{number}", b"{}", deadline_s=5)
+        async with nats.connect("subscriber-audit") as audit, nats.connect("subscriber-billing") as billing:
+            pull = Pull(audit, "DRA_EVENTS", "subscriber_audit", waits=False)
+            async with pull.opened():
+                delivered = await pull.take(10)
+            assert len(delivered) == 2
+            for reply in (each.ack_subject for each in delivered):
+                await billing.publish(
+                    "$JS.API.DIRECT.GET.DRA_EVENTS.dra.v1.events.east.claim.pending.u0", b"", reply=reply
+                )
+                ask = b'{"batch":1,"no_wait":true}'
+                await billing.publish("$JS.API.CONSUMER.MSG.NEXT.DRA_EVENTS.subscriber_billing", ask, reply=reply)
+            await billing.flush()
+            async with nats.connect("operator") as operator:
+                about = msgspec.json.decode(await operator.api("CONSUMER.INFO.DRA_EVENTS.subscriber_audit"))
+                assert about["num_ack_pending"] == 2
+                await audit.publish(delivered[0].ack_subject, b"+ACK")
+                with anyio.fail_after(DEADLINE_S):
+                    while about["num_ack_pending"] != 1:
+                        about = msgspec.json.decode(await operator.api("CONSUMER.INFO.DRA_EVENTS.subscriber_audit"))
+
+
+async def test_a_subscriber_reads_under_its_name_what_setup_made_for_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with a_nats(tmp_path) as nats:
+        async with nats.connect("broker") as broker:
+            await broker.request("dra.v1.events.east.claim.pending.u1", b"{}", {"ce-id": "main.1"}, deadline_s=5)
+        read = ["events", "--subscriber=audit", "--durable=audit", "-o=json", *nats.arguments("subscriber-audit")]
+        capfd.readouterr()
+        assert await anyio.to_thread.run_sync(main, read) == 1
+        assert "dragoman nats-setup --subscriber audit" in capfd.readouterr().err
+        setup = ["nats-setup", *nats.arguments("setup"), "--subscriber=audit"]
+        for _ in range(2):
+            assert await anyio.to_thread.run_sync(main, setup) == 0
+        capfd.readouterr()
+        assert await anyio.to_thread.run_sync(main, read) == 0
+        assert capfd.readouterr().out.count('"id":"main.1"') == 1
+        assert await anyio.to_thread.run_sync(main, read) == 0
+        assert capfd.readouterr().out == ""
 
 
 async def test_an_asker_hears_no_answers_of_others(tmp_path: Path) -> None:
