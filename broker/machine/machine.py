@@ -65,16 +65,24 @@ class Machine:
         """When a claim may be tried again that waits for time to pass; None if none does."""
         return self.core.queue.next_due_ms() if self.core.may_decide else None
 
-    def step(self, now_ms: int) -> Effects:
+    @property
+    def waiting(self) -> int:
+        """Messages that no step has applied yet."""
+        return len(self._inbox)
+
+    def step(self, now_ms: int, messages_max: int | None = None) -> Effects:
         """Apply messages, then decide, until there is nothing left or the batch is full.
 
         now_ms: broker clock, Unix milliseconds; a clock that goes back stands still here.
+        messages_max: apply no more than so many of them.
         """
         core = self.core
         core.now_ms = max(now_ms, core.now_ms)
         self._finish_sync()
         self._carry_out_orders()
-        while self._inbox and core.has_room() and not core.to_end:
+        left = len(self._inbox) if messages_max is None else min(messages_max, len(self._inbox))
+        while left and core.has_room() and not core.to_end:
+            left -= 1
             message = self._inbox.popleft()
             core.cause = message.stream_sequence
             core.note_applied(message)

@@ -282,3 +282,49 @@ async def test_following_a_stream_that_was_made_again_is_an_error(connection: Co
     async with follow(connection, LEDGER, after=3) as follower:
         with pytest.raises(StreamLostError, match="ends at sequence 1, but was read up to 3"):
             await follower.next_batch()
+
+
+async def test_entries_in_a_row_are_stored_without_waiting_for_each(ledger: LedgerStore) -> None:
+    assert await ledger.append_in_a_row(a_batch("first", 3), expected_last=0)
+    assert await ledger.append_in_a_row([an_entry("single")], expected_last=3)
+    assert texts(await everything(ledger)) == ["first-0", "first-1", "first-2", "single"]
+
+
+async def test_of_a_row_nothing_is_stored_behind_an_entry_that_is_refused(ledger: LedgerStore) -> None:
+    await ledger.append([an_entry("other")], expected_last=0)
+    row = a_batch("late", 3)
+    assert not await ledger.append_in_a_row(row, expected_last=0)
+    assert texts(await everything(ledger)) == ["other"]
+    assert await ledger.append_until_known(row[:1], expected_last=0) == Refused(1)
+
+
+async def test_a_row_is_whole_where_its_first_entry_was_there_already(ledger: LedgerStore) -> None:
+    row = a_batch("row", 3)
+    await ledger.append(row[:1], expected_last=0)  # our own, whose ack was lost
+    assert await ledger.append_in_a_row(row, expected_last=0)
+    assert texts(await everything(ledger)) == ["row-0", "row-1", "row-2"]
+
+
+def before_the_third(sent: bytes) -> Cut | None:
+    third = sent.find(b"Nats-Expected-Last-Sequence: 2\r\n")
+    return None if third < 0 else Cut(sent.rfind(b"HPUB", 0, third))
+
+
+def before_the_ack_of_the_row(sent: bytes) -> Cut | None:
+    return Cut(len(sent), after_answer=b'"stream"') if b"Nats-Expected-Last-Sequence: 3\r\n" in sent else None
+
+
+@pytest.mark.parametrize("cut_at", [before_the_third, before_the_ack_of_the_row])
+async def test_a_row_cut_off_anywhere_is_committed_once_when_asked_one_by_one(
+    nats_server: EmbeddedNats, connection: Connection, cut_at: Callable[[bytes], Cut | None]
+) -> None:
+    row = a_batch("cut", 4)
+    async with a_proxy(nats_server.port) as proxy, connect_to(proxy.url) as shaky:
+        ledger = LedgerStore(shaky, LEDGER)
+        proxy.cut_at = cut_at
+        assert not await ledger.append_in_a_row(row, expected_last=0)
+        assert proxy.cuts == 1
+        for expected, message in enumerate(row):
+            result = await ledger.append_until_known([message], expected, retry_after_s=0.1)
+            assert result == Committed(expected + 1)
+    assert texts(await everything(LedgerStore(connection, LEDGER))) == texts(row)
