@@ -80,7 +80,8 @@ class LedgerView:
         if inputs is not None:
             assert inputs.leader_epoch == self.leaders[-1][0], f"{self.last} is not by the leader, {self.leaders}"
             self.synced.update(inputs.synced)
-            self.algorithms.add(inputs.algorithm)
+            if inputs.steps:  # else it only keeps a checkpoint and what follows it apart
+                self.algorithms.add(inputs.algorithm)
         match entry:
             case SegmentOpened():
                 assert self.is_between == (entry.segment > 0), f"{self.last} opens a segment, another is not closed"
