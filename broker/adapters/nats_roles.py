@@ -65,7 +65,7 @@ def subscriber_account(name: str) -> str:
 
 def roles(clusters: Sequence[str], leaf_clusters: Sequence[str] = (), subscribers: Sequence[str] = ()) -> list[Role]:
     """Everybody, in the order of their files."""
-    found = [_broker(), _setup(), _operator(), Role("sys", SYSTEM_ACCOUNT, ("$SYS.REQ.>",))]
+    found = [_broker(), _setup(), _operator(), _tracer(), Role("sys", SYSTEM_ACCOUNT, ("$SYS.REQ.>",))]
     for cluster in clusters:
         offered = agent_exports(cluster)
         said = tuple(each.subject for each in offered if each.kind == "service")
@@ -138,6 +138,11 @@ def _setup() -> Role:
 def _operator() -> Role:
     """People's commands: they ask the broker, read every stream and hear events; they write nothing."""
     return Role("operator", OWN_ACCOUNT, (f"{PREFIX}.api.*", *_reads()), (f"{PREFIX}.events.>",))
+
+
+def _tracer() -> Role:
+    """Makes spans of what is in the logs: it reads streams, and says and hears nothing else."""
+    return Role("tracer", OWN_ACCOUNT, _reads())
 
 
 def _reads() -> tuple[str, ...]:

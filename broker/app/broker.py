@@ -36,7 +36,7 @@ from broker.app import api
 from broker.app.envelopes import Envelopes
 from broker.app.metrics import BrokerMetrics
 from broker.app.projector import Projector
-from broker.app.stage_times import StageTimes
+from broker.app.stage_times import Decided, StageTimes
 from broker.app.warm_world import WarmWorld, collector_paused
 from broker.errors import DeposedError, LedgerLostError, flat
 from broker.machine import Effects, Identity, Machine, Notice, recovery
@@ -92,10 +92,11 @@ class BrokerSettings(msgspec.Struct, frozen=True):
 
 
 class Step(NamedTuple):
-    """One of the machine's; stages: a header of each entry, see `StageTimes`."""
+    """One of the machine's; stages: a header of each entry, see `StageTimes`. decided: about claims, by it."""
 
     effects: Effects
     stages: list[dict[str, str]]
+    decided: Sequence[Decided] = ()
 
 
 class Question(msgspec.Struct, eq=False):
@@ -484,7 +485,7 @@ class Broker:
                 with self.metrics.step():
                     effects = machine.step(_now_ms(), 1 if few else None)
                 self._stages.step_ended()
-                steps.append(Step(effects, self._stages.headers(effects)))
+                steps.append(Step(effects, self._stages.headers(effects), self._stages.decisions(effects)))
         return steps
 
     async def _until_calm(self) -> None:
@@ -554,6 +555,7 @@ class Broker:
             outgoing = self._envelopes.dead_letter(letter, _now_ms())
             await self._until_available(partial(self._dead_letters.keep, outgoing))
         await self._append_all([step for step in steps if step.effects.entries])
+        self.metrics.decided([each for step in steps for each in step.decided], time.time_ns() // 1_000)
         for refusal in chain.from_iterable(step.effects.answers for step in steps):
             commanded = self._commands.popleft()
             commanded.refusal = refusal

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
@@ -10,10 +10,12 @@ import anyio
 from prometheus_client import CollectorRegistry, Gauge, Histogram, Info
 from prometheus_client import Counter as CounterMetric
 
+from broker.app.stage_times import Decided
 from broker.machine import Machine
 from broker.machine.cluster_report import CLUSTER_STATES
 from broker.machine.totals import Totals, totals
 from broker.world.keys import ClusterId
+from schemas.wire.codec import trace_id
 from schemas.wire.ledger import AnyEntry
 
 T = TypeVar("T")
@@ -57,6 +59,13 @@ class BrokerMetrics:
         self._appends = Histogram(
             "dragoman_append_duration_seconds",
             "From sending a batch to the ledger until it is known to be stored.",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._decisions = Histogram(
+            "dragoman_decision_duration_seconds",
+            "From the arrival of a claim's message (or the step in which it was tried again) to its stored decision.",
+            ["result"],
             buckets=_SECONDS,
             registry=self.registry,
         )
@@ -113,6 +122,16 @@ class BrokerMetrics:
             yield
         for kind, number in Counter(type(entry).__name__ for entry in entries).items():
             self._entries.labels(kind).inc(number)
+
+    def decided(self, decisions: Sequence[Decided], now_us: int) -> None:
+        """These are stored now, Unix microseconds; the slowest of each result is the example to look at."""
+        slowest: dict[str, Decided] = {}
+        for each in decisions:
+            if each.since_us < slowest.setdefault(each.result, each).since_us:
+                slowest[each.result] = each
+        for each in decisions:
+            example = {"trace_id": trace_id(each.cluster, each.uid)} if slowest[each.result] is each else None
+            self._decisions.labels(each.result).observe(max(0, now_us - each.since_us) / 1e6, example)
 
     def noticed(self, code: str) -> None:
         """People were told of something."""

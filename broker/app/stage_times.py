@@ -36,6 +36,19 @@ class TriedClaim(NamedTuple):
     decided_us: int
 
 
+class Decided(NamedTuple):
+    """A decision about a claim. result: allocated, pending or invalid.
+
+    since_us: when the message came that it follows from, or for a claim that had waited, when the step began in which
+    it was tried again; Unix microseconds.
+    """
+
+    cluster: str
+    uid: str
+    result: str
+    since_us: int
+
+
 class StageTimes(Observer):
     """Of one broker process. Times are Unix microseconds."""
 
@@ -43,6 +56,7 @@ class StageTimes(Observer):
         self._arrivals: list[Arrival] = []  # ascending
         self._began_us = self._ended_us = 0
         self._turn_us = self._filtered_us = 0
+        self._decided_to = 0  # sequence of DRA_STATE: entries of batches before follow from messages up to there
         self._tried: dict[ClaimKey, TriedClaim] = {}  # in this step
 
     def arrived(self, messages: Sequence[StoredMessage]) -> None:
@@ -108,6 +122,17 @@ class StageTimes(Observer):
         if not isinstance(entry, Allocate | ReasonChanged):
             return None
         return self._tried.get(ClaimKey(ClusterId(entry.cluster), ClaimUid(entry.uid)))
+
+    def decisions(self, effects: Effects) -> list[Decided]:
+        """What this step has decided. To be asked once for each."""
+        decided_to, found = self._decided_to, []
+        for entry, cause in zip(effects.entries, effects.causes, strict=True):
+            if isinstance(entry, Allocate | ReasonChanged):
+                result = "allocated" if isinstance(entry, Allocate) else entry.state.lower()
+                since_us = (self.arrived_us(cause) if cause > decided_to else 0) or self._began_us
+                found.append(Decided(entry.cluster, entry.uid, result, since_us))
+        self._decided_to = max(decided_to, *effects.causes) if effects.causes else decided_to
+        return found
 
     def arrived_us(self, sequence: int) -> int:
         """When this message of DRA_STATE reached us; 0: nobody knows any more."""

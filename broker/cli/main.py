@@ -28,6 +28,7 @@ from broker.cli import (
     nats_setup,
     schema,
     trace,
+    tracer,
     up,
 )
 from broker.cli.build import build
@@ -74,6 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
         events,
         broker,
         agent,
+        tracer,
         cluster,
         device,
         ledger,

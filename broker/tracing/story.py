@@ -45,6 +45,7 @@ class Open:
     waited_us: int
     cause: StateFacts | None
     links: tuple[Link, ...]
+    batch: Context | None
 
 
 @dataclass(slots=True)
@@ -163,7 +164,7 @@ class Story:
         links = tuple(batch.freed[:LINKS_MOST]) if not is_new else ()
         if cause is not None and cause.asked_by is not None:
             links += (Link(cause.asked_by.trace_id, cause.asked_by.span_id, "asked by"),)
-        return Open(facts, start_us, stages, waited_us, cause if is_new else None, links)
+        return Open(facts, start_us, stages, waited_us, cause if is_new else None, links, batch.context)
 
     def _refused(self, facts: EntryFacts, batch: Batch) -> Episode:
         entry = facts.entry
@@ -171,7 +172,7 @@ class Story:
         decided = self._decided(facts, batch)
         title = "refuse" if entry.state == "Invalid" else "pending"
         more: dict[str, Value] = {"dra.decision": entry.state, "dra.reason": entry.reason}
-        episode = self._episode(title, decided, batch, more, unusual="refused" if entry.state == "Invalid" else "")
+        episode = self._episode(title, decided, more, unusual="refused" if entry.state == "Invalid" else "")
         self.waiting_us, self.waiting_for = facts.stored_us, entry.reason
         return episode
 
@@ -193,7 +194,6 @@ class Story:
         yield self._episode(
             "allocate" if isinstance(what, ledger.Allocate) else "release",
             decided,
-            Batch(),
             more,
             last=facts,
             outcome=outcome,
@@ -229,7 +229,7 @@ class Story:
             decided, self.open = self.open, None
             decided.stages.append(("report", facts.stored_us))
             more: dict[str, Value] = {"dra.end.cause": entry.cause, **_about(decided.facts.entry)}
-            yield self._episode("allocate", decided, Batch(), more, last=facts, unusual="failed", error=entry.cause)
+            yield self._episode("allocate", decided, more, last=facts, unusual="failed", error=entry.cause)
         self.applied = None
         self.grants.discard(entry.grant_sequence)
         self.is_gone = self.is_gone or entry.cause == "ClaimMissing"
@@ -242,9 +242,7 @@ class Story:
         self, facts: EntryFacts, batch: Batch, title: str, more: dict[str, Value] | None = None, unusual: str = ""
     ) -> Episode:
         """An entry that asks nothing of anybody."""
-        return self._episode(
-            title, self._decided(facts, batch), batch, {**_about(facts.entry), **(more or {})}, unusual
-        )
+        return self._episode(title, self._decided(facts, batch), {**_about(facts.entry), **(more or {})}, unusual)
 
     # --- spans
 
@@ -252,7 +250,6 @@ class Story:
         self,
         title: str,
         decided: Open,
-        batch: Batch,
         attributes: dict[str, Value],
         unusual: str = "",
         error: str = "",
@@ -286,8 +283,8 @@ class Story:
             links=decided.links,
             error=error,
         )
-        if batch.context is not None:
-            children = [self._with_batch(span, batch.context) for span in children]
+        if decided.batch is not None:
+            children = [self._with_batch(span, decided.batch) for span in children]
         state = max(facts.cause, last.cause, outcome.sequence if outcome else 0, cause.sequence if cause else 0)
         return Episode((top, *children), last.sequence, state, unusual, decided.waited_us)
 

@@ -12,7 +12,19 @@ from broker.cli.main import main
 from cluster_agent.adapters.manifest_cluster import ManifestCluster
 from tests.manifests import claim_manifest, write_manifests
 
-COMMANDS = ("demo", "up", "allocate", "explain", "trace", "broker", "agent", "cluster", "nats-config", "nats-setup")
+COMMANDS = (
+    "demo",
+    "up",
+    "allocate",
+    "explain",
+    "trace",
+    "tracer",
+    "broker",
+    "agent",
+    "cluster",
+    "nats-config",
+    "nats-setup",
+)
 
 
 def run(*arguments: str) -> int:
@@ -77,6 +89,10 @@ def test_prints_its_version(capsys: pytest.CaptureFixture[str]) -> None:
             id="a config for others",
         ),
         pytest.param(["up", "--cluster", "a={root}", "-o", "xml"], "invalid choice: 'xml'", id="an unknown format"),
+        pytest.param(
+            ["tracer", "--ratio", "2"], "--ratio: '2.0' is not a number from 0 to 1", id="more than all traces"
+        ),
+        pytest.param(["tracer", "--slow", "0"], "--slow: 0 is not above 0", id="everything is slow"),
         pytest.param(["trace"], "which claim? Give NAMESPACE/NAME, or --uid", id="trace what"),
         pytest.param(["trace", "a", "--uid", "b"], "which claim? Give NAMESPACE/NAME, or --uid", id="trace two"),
         pytest.param(["trace", "--uid", "b"], "--uid needs --cluster", id="trace of which cluster"),

@@ -37,7 +37,7 @@ def test_nats_server_takes_what_is_written(tmp_path: Path, arguments: list[str],
 def test_secrets_are_for_their_owner_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, *CLUSTERS, "-o", "json")
     secrets = [path for path in tmp_path.rglob("*") if path.suffix in (".nk", ".key")]
-    assert len(secrets) == 7
+    assert len(secrets) == 8
     assert {path.stat().st_mode & 0o777 for path in secrets} == {0o600}
     said = json.loads(capsys.readouterr().out)
     assert said["urls"] == ["tls://127.0.0.1:4222"]

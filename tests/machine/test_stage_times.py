@@ -71,3 +71,26 @@ def test_arrivals_are_forgotten_before_they_are_too_many() -> None:
     known = [sequence for sequence in range(1, 3 * ARRIVALS_MAX) if stages.arrived_us(sequence)]
     assert ARRIVALS_MAX // 2 <= len(known) <= ARRIVALS_MAX
     assert known[-1] == 3 * ARRIVALS_MAX - 1
+
+
+def test_a_decision_takes_time_from_when_its_message_came(machine: Driven) -> None:
+    east, west = everyone_heard(machine, devices=1)
+    stages = machine.machine.core.observer = StageTimes()
+    holder, waiter = an_immediate_claim("a"), an_immediate_claim("b")
+
+    def decided() -> list[tuple[str, str, int]]:
+        stages.step_begins()
+        effects = machine.step()
+        stages.step_ended()
+        return [(each.uid, each.result, each.since_us) for each in stages.decisions(effects)]
+
+    sequence = east.tells(holder)
+    stages.arrived(machine.log[sequence - 1 :])
+    west.tells(waiter)
+    (first, granted, came_us), (second, waits, began_us) = decided()
+    assert (first, granted, second, waits) == (holder.metadata.uid, "allocated", waiter.metadata.uid, "pending")
+    assert came_us == stages.arrived_us(sequence) < began_us, "nobody noted when the other one came"
+    east.deletes(holder)
+    ((again, granted, retried_us),) = decided()
+    assert (again, granted) == (waiter.metadata.uid, "allocated")
+    assert retried_us > began_us, "not since it was told of"

@@ -205,7 +205,7 @@ async def test_an_agent_behind_a_leaf_node_takes_part(tmp_path: Path) -> None:
 # --- what each may not do
 
 STREAMS = ("DRA_STATE", "DRA_LEDGER_main_0", "DRA_EVENTS", "DRA_DEADLETTER")
-ROLES = ("broker", "operator", "agent-east", "agent-west", "subscriber-audit", "subscriber-billing")
+ROLES = ("broker", "operator", "tracer", "agent-east", "agent-west", "subscriber-audit", "subscriber-billing")
 SUBSCRIBERS = ("subscriber-audit", "subscriber-billing")
 # Where messages of the protocol are, and who may write there.
 WRITERS = {
@@ -245,7 +245,7 @@ LISTENERS = {
     "$JS.>": set[str](),
     ">": set[str](),
 }
-READERS = {"broker", "operator"}
+READERS = {"broker", "operator", "tracer"}
 API = {
     # Nobody but setup changes or empties a stream; the broker may make one.
     **{
