@@ -27,7 +27,7 @@ OTEL_RESOURCE_ATTRIBUTES ...; it is spoken to by OTLP over HTTP. Needs the extra
 twice, with the same ids. docs/tracing.md says what the spans are; `dragoman trace` prints them without a collector.
 
 examples:
-  OTEL_EXPORTER_OTLP_ENDPOINT=http://collector:4318 dragoman tracer --nats nats://nats:4222 --data /var/lib/tracer
+  dragoman tracer --nats nats://nats:4222 --data /var/lib/tracer
   dragoman tracer --data ./tracer --ratio 0.05 --slow 2        # one trace in twenty, and all that took two seconds
   dragoman -v tracer --data ./tracer --from-start --http :8081
 
