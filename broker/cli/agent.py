@@ -109,6 +109,11 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     kubeconfig.complete = shtab.FILE  # type: ignore[attr-defined]  # how shtab is told
     for argument in (manifests, data):
         argument.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+    parser.add_argument(
+        "--annotate-trace",
+        action="store_true",
+        help="annotate claims with the trace context of what gives them devices (dragoman.dev/traceparent)",
+    )
     add_nats_arguments(parser)
     add_http_argument(parser)
     parser.set_defaults(run=run)
@@ -191,7 +196,8 @@ async def _cluster(
         manifests = ManifestCluster([options.manifests], data_dir=options.data, report=log_problem)
         tasks.start_soon(manifests.run)
         try:
-            yield manifests, AgentSettings(publishes_all=True), None, None
+            settings = AgentSettings(publishes_all=True, annotates_trace=options.annotate_trace)
+            yield manifests, settings, None, None
         finally:
             manifests.close()
         return
@@ -224,4 +230,7 @@ async def _cluster(
         patience = Patience(int(options.unschedulable_after * 1000), int(options.binding_timeout * 1000))
         classes = ClassProjection(options.cluster, cluster) if "claim" in kinds else None
         taint_rules = TaintRuleProjection(options.cluster, cluster) if options.write_taint_rules else None
-        yield cluster, AgentSettings(publishes_all=False, kinds=kinds, patience=patience), classes, taint_rules
+        settings = AgentSettings(
+            publishes_all=False, kinds=kinds, patience=patience, annotates_trace=options.annotate_trace
+        )
+        yield cluster, settings, classes, taint_rules

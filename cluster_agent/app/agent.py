@@ -47,6 +47,7 @@ from cluster_agent.mirror.actions import (
     Write,
     WriteAllocation,
     WriteFailed,
+    WriteFinalizers,
     Wrote,
 )
 from cluster_agent.mirror.rejections import PATIENCE, Patience
@@ -108,6 +109,7 @@ WRITES_AT_ONCE = 8  # four to eight are fastest on a real API server
 RETRY_FIRST_S = 0.1
 RETRY_MOST_S = 5.0
 TELL_AGAIN_S = 60.0
+TRACE_ANNOTATION = "dragoman.dev/traceparent"
 PUBLISH_AGAIN_S = 0.5
 READMITTED_S = 1.0  # how often an evicted cluster's agent looks whether it may come back
 LOOK_AT_RUN_S = 0.5
@@ -116,12 +118,16 @@ FOR_EVER_MS = 1 << 62
 
 
 class AgentSettings(msgspec.Struct, frozen=True):
-    """kinds: what of the cluster is read. patience: with what it cannot use. beat_s: time between heartbeats."""
+    """kinds: what of the cluster is read. patience: with what it cannot use. beat_s: time between heartbeats.
+
+    annotates_trace: claims are annotated with the trace context of the decision that gives them devices.
+    """
 
     publishes_all: bool
     kinds: tuple[Kind, ...] = KINDS
     patience: Patience = PATIENCE
     beat_s: float = 1.0
+    annotates_trace: bool = False
 
 
 class Trouble:
@@ -437,7 +443,8 @@ class Agent:
                     if isinstance(entry, Allocate | Release):
                         sequence = own_sequence(entry, delivered.message.stream_sequence)
                         self._unacked[entry.uid].append((sequence, delivered))
-                        self._stages.delivered(entry.uid, sequence)
+                        context = delivered.message.headers.get("traceparent", "")
+                        self._stages.delivered(entry.uid, sequence, context)
                         await self._send.send(DecisionSeen(sequence, entry))
                     else:
                         await follower.ack(delivered)
@@ -573,6 +580,15 @@ class Agent:
                 if decision is not None and isinstance(entry, Allocate | Release):
                     await self._send.send(DecisionSeen(own_sequence(entry, decision.stream_sequence), entry))
 
+    def _with_context(self, action: Write) -> ApiObject:
+        """What is to be written; where it is wanted, metadata name the trace, in a write that is made anyway."""
+        context = self._stages.context(action.claim.uid, action.ledger_sequence)
+        if not (self._settings.annotates_trace and context and isinstance(action, WriteFinalizers)):
+            return action.object
+        metadata = action.object["metadata"]
+        annotations = {**(metadata.get("annotations") or {}), TRACE_ANNOTATION: context}
+        return {**action.object, "metadata": {**metadata, "annotations": annotations}}
+
     async def _write(self, action: Write) -> None:
         status = isinstance(action, WriteAllocation | ClearAllocation)
         write = self._cluster.update_claim_status if status else self._cluster.update_claim
@@ -580,7 +596,7 @@ class Agent:
         async with self._write_limit:
             self._stages.writing(action.claim.uid, action.ledger_sequence)
             try:
-                written = await self._until_not_busy(lambda: write(action.object))
+                written = await self._until_not_busy(lambda: write(self._with_context(action)))
                 event = Wrote(action, written, _version_of(written))
             except ApiConflictError as error:
                 event = WriteFailed(action, "conflict", str(error))

@@ -14,10 +14,16 @@ class StageTimes:
 
     def __init__(self) -> None:
         self._by_claim: dict[str, tuple[int, dict[str, int]]] = {}  # by UID: ledger sequence, and times by stage
+        self._contexts: dict[str, str] = {}  # by UID: the traceparent of that decision
 
-    def delivered(self, uid: str, ledger_sequence: int) -> None:
-        """The ledger has a decision for the claim; it may come several times, and the first counts."""
+    def delivered(self, uid: str, ledger_sequence: int, trace_parent: str = "") -> None:
+        """The ledger has a decision for the claim; it may come several times, and the first counts.
+
+        trace_parent: of the entry.
+        """
         self._of(uid, ledger_sequence).setdefault("delivered", now_us())
+        if self._by_claim[uid][0] == ledger_sequence:
+            self._contexts[uid] = trace_parent
 
     def writing(self, uid: str, ledger_sequence: int) -> None:
         """A write for the decision is sent; the first counts."""
@@ -27,16 +33,23 @@ class StageTimes:
         """A write for it is answered; the last counts."""
         self._of(uid, ledger_sequence)["written"] = now_us()
 
+    def context(self, uid: str, ledger_sequence: int) -> str:
+        """The traceparent of the decision that is carried out, "" where it is not known."""
+        known, _ = self._by_claim.get(uid, (0, {}))
+        return self._contexts.get(uid, "") if known == ledger_sequence else ""
+
     def _of(self, uid: str, ledger_sequence: int) -> dict[str, int]:
         known, times = self._by_claim.get(uid, (0, {}))
         if known < ledger_sequence:
             known, times = self._by_claim[uid] = ledger_sequence, {}
+            self._contexts.pop(uid, None)
         return times if known == ledger_sequence else {}  # an older one is over
 
     def forget(self, uid: str, ledger_sequence: int) -> None:
         """What became of the decision is stored."""
         if uid in self._by_claim and self._by_claim[uid][0] <= ledger_sequence:
             del self._by_claim[uid]
+            self._contexts.pop(uid, None)
 
     def headers(self, uid: str, message: ClaimState, seen_us: int) -> dict[str, str]:
         """Of a claim's message that is about to be sent. seen_us: see Publish."""

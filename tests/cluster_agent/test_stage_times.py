@@ -50,3 +50,16 @@ def test_an_older_decision_takes_nothing_from_the_newer() -> None:
     stages.written("u", 5)
     assert told(stages, 5) == ["sent"]
     assert told(stages, 7) == ["delivered", "sent"]
+
+
+def test_the_context_of_a_decision_is_known_while_it_is_carried_out() -> None:
+    stages = StageTimes()
+    stages.delivered("u", 7, "context of 7")
+    assert (stages.context("u", 7), stages.context("u", 8), stages.context("v", 7)) == ("context of 7", "", "")
+    stages.delivered("u", 6, "context of 6")
+    assert stages.context("u", 7) == "context of 7", "an older one comes again"
+    stages.writing("u", 9)
+    assert stages.context("u", 9) == "", "found at a start, without its entry's headers"
+    stages.delivered("u", 9, "context of 9")
+    stages.forget("u", 9)
+    assert stages.context("u", 9) == ""

@@ -52,6 +52,7 @@ FULL_AGENT = {
     "imagePullSecrets": [{"name": "registry"}],
     "nats": {**AGENT["nats"], "keySecret": "dragoman-nats", "caSecret": "dragoman-ca"},
     "deviceTaintRules": {"write": True},
+    "annotateTrace": True,
     "rejections": {"unschedulableAfterSeconds": 300, "bindingTimeoutSeconds": 60.5},
     "verbose": True,
     "podAnnotations": {"example.com/a": "b"},
