@@ -301,7 +301,9 @@ async def audit(
         is_over = in_batch = False
         async with aclosing(ledger.entries(segment)) as batches:
             async for batch in batches:
-                for message in batch:
+                for stored in batch:
+                    # Its headers are looked at again and again.
+                    message = msgspec.structs.replace(stored, headers=dict(stored.headers))
                     # A batch that has begun in the range is read to its end: what it says holds only as a whole.
                     if within.is_over(message) and not in_batch:
                         is_over = True

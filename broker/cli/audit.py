@@ -16,6 +16,7 @@ from broker.adapters.errors import AnchorError
 from broker.adapters.state_history import StateHistory
 from broker.allocation.cel.engine import default_engine
 from broker.app.audit import AuditFound, Ledger, Replayed, Replayer, audit
+from broker.app.warm_world import collector_paused
 from broker.cli import audit_export
 from broker.cli.bus import add_nats_arguments
 from broker.cli.errors import CommandError
@@ -180,7 +181,7 @@ def _federations(configs: Sequence[Path], clusters: list[str]) -> dict[str, Fede
 
 async def _verify_files(options: argparse.Namespace, anchors: Sequence[Anchor]) -> AuditFound:
     ledger = LedgerInFiles(options.files)
-    with Progress("entries checked") as progress:
+    with Progress("entries checked") as progress, collector_paused():
         return await audit(ledger, range_of(options), None, anchors, progress.add)
 
 
@@ -188,7 +189,7 @@ async def _verify(
     connection: Connection, options: argparse.Namespace, anchors: Sequence[Anchor], federations: dict[str, Federation]
 ) -> AuditFound:
     ledger: Ledger = LedgerInFiles(options.files) if options.files else LedgerAtNats(connection)
-    with Progress("entries checked") as progress:
+    with Progress("entries checked") as progress, collector_paused():
         if options.replay is False:
             return await audit(ledger, range_of(options), None, anchors, progress.add)
         async with StateHistory(connection) as history:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from tests.bench import (
     allocation,
+    audit,
     cel,
     cold_start,
     decode,
@@ -30,6 +31,7 @@ BENCHMARKS: dict[str, Callable[[], list[Table]]] = {
     "cel": cel.measure,
     "end_to_end": end_to_end.measure,
     "throughput": throughput.measure,
+    "audit": audit.measure,
     "failover": failover.measure,
     "kubernetes": kubernetes.measure,
 }
