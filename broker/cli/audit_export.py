@@ -11,8 +11,8 @@ import msgspec
 import shtab
 
 from broker.adapters.audit_files import FORMATS, open_new, row_writer
-from broker.adapters.errors import ArchiveError, ExportError
-from broker.adapters.ledger_archive import Archive, ArchiveWriter
+from broker.adapters.errors import ExportError
+from broker.adapters.ledger_archive import Archive, ArchiveHeader, ArchiveWriter
 from broker.app.audit import Ledger, Range, segments_from
 from broker.cli.bus import add_nats_arguments
 from broker.cli.errors import CommandError
@@ -26,6 +26,7 @@ from schemas.wire.bus import StoredMessage
 from schemas.wire.chain import NAMES, erase, names_of
 from schemas.wire.codec import WireError, decode_entry
 from schemas.wire.ledger import AnyEntry, names_in
+from schemas.wire.subjects import ledger_stream
 
 EPILOG_EXPORT = """\
 One row for each decision: who asked, what was seen, what was decided and why, by which broker and settings, and its
@@ -39,7 +40,7 @@ examples:
 exit code: 0; 1 an entry cannot be read, or there is no ledger or no NATS; 2 wrong arguments.
 """
 EPILOG_ERASE = """\
-Writes a copy of an archived segment in which entries have no names any more: those that name TEXT anywhere, or all.
+Writes a copy of a segment in which entries have no names any more: those that name TEXT anywhere, or all.
 An entry loses all of its names and words (claim, namespace, pods, operator, reasons in words), or none. The hash chain
 stays whole: `dragoman audit verify` checks the copy as it does the original, which you then remove.
 
@@ -49,7 +50,7 @@ delete them there (dragoman ledger archive --seal --delete).
 
 examples:
   dragoman audit erase archive/DRA_LEDGER_main_3.jsonl.zst erased/DRA_LEDGER_main_3.jsonl.zst --naming train-alice
-  dragoman audit erase old.jsonl.zst new.jsonl.zst --all
+  dragoman audit erase 0 handed-on.jsonl.zst --all      # segment 0, as it is in NATS
 
 exit code: 0 done; 1 something of it is left, or a file cannot be read or written; 2 wrong arguments.
 """
@@ -75,12 +76,12 @@ def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     export.set_defaults(run=run_export)
     erasing = verbs.add_parser(
         "erase",
-        help="a copy of an archived segment without names",
-        description="Write a copy of an archived segment without names; its hash chain stays whole.",
+        help="a copy of a segment without names",
+        description="Write a copy of a segment without names; its hash chain stays whole.",
         epilog=EPILOG_ERASE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    source = erasing.add_argument("source", type=Path, metavar="FILE", help="the archived segment")
+    source = erasing.add_argument("source", metavar="FILE", help="the archived segment, or the number of one in NATS")
     target = erasing.add_argument("target", type=Path, metavar="COPY", help="where; it must not be there yet")
     for each in (files, file, source, target):
         each.complete = shtab.FILE  # type: ignore[attr-defined]  # how shtab is told
@@ -88,6 +89,7 @@ def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     which.add_argument("--naming", action="append", metavar="TEXT", help="entries that name it; may be repeated")
     which.add_argument("--all", action="store_true", help="all entries")
     erasing.add_argument("-o", "--output", choices=("table", "json"), default="table")
+    add_nats_arguments(erasing)
     erasing.set_defaults(run=run_erase)
 
 
@@ -148,10 +150,17 @@ class Erased(msgspec.Struct):
 
 def run_erase(options: argparse.Namespace) -> int:
     """Write the copy."""
-    try:
-        done = _erase(options.source, options.target, options.naming or [])
-    except ArchiveError as error:
-        raise CommandError(str(error), exit_code=1) from None
+    texts, target = options.naming or [], options.target
+    if options.source.isascii() and options.source.isdigit():
+        segment = int(options.source)
+        done = with_nats(options, "operator", lambda nats: _erase(LedgerAtNats(nats), segment, target, texts))
+    else:
+        path = Path(options.source)
+
+        async def from_file() -> Erased:
+            return await _erase(LedgerInFiles([path]), Archive(path).header.segment, target, texts)
+
+        done = run_async(from_file)
     if options.output == "json":
         print_json(done)
     else:
@@ -161,24 +170,27 @@ def run_erase(options: argparse.Namespace) -> int:
     return 1 if done.left else 0
 
 
-def _erase(source: Path, target: Path, texts: Sequence[str]) -> Erased:
-    """texts: what entries must name; [] erases all of them."""
+async def _erase(ledger: Ledger, segment: int, target: Path, texts: Sequence[str]) -> Erased:
+    """texts: what entries must name; [] erases all of them. Raises: CommandError; ArchiveError; BusError."""
+    if segment not in await ledger.segments():
+        raise CommandError(f"there is no segment {segment}", exit_code=1)
     wanted = [msgspec.json.encode(text)[1:-1] for text in texts]
     done = Erased(0, 0, [])
-    archive = Archive(source)
-    with Progress("entries copied") as progress, ArchiveWriter(target, archive.header) as writer:
-        for batch in archive.batches():
-            copies = []
-            for message in batch:
-                is_named = not wanted or any(text in name for name in names_of(message) for text in wanted)
-                copy = erase(message) if is_named else message
-                done.erased += copy is not message
-                if _has(copy, wanted):
-                    done.left.append(message.stream_sequence)
-                copies.append(copy)
-            done.entries += len(copies)
-            writer.add(copies)
-            progress.add(len(copies), f"of {source.name}")
+    header = ArchiveHeader(stream=ledger_stream(ledger.shard, segment), shard=ledger.shard, segment=segment)
+    with Progress("entries copied") as progress, ArchiveWriter(target, header) as writer:
+        async with aclosing(ledger.entries(segment)) as batches:
+            async for batch in batches:
+                copies = []
+                for message in batch:
+                    is_named = not wanted or any(text in name for name in names_of(message) for text in wanted)
+                    copy = erase(message) if is_named else message
+                    done.erased += copy is not message
+                    if _has(copy, wanted):
+                        done.left.append(message.stream_sequence)
+                    copies.append(copy)
+                done.entries += len(copies)
+                writer.add(copies)
+                progress.add(len(copies), f"of segment {segment}")
     return done
 
 
