@@ -212,10 +212,7 @@ class Replayer:
             return
         federation = self._federations[inputs.settings_digest]
         term = TermReplay(await to_thread.run_sync(world_of, federation, world), self._engine, inputs)
-        if inputs.position_expired:
-            why = await self._resume_after_expiry(term, inputs, world)
-        else:
-            why = await self._believe(term, inputs, world)
+        why = await self._believe(term, inputs, world)
         if why:
             self._stop(why)
             return
@@ -226,6 +223,8 @@ class Replayer:
     def _cannot_be(self, inputs: Inputs) -> str:
         if inputs.algorithm != ALGORITHM:
             return f"decided by algorithm {inputs.algorithm} (build {inputs.build}), not in this build ({ALGORITHM})"
+        if inputs.position_expired:
+            return f"its leader was elected after messages of {STATE_STREAM} had expired that it had to read"
         if inputs.settings_digest not in self._federations:
             return f"decided with settings {inputs.settings_digest}: give that config file with --config"
         return ""
@@ -236,24 +235,6 @@ class Replayer:
         if why := self._is_expired(term.position, inputs.steps[0].now_ms, missing, world):
             return why
         await to_thread.run_sync(term.resume)
-        return ""
-
-    async def _resume_after_expiry(self, term: TermReplay, inputs: Inputs, world: World) -> str:
-        """The same where DRA_STATE had lost messages: the term began with the last of each subject."""
-        position = next((each.position for each in inputs.steps if each.position > term.position), 0)
-        if not position:
-            return f"it began after messages of {STATE_STREAM} had expired, with too much to say in one batch"
-        last: dict[str, StoredMessage] = {}
-
-        def keep(batch: Sequence[StoredMessage]) -> None:
-            for message in batch:
-                last[message.subject] = message
-
-        missing = await self._history.up_to(position, keep)
-        if why := self._is_expired(position, inputs.steps[0].now_ms, missing, world):
-            return why
-        messages = sorted(last.values(), key=lambda message: message.stream_sequence)
-        await to_thread.run_sync(term.resume_after_expiry, messages, position)
         return ""
 
     def _is_expired(self, position: int, began_ms: int, missing: set[str], world: World) -> str:

@@ -55,7 +55,6 @@ class TermReplay:
         self._machine = Machine(world, DeviceIndex(engine), identity)
         self._believed = recovery.LastBelieved(self._machine)
         self.position = world.position  # up to which DRA_STATE was fed
-        self._expired: dict[str, StoredMessage] = {}
 
     def believe(self, messages: Iterable[StoredMessage]) -> None:
         """More of the log up to the position at which the term began."""
@@ -65,12 +64,6 @@ class TermReplay:
         """All of it was there."""
         self._believed.take_in()
         recovery.resume(self._machine)
-
-    def resume_after_expiry(self, last_messages: Sequence[StoredMessage], position: int) -> None:
-        """Instead of both: the term began with the last message of each subject at or below `position`."""
-        recovery.position_expired(self._machine, last_messages, position)
-        recovery.resume(self._machine)
-        self.position = position
 
     def batch(self, messages: Sequence[StoredMessage], state: Sequence[StoredMessage]) -> Differs | None:
         """One batch.
