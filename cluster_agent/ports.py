@@ -100,6 +100,18 @@ class Objects(Protocol):
         ...
 
 
+class EventWriter(Protocol):
+    """Writes Events of events.k8s.io/v1. Errors as those of Cluster."""
+
+    async def create_event(self, obj: ApiObject) -> None:
+        """POST it."""
+        ...
+
+    async def patch_event(self, namespace: str, name: str, patch: ApiObject) -> None:
+        """Merge the patch into it."""
+        ...
+
+
 class ApiError(Exception):
     """A call that did not do what was asked. kind, namespace, name: of the object, as far as there is one."""
 

@@ -25,11 +25,12 @@ from cluster_agent.adapters.bus import AgentBus
 from cluster_agent.adapters.journal import JournalError
 from cluster_agent.adapters.manifest_cluster import ManifestCluster
 from cluster_agent.app.agent import KINDS, Agent, AgentSettings
+from cluster_agent.app.claim_events import ClaimEvents
 from cluster_agent.app.metrics import AgentMetrics, MeasuredCluster
 from cluster_agent.app.projection import ClassProjection, TaintRuleProjection
 from cluster_agent.errors import AgentReplacedError, ClusterAccessError, NewerLedgerError
 from cluster_agent.mirror.rejections import PATIENCE, Patience
-from cluster_agent.ports import ApiError, Cluster, Kind
+from cluster_agent.ports import ApiError, Cluster, EventWriter, Kind
 from schemas.client.connection import Connection, connect
 from schemas.client.errors import BusError
 from schemas.errors import ManifestError
@@ -103,6 +104,12 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         action="store_true",
         help="write a DeviceTaintRule for each NoExecute taint that the broker tells of: its pods end",
     )
+    kubernetes.add_argument(
+        "--claim-events",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="write Events on claims, which `kubectl describe resourceclaim` shows (default: yes)",
+    )
     directory = parser.add_argument_group("a directory of manifests")
     manifests = directory.add_argument("--manifests", type=Path, metavar="DIR", help="the cluster")
     data = directory.add_argument("--data", type=Path, metavar="DIR", help="where to keep what must last")
@@ -129,7 +136,7 @@ def run(options: argparse.Namespace) -> int:
         async with (
             until_told_to_stop(),
             anyio.create_task_group() as tasks,
-            _cluster(options, tasks) as (cluster, settings, classes, taint_rules),
+            _cluster(options, tasks) as (cluster, settings, classes, taint_rules, event_writer),
             connect(
                 bus_options(options, f"dragoman agent {options.cluster}", f"agent-{options.cluster}")
             ) as connection,
@@ -137,7 +144,10 @@ def run(options: argparse.Namespace) -> int:
             metrics = AgentMetrics()
             bus = AgentBus(connection, options.cluster)
             measured = MeasuredCluster(cluster, metrics)
-            agent = Agent(options.cluster, measured, bus, new_instance(), settings, classes, taint_rules)
+            instance, claim_events = new_instance(), None
+            if event_writer is not None:
+                claim_events = ClaimEvents(event_writer, f"{options.cluster}-{instance}", metrics.count_claim_event)
+            agent = Agent(options.cluster, measured, bus, instance, settings, classes, taint_rules, claim_events)
             refresh, registry = partial(metrics.refresh, agent), metrics.registry
             async with monitoring(options.http, registry, refresh, partial(_why_not_ready, agent, connection)):
                 await agent.run()
@@ -191,13 +201,15 @@ def _check_arguments(options: argparse.Namespace) -> None:
 @asynccontextmanager
 async def _cluster(
     options: argparse.Namespace, tasks: TaskGroup
-) -> AsyncIterator[tuple[Cluster, AgentSettings, ClassProjection | None, TaintRuleProjection | None]]:
+) -> AsyncIterator[
+    tuple[Cluster, AgentSettings, ClassProjection | None, TaintRuleProjection | None, EventWriter | None]
+]:
     if options.manifests is not None:
         manifests = ManifestCluster([options.manifests], data_dir=options.data, report=log_problem)
         tasks.start_soon(manifests.run)
         try:
             settings = AgentSettings(publishes_all=True, annotates_trace=options.annotate_trace)
-            yield manifests, settings, None, None
+            yield manifests, settings, None, None, None
         finally:
             manifests.close()
         return
@@ -218,7 +230,7 @@ async def _cluster(
                 f"--write-taint-rules: {connection.server} has no DeviceTaintRules in {V1}: Kubernetes 1.37 has"
             )
         served = [kind for kind in kinds if kind in versions]
-        rights = needed_rights(served, writes_taint_rules=options.write_taint_rules)
+        rights = needed_rights(served, writes_taint_rules=options.write_taint_rules, writes_events=options.claim_events)
         who = await check_rights(connection, rights)
         _log.info(
             "cluster %s is %s, we are %s there; claims in %s",
@@ -233,4 +245,5 @@ async def _cluster(
         settings = AgentSettings(
             publishes_all=False, kinds=kinds, patience=patience, annotates_trace=options.annotate_trace
         )
-        yield cluster, settings, classes, taint_rules
+        writer = cluster if options.claim_events and "claim" in kinds else None
+        yield cluster, settings, classes, taint_rules, writer

@@ -35,6 +35,7 @@ AT_ONCE_S = 1.0  # a watch that ends within this time and brought nothing is no 
 LINE_MAX = 64 << 20
 NOT_SERVED_S = 60.0  # how often an API that was not served is looked for
 LISTS_MOST = 3
+EVENT_ANSWER_S = 5.0  # nobody waits for an Event
 
 _random = SystemRandom()
 _T = TypeVar("_T")
@@ -324,12 +325,30 @@ class KubernetesCluster:
             )
         return found
 
+    # --- Events
+
+    async def create_event(self, obj: ApiObject) -> None:
+        """See EventWriter."""
+        metadata = obj["metadata"]
+        where = Where("event", metadata["namespace"], metadata["name"])
+        await self._connection.call("POST", _events_path(where), body=obj, where=where, answer_s=EVENT_ANSWER_S)
+
+    async def patch_event(self, namespace: str, name: str, patch: ApiObject) -> None:
+        """See EventWriter."""
+        where = Where("event", namespace, name)
+        path = f"{_events_path(where)}/{name}"
+        await self._connection.call("PATCH", path, body=patch, where=where, answer_s=EVENT_ANSWER_S)
+
     async def _claim_path(self, where: Where) -> tuple[str, str]:
         api_version = await self._version_of("claim")
         if api_version is None:
             self._served = None
             raise ApiUncertainError(f"{self._connection.server} serves no claims now", **msgspec.structs.asdict(where))
         return api_version, f"/apis/{api_version}/namespaces/{where.namespace}/resourceclaims/{where.name}"
+
+
+def _events_path(where: Where) -> str:
+    return f"/apis/events.k8s.io/v1/namespaces/{where.namespace}/events"
 
 
 def _watch_event(kind: Kind, api_version: str, line: bytes) -> WatchEvent:

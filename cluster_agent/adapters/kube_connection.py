@@ -126,7 +126,7 @@ class KubeConnection:
     ) -> bytes:
         """One call; its answer. Nothing is tried twice, but for a call that was refused because a token had expired.
 
-        body: encoded as JSON.
+        body: encoded as JSON; of a PATCH, what is merged into the object.
         Raises: ApiError, the one that the status stands for.
         """
         data = None if body is None else msgspec.json.encode(body)
@@ -176,7 +176,7 @@ class KubeConnection:
         assert self._rest is not None, "the connection is not open"
         headers = {"Accept": "application/json", "User-Agent": "dragoman-agent"}
         if data is not None:
-            headers["Content-Type"] = "application/json"
+            headers["Content-Type"] = "application/merge-patch+json" if method == "PATCH" else "application/json"
         token = await self._configuration.get_api_key_with_prefix("BearerToken")
         if token:
             headers["Authorization"] = token.strip()

@@ -39,17 +39,22 @@ _CLAIM_WRITES = (
 _CLASS_WRITES = tuple(Right(GROUP, "deviceclasses", verb) for verb in ("create", "update", "delete"))
 _RULE_WRITES = tuple(Right(GROUP, "devicetaintrules", verb) for verb in ("create", "update", "delete"))
 
+_EVENT_WRITES = tuple(Right("events.k8s.io", "events", verb) for verb in ("create", "patch"))
 
-def needed_rights(kinds: Iterable[Kind], *, writes_taint_rules: bool = False) -> list[Right]:
+
+def needed_rights(
+    kinds: Iterable[Kind], *, writes_taint_rules: bool = False, writes_events: bool = True
+) -> list[Right]:
     """The rights of an agent that reads these kinds; where claims are among them, it writes them, and the hub's classes
-    beside them; DeviceTaintRules where that is wanted."""
+    and Events on claims beside them; DeviceTaintRules where that is wanted."""
     kinds = list(kinds)
     rights = []
     for kind in kinds:
         api_kind = API_KINDS[kind]
         group = GROUP if "/" in api_kind.versions[0] else ""
         rights += [Right(group, api_kind.resource, verb) for verb in ("list", "watch")]
-    rights += [*_CLAIM_WRITES, *_CLASS_WRITES] if "claim" in kinds else []
+    if "claim" in kinds:
+        rights += [*_CLAIM_WRITES, *_CLASS_WRITES, *(_EVENT_WRITES if writes_events else ())]
     return sorted([*rights, *(_RULE_WRITES if writes_taint_rules else ())])
 
 

@@ -19,6 +19,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from cluster_agent.adapters.bus import AgentBus, LedgerFollower, RefusedBySubject, Uncertain
 from cluster_agent.adapters.bus import Published as StoredAt
+from cluster_agent.app.claim_events import ClaimEvents
 from cluster_agent.app.projection import ClassProjection, Projection, TaintRuleProjection
 from cluster_agent.app.stage_times import StageTimes, now_us
 from cluster_agent.errors import AgentReplacedError, EvictedError, NewerLedgerError
@@ -174,11 +175,16 @@ class Agent:
         settings: AgentSettings,
         classes: ClassProjection | None = None,
         taint_rules: TaintRuleProjection | None = None,
+        claim_events: ClaimEvents | None = None,
     ) -> None:
-        """classes, taint_rules: what is kept in the cluster as the broker says, where that is wanted."""
+        """classes, taint_rules: what is kept in the cluster as the broker says, where that is wanted.
+
+        claim_events: tells people there how their claims stand.
+        """
         self.name = name
         self.classes = classes
         self.taint_rules = taint_rules
+        self._claim_events = claim_events
         self._projections: dict[Kind, Projection] = {each.kind: each for each in (classes, taint_rules) if each}
         self._rules_unwritten = 0  # that the broker wants, and nobody writes
         self._cluster = cluster
@@ -253,6 +259,8 @@ class Agent:
             tg.start_soon(self._tick)
             for projection in self._projections.values():
                 tg.start_soon(projection.run)
+            if self._claim_events is not None:
+                tg.start_soon(self._claim_events.run, self._claim_of)
             task_status.started()
             async for event in self._receive:
                 self._carry_out(tg, self.mirror.handle(event))
@@ -438,7 +446,9 @@ class Agent:
             self._follower = follower
             while True:
                 for delivered in await follower.next_batch():
-                    # What is recorded about a claim is nothing to an agent, of whatever build.
+                    if self._claim_events is not None and _is_record(delivered.message):
+                        self._claim_events.hear(delivered.message)
+                    # What is recorded about a claim asks nothing of an agent, of whatever build.
                     entry = None if _is_record(delivered.message) else _entry(delivered.message)
                     if isinstance(entry, Allocate | Release):
                         sequence = own_sequence(entry, delivered.message.stream_sequence)
@@ -456,6 +466,10 @@ class Agent:
                         sequence = own_sequence(entry, delivered.message.stream_sequence)
                         if sequence > self._standing.sequence:
                             raise EvictedError(f"ledger entry {sequence} {type(entry).__name__}")
+
+    def _claim_of(self, uid: str) -> ApiObject | None:
+        tracked = self.mirror.tracked.get(ObjectName("claim", uid))
+        return tracked.object if tracked is not None else None
 
     def _take_taint_rules(self, rules: list[TaintRule]) -> None:
         """The ledger wants these DeviceTaintRules here, and no others of ours."""

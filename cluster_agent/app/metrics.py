@@ -52,6 +52,12 @@ class AgentMetrics:
         self.watches = Counter(
             "dragoman_agent_watches", "Watches by how they ended.", ["kind", "result"], registry=self.registry
         )
+        self.claim_events = Counter(
+            "dragoman_agent_claim_events",
+            "Kubernetes Events on claims, by what became of them.",
+            ["result"],
+            registry=self.registry,
+        )
         self._synced = self._gauge("dragoman_agent_synced", "1 once the first full sync is published.")
         self._epoch = self._gauge("dragoman_agent_epoch", "Which run of the cluster's agent this is.")
         self._idle = self._gauge("dragoman_agent_idle", "1 if nothing is left to tell or to write.")
@@ -69,6 +75,10 @@ class AgentMetrics:
             "dragoman_agent_taint_rules_wrong",
             "DeviceTaintRules that the broker wants here and that are not as they should be; the log says why.",
         )
+
+    def count_claim_event(self, result: str) -> None:
+        """One of `cluster_agent.app.claim_events.RESULTS`."""
+        self.claim_events.labels(result).inc()
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(name, text, registry=self.registry)

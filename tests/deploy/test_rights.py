@@ -2,7 +2,7 @@
 of them it says which is missing.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -24,16 +24,23 @@ OF_THE_POLICY = Right("dragoman.dev", "heldclaims", "allocate")
 
 
 @pytest.mark.parametrize(
-    ("role", "writes_taint_rules"),
-    [*((role, False) for role in sorted(ROLES)), ("member", True)],
+    ("role", "writes_taint_rules", "writes_events"),
+    [*((role, False, True) for role in sorted(ROLES)), ("member", True, True), ("member", False, False)],
 )
 async def test_with_the_charts_rights_it_starts_and_without_one_it_names_it(
-    helm_program: Path, plane: ControlPlane, namespace: str, role: str, writes_taint_rules: bool
+    helm_program: Path,
+    plane: ControlPlane,
+    namespace: str,
+    role: str,
+    writes_taint_rules: bool,
+    writes_events: bool,
 ) -> None:
     values = {**AGENT, "role": role, "deviceTaintRules": {"write": writes_taint_rules}}
+    values["claimEvents"] = {"enabled": writes_events}
     objects = render(helm_program, "agent", values, namespace)
     rights = rights_of(only(objects, "ClusterRole"))
-    needed = set(needed_rights(ROLES[role], writes_taint_rules=writes_taint_rules))
+    needing = partial(needed_rights, writes_taint_rules=writes_taint_rules, writes_events=writes_events)
+    needed = set(needing(ROLES[role]))
     assert rights - {OF_THE_POLICY} == needed
     assert (OF_THE_POLICY in rights) == (role != "hub")
     await plane.api.apply([only(objects, "ServiceAccount")], namespace)
@@ -43,7 +50,7 @@ async def test_with_the_charts_rights_it_starts_and_without_one_it_names_it(
         await plane.grant(account, namespace, [as_rule(right) for right in sorted(needed) if right != missing])
         says = agent.user if missing is None else f"{agent.user} may not {missing} at "
         await wait_for(
-            partial(starts_so, agent, role, says, writes_taint_rules),
+            partial(starts_so, agent, role, says, needing),
             otherwise=partial("nothing says {}".format, says),
         )
 
@@ -56,13 +63,13 @@ def test_each_rule_is_explained() -> None:
     assert all(lines[number - 1].startswith("# ") for number in rules)
 
 
-async def starts_so(agent: Identity, role: str, says: str, writes_taint_rules: bool) -> bool:
+async def starts_so(agent: Identity, role: str, says: str, needing: Callable[..., list[Right]]) -> bool:
     """Whether it says so, as the command has it before it starts the agent. The API server hears of rules in time."""
     async with connect_to_cluster(Credentials(str(agent.kubeconfig), "", False)) as connection:
         versions = await KubernetesCluster(connection).versions()
         kinds = [kind for kind in ROLES[role] if kind in versions]
         try:
-            said = await check_rights(connection, needed_rights(kinds, writes_taint_rules=writes_taint_rules))
+            said = await check_rights(connection, needing(kinds))
         except ClusterAccessError as error:
             said = str(error)
     return says == said or ("may not" in says and says in said)
