@@ -17,6 +17,7 @@ from tests.bench import (
     machine,
     start,
     throughput,
+    tracing,
     upstream,
 )
 from tests.bench.measure import Table, progress
@@ -32,6 +33,7 @@ BENCHMARKS: dict[str, Callable[[], list[Table]]] = {
     "end_to_end": end_to_end.measure,
     "throughput": throughput.measure,
     "audit": audit.measure,
+    "tracing": tracing.measure,
     "failover": failover.measure,
     "kubernetes": kubernetes.measure,
 }

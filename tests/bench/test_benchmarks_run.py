@@ -4,7 +4,19 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.bench import allocation, audit, cel, decode, end_to_end, failover, machine, start, throughput, upstream
+from tests.bench import (
+    allocation,
+    audit,
+    cel,
+    decode,
+    end_to_end,
+    failover,
+    machine,
+    start,
+    throughput,
+    tracing,
+    upstream,
+)
 from tests.bench.measure import Table, growth
 from tests.oracle.client import Oracle
 from tests.oracle.fixture import oracle
@@ -24,6 +36,7 @@ __all__ = ["oracle"]
         pytest.param(lambda: end_to_end.measure((4,), 6, 1), id="end to end", marks=pytest.mark.bus),
         pytest.param(lambda: throughput.measure(20, 20), id="throughput", marks=pytest.mark.bus),
         pytest.param(lambda: audit.measure(20), id="an audit", marks=pytest.mark.bus),
+        pytest.param(lambda: tracing.measure(20), id="tracing"),
         pytest.param(lambda: failover.measure(1), id="failover", marks=pytest.mark.processes),
     ],
 )
