@@ -1,5 +1,6 @@
 """An upgrade and a step back in the order of docs/upgrades.md, and what an older build must not pass over."""
 
+import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -111,6 +112,22 @@ async def test_agents_first_then_brokers_and_back(mixed: Federation, previous: P
     assert mixed.view.collisions == 0
     assert mixed.view.algorithms == {1}
     assert await mixed.dead_letters() == 0
+    await check_audit(mixed)
+
+
+async def check_audit(federation: Federation) -> None:
+    """What this build has written is chained and comes out the same when it is made again; of the rest it is said."""
+    config, url = str(federation.root / "config.yaml"), federation.nats.url
+    command = [sys.executable, "-m", "broker.cli.main", "audit", "verify", "--config", config, "--nats", url]
+    ran = await anyio.run_process([*command, "-o", "json"], check=False)
+    found = json.loads(ran.stdout)
+    assert (found["bad"], found["ok"]) == (None, True)
+    before, *after = found["chain"]["unchained"]
+    assert before["first"] == 1
+    assert found["chain"]["entries"] > 100
+    assert len(after) == 1
+    assert found["replay"]["decisions"] > 50
+    assert {each["why"].partition(" of build ")[0] for each in found["replay"]["left_out"]} == {"batches"}
 
 
 async def append(federation: Federation, kind: str) -> None:
