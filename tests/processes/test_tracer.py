@@ -19,6 +19,7 @@ from schemas.wire.ledger import Allocate, OutcomeRecorded, ReasonChanged, Releas
 from tests.cli.live import Live, live_up
 from tests.nats_fixture import own_nats
 from tests.processes.harness import Process
+from tests.processes.test_permissions import a_nats, granted, running, write_clusters
 from tests.tracing.collector import Collector, Got, a_collector
 
 __all__ = ["own_nats"]
@@ -47,10 +48,10 @@ async def goes_on(root: Path, live: Live) -> None:
 
 
 @asynccontextmanager
-async def a_tracer(root: Path, live: Live, collector: Collector, *arguments: str) -> AsyncIterator[Process]:
+async def a_tracer(root: Path, live: Live | None, collector: Collector, *arguments: str) -> AsyncIterator[Process]:
     os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = collector.url
     try:
-        nats = ["--nats", await live.url()]
+        nats = ["--nats", await live.url()] if live is not None else []
         process = Process("tracer", ["tracer", *nats, *arguments], root / "tracer.log")
         await process.start()
         try:
@@ -158,6 +159,16 @@ async def test_killed_and_started_again_it_sends_every_span_once(tmp_path: Path)
     # The resource says which process sent it; all else is made from the messages.
     found = [(replace(span, resource={}), replace(expected[span.span_id], resource={})) for span in collector.spans]
     assert [(ours, theirs) for ours, theirs in found if ours != theirs] == []
+
+
+async def test_its_role_at_nats_lets_it_read_all_that_it_needs(tmp_path: Path) -> None:
+    write_clusters(tmp_path)
+    async with a_collector() as collector, a_nats(tmp_path) as nats, running(tmp_path, nats, {}) as processes:
+        await granted(nats, 4, processes)
+        async with a_tracer(tmp_path, None, collector, "--from-start", *nats.arguments("tracer")) as tracer:
+            await collector.until("an allocation", has("allocate default/east-0"))
+            assert await tracer.stop() == 0
+        assert "ermissions" not in tracer.log.read_text()
 
 
 async def test_a_ratio_of_nothing_still_keeps_what_is_unusual(tmp_path: Path) -> None:
