@@ -23,6 +23,8 @@ from schemas.events import AnyEvent, PublicEvent
 from schemas.wire.bus import ReceivedMessage, StoredMessage, parse_headers, status_of, stored_from_direct_get
 from schemas.wire.subjects import EVENTS_STREAM, PREFIX
 
+__all__ = ["Received", "Since", "subscribe"]
+
 BATCH = 200  # events asked for at a time
 ANSWER_S = 5.0  # without a message of the answer
 IDS_REMEMBERED = 50_000  # of events that were handed out last: what comes again, comes within some minutes
