@@ -16,7 +16,7 @@ from broker.world.keys import ClaimKey, ClusterId, DeviceKey
 from broker.world.world import World
 from schemas.wire.bus import StoredMessage
 from schemas.wire.calls import Ask, DeadLetter
-from schemas.wire.ledger import AnyEntry, EndCause, Inputs, Order, StateDigest, Step, entry_place
+from schemas.wire.ledger import AnyEntry, CheckpointEnds, EndCause, Inputs, Order, StateDigest, Step, entry_place
 from schemas.wire.state import ObjectName
 from schemas.wire.subjects import state_subject
 
@@ -85,9 +85,7 @@ class Core:
     def record(self, entry: AnyEntry) -> int:
         """Put an entry into the batch and into the world; returns its ledger sequence."""
         sequence = self.next_sequence()
-        if self._follows_a_checkpoint:
-            self._entries.append(Inputs(leader_epoch=self.world.leader_epoch))
-            self._causes.append(0)
+        self._end_checkpoint()
         self._entries.append(entry)
         self._causes.append(self.cause)
         last = self.world.ledger_last
@@ -97,8 +95,13 @@ class Core:
 
     @property
     def _follows_a_checkpoint(self) -> bool:
-        """The next entry does: one of no checkpoint must come first, so that its end is told though it is damaged."""
+        """The next entry does, if nothing tells the checkpoint's end before it."""
         return not self._entries and self.world.ledger_last == self.world.checkpoint_last
+
+    def _end_checkpoint(self) -> None:
+        if self._follows_a_checkpoint:
+            self._entries.append(CheckpointEnds())
+            self._causes.append(0)
 
     def note_epoch(self, cluster: ClusterId, epoch: int) -> None:
         """A new run of a cluster's agent is believed from here on."""
@@ -212,6 +215,7 @@ class Core:
             algorithm=ALGORITHM,
             state_digest=self._applied.take(),
         )
+        self._end_checkpoint()
         effects.entries = _ended(self._entries, inputs)
         effects.causes = [*self._causes, *[0] * (len(effects.entries) - len(self._causes))]
         self.world.ledger_last += len(effects.entries)

@@ -15,6 +15,7 @@ from schemas.wire.ledger import (
     Allocate,
     AnyEntry,
     CheckpointClaims,
+    CheckpointEnds,
     CheckpointWorld,
     ClaimForgotten,
     ClassBrokered,
@@ -62,6 +63,8 @@ def apply_entry(world: World, entry: AnyEntry, ledger_sequence: int) -> None:
             raise InvariantError(f"{type(entry).__name__} {ledger_sequence} stands outside of a checkpoint")
         case SegmentClosed():
             world.is_closed, world.is_abandoned = True, entry.is_abandoned
+        case CheckpointEnds():
+            pass
         case LeaderElected():
             world.leader_epoch, world.decides_from = ledger_sequence, entry.state_sequence
         case Inputs():

@@ -217,6 +217,13 @@ class CheckpointClaims(Entry, frozen=True, tag="dev.dragoman.ledger.checkpoint-c
     served: list[ConsumersServed] = []
 
 
+class CheckpointEnds(Entry, frozen=True, tag="dev.dragoman.ledger.checkpoint-ends.v1", kw_only=True):
+    """Opens the first batch behind a checkpoint, unless that is an election.
+
+    What follows may look like a part of the checkpoint, whose end is told by this though its count is damaged.
+    """
+
+
 class LeaderElected(Entry, frozen=True, tag="dev.dragoman.ledger.leader-elected.v2", kw_only=True):
     """Who writes from here on; its ledger sequence is the leader's epoch.
 
@@ -594,6 +601,7 @@ AnyEntry = (
     | LedgerRebuilt
     | CheckpointWorld
     | CheckpointClaims
+    | CheckpointEnds
     | LeaderElected
     | LeaderElectedBefore
     | Inputs
@@ -640,6 +648,7 @@ _LEADER_KEYS: dict[type, str] = {
     SegmentOpened: "checkpoint",
     CheckpointWorld: "checkpoint",
     CheckpointClaims: "checkpoint",
+    CheckpointEnds: "checkpoint",
     SegmentClosed: "closed",
     LedgerRebuilt: REBUILT_KEY,
     LeaderElected: "elected",
@@ -656,6 +665,7 @@ def entry_place(entry: AnyEntry) -> tuple[str, str, str]:
             | LedgerRebuilt()
             | CheckpointWorld()
             | CheckpointClaims()
+            | CheckpointEnds()
             | LeaderElected()
         ):
             return "_", "leader", _LEADER_KEYS[type(entry)]

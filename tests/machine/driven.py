@@ -30,6 +30,7 @@ from schemas.wire.codec import decode_entry, encode
 from schemas.wire.ledger import (
     Allocate,
     AnyEntry,
+    CheckpointEnds,
     DeviceCommand,
     DeviceVerb,
     Inputs,
@@ -118,9 +119,8 @@ class Driven:
             assert effects.first_sequence == len(self.ledger) + 1
             assert len(effects.entries) <= MAX_BATCH
             *before, last = map(inputs_of, effects.entries)
-            is_first = self.world.checkpoint_last == len(self.ledger)
             assert last is not None
-            assert not any(before[1 if is_first else 0 :])
+            assert not any(before)
             self._append(effects.entries)
         assert self.world.ledger_last == len(self.ledger)
         self.letters += effects.dead_letters
@@ -277,7 +277,8 @@ class Driven:
 
 def without_inputs(entries: Iterable[AnyEntry]) -> list[AnyEntry]:
     """What was recorded, and not what it was decided from."""
-    return [structs.replace(entry, inputs=None) for entry in entries if not isinstance(entry, Inputs)]
+    said = [entry for entry in entries if not isinstance(entry, Inputs | CheckpointEnds)]
+    return [structs.replace(entry, inputs=None) for entry in said]
 
 
 def as_stored(entries: Iterable[AnyEntry], first_sequence: int) -> list[StoredMessage]:

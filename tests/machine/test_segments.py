@@ -25,6 +25,7 @@ from schemas.wire.ledger import (
     Allocate,
     AnyEntry,
     CheckpointClaims,
+    CheckpointEnds,
     ClaimKept,
     ClusterCordoned,
     ClusterEvicted,
@@ -115,7 +116,7 @@ def test_a_checkpoint_anywhere_and_the_entries_after_it_give_the_same_world(mach
     for end in machine.recorded(Inputs):
         before = folded(machine.ledger[:end])
         # In a real segment the numbers go on; here the tail keeps its own, which its entries name.
-        opened = [*checkpoint(before, "main", 1), Inputs(leader_epoch=before.leader_epoch)]
+        opened = [*checkpoint(before, "main", 1), CheckpointEnds()]
         segment = as_stored(opened, 0) + machine.ledger[end:]
         world = folded(segment, segment=1)
         check(world)

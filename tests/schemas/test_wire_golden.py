@@ -19,6 +19,7 @@ from schemas.wire.ledger import (
     Allocate,
     AnyEntry,
     CheckpointClaims,
+    CheckpointEnds,
     CheckpointWorld,
     ClaimForgotten,
     ClaimKept,
@@ -411,6 +412,7 @@ LEDGER: list[tuple[AnyEntry, bytes]] = [
         + GPU_3_JSON
         + b',"key":"example.com/fan","at_ms":3000,"operator":"ada","reason":"new fan"}',
     ),
+    (CheckpointEnds(), b'{"type":"dev.dragoman.ledger.checkpoint-ends.v1"}'),
     (
         LeaderElectedBefore(instance="broker-0", build="1.0"),
         b'{"type":"dev.dragoman.ledger.leader-elected.v1","instance":"broker-0","build":"1.0"}',
@@ -782,9 +784,10 @@ def test_other_subjects_are_not_of_state(subject: str) -> None:
             (entry, ("_", "device", "fabric/f/gpu.example.com/rack7/gpu-3/example.com/fan"))
             for entry, _ in LEDGER[26:28]
         ],
-        (LEDGER[28][0], ("_", "leader", "elected")),
-        (LEDGER[29][0], ("_", "leader", "closed")),
-        (LEDGER[30][0], ("east", "cluster", "taintrules")),
+        (LEDGER[28][0], ("_", "leader", "checkpoint")),
+        (LEDGER[29][0], ("_", "leader", "elected")),
+        (LEDGER[30][0], ("_", "leader", "closed")),
+        (LEDGER[31][0], ("east", "cluster", "taintrules")),
     ],
     ids=by_type,
 )

@@ -259,8 +259,6 @@ class Oracle:
             require(self._last_sequence == 0 and len(entries) == 2, "a segment is opened in the middle of the ledger")
         elif not isinstance(first, LeaderElected):
             require(inputs_of(entries[-1]), f"a batch ends with {entries[-1]}, without its inputs")
-            if isinstance(first, Inputs):  # between a checkpoint and what looks like a part of it
-                entries = entries[1:] or entries
             others = [
                 entry for entry in entries[:-1] if inputs_of(entry) or isinstance(entry, LeaderElected | SegmentOpened)
             ]

@@ -1,7 +1,8 @@
 """The build before this one beside it: what it wrote is read, and both run together, in both directions.
 
-Nothing is released yet. Until something is, the previous build is the commit `PREVIOUS`: run from git's history where
-that is at hand, and everywhere represented by what it wrote in a run that was recorded, see `record`.
+Nothing is released yet. Until something is, the previous build is the commit `PREVIOUS`, run from git's history where
+that is at hand. What a still older one wrote in a run that was recorded is read everywhere, see `record`; from that one
+there is no way back.
 """
 
 import subprocess
@@ -9,15 +10,16 @@ import tarfile
 from io import BytesIO
 from pathlib import Path
 
-PREVIOUS = "62eff8252ec4e41f9bf84c0bedc42b6cf313b8e7"
+PREVIOUS = "e37a593ad9e12bd75b7ae1ca6b2a83ed889e1ad8"
+OLDER = "62eff8252ec4e41f9bf84c0bedc42b6cf313b8e7"
 RECORDED = Path(__file__).parent / "previous"
 
 
-def previous_source(directory: Path) -> Path | None:
-    """The code of the previous build, unpacked into `directory`; None where git does not have it."""
+def source_of(commit: str, directory: Path) -> Path | None:
+    """The code of a build, unpacked into `directory`; None where git does not have it."""
     repository = Path(__file__).parents[2]
     packed = subprocess.run(
-        ["git", "archive", PREVIOUS, "broker", "cluster_agent", "schemas"],
+        ["git", "archive", commit, "broker", "cluster_agent", "schemas"],
         cwd=repository,
         capture_output=True,
         check=False,

@@ -1,4 +1,4 @@
-"""`python -m tests.upgrades.record`: run the previous build, and keep what it wrote as `previous/*.jsonl`."""
+"""`python -m tests.upgrades.record`: run the older build, and keep what it wrote as `previous/*.jsonl`."""
 
 import sys
 import tempfile
@@ -15,7 +15,7 @@ from schemas.wire.subjects import STATE_STREAM, ledger_stream
 from tests.manifests import claim_manifest, class_manifest, slice_manifest
 from tests.processes.harness import Federation, a_federation
 from tests.processes.ledger_view import LedgerView
-from tests.upgrades import RECORDED, previous_source
+from tests.upgrades import OLDER, RECORDED, source_of
 
 SEGMENT_ENTRIES = 100
 DEVICES = 12
@@ -34,9 +34,9 @@ class Line(msgspec.Struct):
 async def main() -> None:
     """Claims come, some go, an operator orders something, and the ledger goes on in its second segment."""
     with tempfile.TemporaryDirectory(prefix="dragoman-record-") as directory:
-        source = previous_source(Path(directory, "source"))
+        source = source_of(OLDER, Path(directory, "source"))
         if source is None:
-            sys.exit("git does not have the previous build here")
+            sys.exit("git does not have the older build here")
         async with a_federation(_made(Path(directory, "run")), segment_entries=SEGMENT_ENTRIES) as federation:
             for process in federation.processes.values():
                 process.source = source

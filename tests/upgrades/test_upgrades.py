@@ -22,7 +22,7 @@ from tests.processes.test_federation import (
     start_and_wait,
     write_claims,
 )
-from tests.upgrades import PREVIOUS, previous_source
+from tests.upgrades import PREVIOUS, source_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.processes]
 
@@ -35,7 +35,7 @@ SEGMENT_ENTRIES = 150  # so that each build reads a checkpoint of the other's
 @pytest.fixture
 def previous(tmp_path: Path) -> Path:
     """The code of the previous build."""
-    source = previous_source(tmp_path / "previous")
+    source = source_of(PREVIOUS, tmp_path / "previous")
     if source is None:
         pytest.skip(f"git does not have {PREVIOUS[:7]} here (a source archive, or a shallow clone)")
     # As a process is started there: none of our own code must come first.
