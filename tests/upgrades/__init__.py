@@ -10,7 +10,7 @@ import tarfile
 from io import BytesIO
 from pathlib import Path
 
-PREVIOUS = "e37a593ad9e12bd75b7ae1ca6b2a83ed889e1ad8"
+PREVIOUS = "06eb58c7b442df0e96f54709a23a317e902b66c2"
 OLDER = "62eff8252ec4e41f9bf84c0bedc42b6cf313b8e7"
 RECORDED = Path(__file__).parent / "previous"
 
