@@ -116,18 +116,13 @@ async def test_agents_first_then_brokers_and_back(mixed: Federation, previous: P
 
 
 async def check_audit(federation: Federation) -> None:
-    """What this build has written is chained and comes out the same when it is made again; of the rest it is said."""
-    config, url = str(federation.root / "config.yaml"), federation.nats.url
-    command = [sys.executable, "-m", "broker.cli.main", "audit", "verify", "--config", config, "--nats", url]
-    ran = await anyio.run_process([*command, "-o", "json"], check=False)
+    """One chain goes through what both builds have written."""
+    command = [sys.executable, "-m", "broker.cli.main", "audit", "verify", "--no-replay", "-o", "json"]
+    ran = await anyio.run_process([*command, "--nats", federation.nats.url], check=False)
     found = json.loads(ran.stdout)
     assert (found["bad"], found["ok"]) == (None, True)
-    before, *after = found["chain"]["unchained"]
-    assert before["first"] == 1
-    assert found["chain"]["entries"] > 100
-    assert len(after) == 1
-    assert found["replay"]["decisions"] > 50
-    assert {each["why"].partition(" of build ")[0] for each in found["replay"]["left_out"]} == {"batches"}
+    assert found["chain"]["unchained"] == []
+    assert found["chain"]["entries"] > 300
 
 
 async def append(federation: Federation, kind: str) -> None:
