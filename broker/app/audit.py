@@ -15,6 +15,7 @@ from broker.allocation.cel.engine import SelectorEngine
 from broker.machine.effects import ALGORITHM
 from broker.machine.ledger_check import BadEntry, LedgerCheck
 from broker.machine.replay import TermReplay, world_of
+from broker.world import checkpoint
 from broker.world.federation import Federation
 from broker.world.world import World
 from schemas.wire.anchor import Anchor
@@ -157,7 +158,7 @@ class Replayer:
             case ClusterAhead() if self._is_new and TIMES not in message.headers:
                 return  # known when it was elected; not from the state
         if self._is_of_checkpoint:
-            if not isinstance(entry, Inputs):
+            if isinstance(entry, checkpoint.KINDS):
                 return
             self._is_of_checkpoint = False
             if self._term is not None:

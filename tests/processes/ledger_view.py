@@ -53,6 +53,7 @@ class LedgerView:
         self.synced: set[str] = set()
         self.algorithms: set[int] = set()
         self.allocates = 0
+        self.decisions = 0  # and releases, and why claims wait
         self.outcomes = 0
         self.collisions = 0
         self.segments = 1
@@ -76,6 +77,7 @@ class LedgerView:
         if self._checkpoint_left and not isinstance(entry, SegmentOpened):
             self._state_again(entry)
             return
+        self.decisions += isinstance(entry, Allocate | Release | ReasonChanged)
         inputs = inputs_of(entry)
         if inputs is not None:
             assert inputs.leader_epoch == self.leaders[-1][0], f"{self.last} is not by the leader, {self.leaders}"
