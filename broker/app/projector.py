@@ -10,11 +10,12 @@ from contextlib import aclosing
 
 import anyio
 
-from broker.adapters.ledger_store import BATCH_MESSAGES_MAX, LedgerStore, Refused
+from broker.adapters.errors import LedgerTornError
+from broker.adapters.ledger_store import BATCH_MESSAGES_MAX, Committed, LedgerStore
 from broker.adapters.streams import ledger_segments, takes_batches
 from broker.machine.public_events import ProjectedEvent, Projection
 from schemas.client.connection import Connection
-from schemas.client.errors import BusRefusedError, BusUnavailableError, StreamLostError
+from schemas.client.errors import BusError
 from schemas.client.follow import follow
 from schemas.client.reader import StreamReader
 from schemas.events import SOURCE, event_key, event_subject
@@ -47,7 +48,7 @@ class Projector:
         while True:
             try:
                 await self._go_on()
-            except (BusUnavailableError, BusRefusedError, StreamLostError, _NotReadyError, ValueError) as error:
+            except (BusError, LedgerTornError, _NotReadyError, ValueError) as error:
                 if str(error) != self._told:
                     self._told = str(error)
                     _log.warning("events are not projected, trying again: %s", error)
@@ -107,9 +108,11 @@ class Projector:
     async def _append(self, events: Sequence[OutgoingMessage]) -> None:
         if not events:
             return
-        result = await self._events.append_until_known(events, self._last_event)
-        if isinstance(result, Refused):
-            raise _NotReadyError(f"{EVENTS_STREAM} goes on to {result.last_sequence} without us")
+        # Once: another leader's projector makes the very same events, and of ours that may have stored some already. So
+        # what is there says nothing of this batch, and whatever became of it the last event tells where to go on.
+        result = await self._events.append(events, self._last_event)
+        if not isinstance(result, Committed):
+            raise _NotReadyError(f"{EVENTS_STREAM} goes on without us, or nobody knows: {result}")
         self._last_event = result.last_sequence
         self._told = ""
 
