@@ -5,7 +5,7 @@
 
 import socket
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
@@ -47,8 +47,11 @@ def connect_to(server: EmbeddedNats | str) -> AbstractAsyncContextManager[Connec
     return connect(BusOptions(servers=[url], name="test"))
 
 
-def free_port(count: int = 1) -> int:
-    """A loopback port that nobody uses, with `count - 1` free ones after it."""
+BESIDE = (2_000, 4_000)  # the ports of a server for other servers and for monitoring, as `nats-config` puts them
+
+
+def free_port(count: int = 1, *, beside: Sequence[int] = ()) -> int:
+    """A port that nobody uses, with `count - 1` free ones after it; so too at these distances from it."""
     while True:
         with socket.socket() as first:
             first.bind(("127.0.0.1", 0))
@@ -56,8 +59,8 @@ def free_port(count: int = 1) -> int:
         if port > 60000:
             continue  # more than `nats-config` takes: it adds up to 4,000 for other ports
         with suppress(OSError), ExitStack() as held:
-            for number in range(port, port + count):
-                held.enter_context(socket.socket()).bind(("127.0.0.1", number))
+            for number in (first + at for first in (port, *(port + far for far in beside)) for at in range(count)):
+                held.enter_context(socket.socket()).bind(("", number))
             return port
 
 

@@ -28,7 +28,7 @@ from schemas.client.reader import StreamReader
 from schemas.wire.bus import OutgoingMessage
 from schemas.wire.subjects import inbox_prefix
 from tests.manifests import DRIVER, claim_manifest, class_manifest, slice_manifest, write_manifests
-from tests.nats_fixture import free_port, servers
+from tests.nats_fixture import BESIDE, free_port, servers
 from tests.processes.harness import Process
 
 pytestmark = [pytest.mark.anyio, pytest.mark.processes]
@@ -58,7 +58,7 @@ class Nats(NamedTuple):
 @asynccontextmanager
 async def a_nats(root: Path, *arguments: str, names: Sequence[str] = ("n1",)) -> AsyncIterator[Nats]:
     """One server, or several, with streams."""
-    directory, port = root / "nats", free_port(len(names))
+    directory, port = root / "nats", free_port(len(names), beside=BESIDE)
     code = main(
         [
             *("nats-config", f"--dir={directory}", "--cluster=east", "--cluster=west", "--subscriber=audit"),
