@@ -107,6 +107,7 @@ KINDS: tuple[Kind, ...] = ("namespace", "node", "slice", "class", "pod", "claim"
 EVENTS_WAITING = 1_000  # then whoever has news waits
 PUBLISHES_AT_ONCE = 64
 WRITES_AT_ONCE = 8  # four to eight are fastest on a real API server
+BUSY = 4  # actions under way: Events on claims wait
 RETRY_FIRST_S = 0.1
 RETRY_MOST_S = 5.0
 TELL_AGAIN_S = 60.0
@@ -260,7 +261,7 @@ class Agent:
             for projection in self._projections.values():
                 tg.start_soon(projection.run)
             if self._claim_events is not None:
-                tg.start_soon(self._claim_events.run, self._claim_of)
+                tg.start_soon(self._claim_events.run, self._claim_of, lambda: self._under_way >= BUSY)
             task_status.started()
             async for event in self._receive:
                 self._carry_out(tg, self.mirror.handle(event))

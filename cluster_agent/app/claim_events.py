@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 CONTROLLER = "dragoman.dev/agent"
 PENDING = "DragomanPending"
 HELD_BACK_S = 0.5  # a claim that does not wait any longer after this time is not said to wait
+BUSY_MOST_S = 10.0  # then an Event is written though there are decisions to write
+LOOK_AGAIN_S = 0.2
 PER_S = 10.0
 BURST = 50
 WAITING_MOST = 1_000  # Events that wait to be written
@@ -78,8 +80,8 @@ class ClaimEvents:
         self._heard.append(message)
         self._news.set()
 
-    async def run(self, claim_of: ClaimOf) -> None:
-        """Write until cancelled."""
+    async def run(self, claim_of: ClaimOf, is_busy: Callable[[], bool] = lambda: False) -> None:
+        """Write until cancelled. is_busy: the API server has more urgent writes of ours."""
         while True:
             self._news = anyio.Event()
             while self._heard:
@@ -89,7 +91,10 @@ class ClaimEvents:
                 await self._news.wait()
                 continue
             since, sequence, note = next(iter(self._waiting.values()))
-            due_s = since + self._held_back_s - time.monotonic()
+            now = time.monotonic()
+            due_s = since + self._held_back_s - now
+            if due_s <= 0 and now < since + BUSY_MOST_S and is_busy():
+                due_s = LOOK_AGAIN_S
             if due_s > 0:
                 await anyio.sleep(due_s)
                 continue

@@ -65,6 +65,7 @@ class Told:
         self.counted = Counter[str]()
         self.events = ClaimEvents(self.api, "east-1", lambda result: self.counted.update([result]), held_back_s)
         self.sequence = 0
+        self.is_busy = False
 
     def hear(self, entry: AnyEntry | bytes) -> None:
         self.sequence += 1
@@ -76,7 +77,7 @@ class Told:
 async def telling(held_back_s: float = 0.0) -> AsyncIterator[Told]:
     told = Told(held_back_s)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(told.events.run, a_claim)
+        tasks.start_soon(told.events.run, a_claim, lambda: told.is_busy)
         yield told
         tasks.cancel_scope.cancel()
 
@@ -116,6 +117,21 @@ async def test_what_is_told_again_is_counted_in_the_series_of_its_event() -> Non
         (event,) = told.api.events.values()
         assert "series" not in event
     assert told.counted == {"written": 2, "repeated": 2}
+
+
+async def test_events_wait_while_decisions_are_written_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim_events, "LOOK_AGAIN_S", 0.01)
+    monkeypatch.setattr(claim_events, "BUSY_MOST_S", 0.3)
+    async with telling() as told:
+        told.is_busy = True
+        told.hear(waits())
+        await anyio.sleep(0.1)
+        assert told.api.calls == 0
+        told.is_busy = False
+        await told.api.until_called(1)
+        told.is_busy = True
+        told.hear(waits("u2"))
+        await told.api.until_called(2)
 
 
 async def test_what_follows_in_a_moment_is_told_instead() -> None:
