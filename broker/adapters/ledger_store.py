@@ -187,20 +187,15 @@ class LedgerStore:
         other (`append_until_known`).
         Only where `takes_rows`. Raises: MessageTooLargeError; nothing was sent.
         """
-        losses = self._connection.losses
-        ready = []
+        headers = []
         for expected, message in enumerate(messages, start=expected_last):
-            headers = {**message.headers, "Nats-Expected-Last-Sequence": str(expected)}
+            headers.append({**message.headers, "Nats-Expected-Last-Sequence": str(expected)})
             if expected > expected_last:
-                headers["Nats-Expected-Last-Msg-Id"] = messages[expected - expected_last - 1].message_id
-            block = header_block(headers)
-            self._connection.check_bytes(message.subject, len(block) + len(message.payload))
-            ready.append(as_published(message.subject, block, message.payload))
+                headers[-1]["Nats-Expected-Last-Msg-Id"] = messages[expected - expected_last - 1].message_id
         try:
-            await self._connection.publish_all(b"".join(ready[:-1]), messages[0].subject)
-            if losses == self._connection.losses:
-                ack = await self._ask_to_store(messages[-1], headers, deadline_s)
-                return ack.stream == self.stream and ack.seq == expected + 1 and not ack.duplicate
+            ack = await self._store(messages, headers, deadline_s)
+            # A duplicate's ack names what is stored already: not for us to believe.
+            return ack.stream == self.stream and ack.seq == expected_last + len(messages) and not ack.duplicate
         except (BusUnavailableError, BusRefusedError) as error:
             _log.debug("nobody knows which of %d entries after %d are stored: %s", len(messages), expected_last, error)
         return False
@@ -255,28 +250,33 @@ class LedgerStore:
         ids = [message.message_id for message in messages if message.message_id]
         assert len(ids) == len(set(ids)), "a batch that repeats a message id is refused for ever"
         batch_id = self._connection.unique_name()
+        headers = [dict(message.headers) for message in messages]
+        headers[0]["Nats-Expected-Last-Sequence"] = str(expected_last)
+        if len(messages) > 1:
+            for number, each in enumerate(headers, start=1):
+                each |= {"Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(number)}
+            headers[-1]["Nats-Batch-Commit"] = "1"
+        return await self._store(messages, headers, deadline_s)
+
+    async def _store(
+        self, messages: Sequence[OutgoingMessage], headers: Sequence[dict[str, str]], deadline_s: float
+    ) -> _PubAck:
+        """Send the messages with these headers, in order, and wait for the ack of the last.
+
+        Raises: MessageTooLargeError before anything is sent; BusUnavailableError; BusRefusedError.
+        """
         losses = self._connection.losses
         ready = []
-        for number, message in enumerate(messages, start=1):
-            headers = dict(message.headers)
-            if number == 1:
-                headers["Nats-Expected-Last-Sequence"] = str(expected_last)
-            if len(messages) > 1:
-                headers |= {"Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(number)}
-                if number == len(messages):
-                    headers["Nats-Batch-Commit"] = "1"
-            block = header_block(headers)
+        for message, each in zip(messages, headers, strict=True):
+            block = header_block(each)
             self._connection.check_bytes(message.subject, len(block) + len(message.payload))
-            if number < len(messages):
-                ready.append(as_published(message.subject, block, message.payload))
-        if ready:
-            await self._connection.publish_all(b"".join(ready), messages[0].subject)
+            ready.append(as_published(message.subject, block, message.payload))
+        if len(ready) > 1:
+            await self._connection.publish_all(b"".join(ready[:-1]), messages[0].subject)
         if losses != self._connection.losses:
             raise BusUnavailableError("the connection was lost in the middle of the batch")
-        return await self._ask_to_store(messages[-1], headers, deadline_s)
-
-    async def _ask_to_store(self, message: OutgoingMessage, headers: dict[str, str], deadline_s: float) -> _PubAck:
-        reply = await self._connection.request(message.subject, message.payload, headers, deadline_s=deadline_s)
+        last = messages[-1]
+        reply = await self._connection.request(last.subject, last.payload, headers[-1], deadline_s=deadline_s)
         raise_api_error(f"the batch for {self.stream}", reply.payload)
         return msgspec.json.decode(reply.payload, type=_PubAck)
 

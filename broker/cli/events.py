@@ -1,9 +1,7 @@
 """`dragoman events`: what happened, and what happens."""
 
 import argparse
-import re
 from contextlib import aclosing, nullcontext
-from datetime import datetime
 from typing import get_args
 
 import anyio
@@ -13,6 +11,7 @@ from rich.text import Text
 
 from broker.cli.bus import add_nats_arguments, bus_options
 from broker.cli.errors import CommandError
+from broker.cli.moments import sequence_or_time
 from broker.cli.output import console
 from broker.cli.signals import until_told_to_stop
 from broker.errors import flat
@@ -27,7 +26,6 @@ CONNECT_DEADLINE_S = 3.0
 TYPES = {
     event_type(each).removeprefix("dev.dragoman.").removesuffix(".v1"): event_type(each) for each in get_args(AnyEvent)
 }
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 EPILOG = f"""\
 types: {", ".join(sorted(TYPES))}
@@ -146,16 +144,5 @@ def _durable(text: str) -> str:
 
 
 def _since(text: str) -> Since:
-    if found := re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text):
-        return Since.seconds(float(found[1]) * _UNITS[found[2]])
-    if text.isascii() and text.isdigit():
-        return Since.after(int(text))
-    try:
-        when = datetime.fromisoformat(text)
-    except ValueError:
-        when = None
-    if when is None or when.tzinfo is None:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no time span (30m, 1h, 2d), time with a zone (2026-01-31T12:00Z) or stream sequence"
-        )
-    return Since.at(when)
+    found = sequence_or_time(text, "stream")
+    return Since.after(found) if isinstance(found, int) else Since.at(found)

@@ -1,9 +1,9 @@
-"""Places in the ledger, as people name them: a sequence, a time, or how long ago."""
+"""Places in the ledger and in other streams, as people name them: a sequence, a time, or how long ago."""
 
 import argparse
 import re
 import time
-from datetime import datetime
+from datetime import UTC, datetime
 
 import msgspec
 
@@ -21,19 +21,30 @@ class Moment(msgspec.Struct, frozen=True):
 
 def moment(text: str) -> Moment:
     """What `text` names. Raises: ArgumentTypeError."""
-    if found := re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text):
-        return Moment(time_ms=time.time_ns() // 1_000_000 - int(float(found[1]) * UNITS[found[2]] * 1000))
+    found = sequence_or_time(text, "ledger")
+    if isinstance(found, int):
+        return Moment(sequence=found)
+    return Moment(time_ms=int(found.timestamp() * 1000))
+
+
+def sequence_or_time(text: str, of: str) -> int | datetime:
+    """A sequence, or a time with a zone; also how long ago that was. of: what has the sequences, for the error.
+
+    Raises: ArgumentTypeError.
+    """
     if text.isascii() and text.isdigit():
-        return Moment(sequence=int(text))
+        return int(text)
     try:
+        if found := re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text):
+            return datetime.fromtimestamp(time.time() - float(found[1]) * UNITS[found[2]], UTC)
         when = datetime.fromisoformat(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # so long ago that there was no year
         when = None
     if when is None or when.tzinfo is None:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no time span (30m, 1h, 2d), time with a zone (2026-01-31T12:00Z) or ledger sequence"
+            f"{text!r} is no time span (30m, 1h, 2d), time with a zone (2026-01-31T12:00Z) or {of} sequence"
         )
-    return Moment(time_ms=int(when.timestamp() * 1000))
+    return when
 
 
 def add_range_arguments(parser: argparse.ArgumentParser) -> None:
