@@ -123,6 +123,8 @@ def stored_from_direct_get(reply: ReceivedMessage) -> StoredMessage:
     try:
         subject, sequence, time = (headers.pop(f"Nats-{name}") for name in ("Subject", "Sequence", "Time-Stamp"))
         headers.pop("Nats-Stream")
+        for of_a_batch in ("Nats-Num-Pending", "Nats-Last-Sequence"):
+            headers.pop(of_a_batch, None)
         return StoredMessage(subject, reply.payload, headers, int(sequence), _unix_ms(time))
     except (KeyError, ValueError) as error:
         raise ValueError(f"not a stored message as a direct get gives it: {error!r}") from error

@@ -9,10 +9,12 @@ from schemas.wire.bus import (
     Delivery,
     OutgoingMessage,
     PayloadError,
+    ReceivedMessage,
     StoredMessage,
     pack,
     parse_delivery,
     stored_from_api,
+    stored_from_direct_get,
     unpack,
 )
 
@@ -103,3 +105,15 @@ def test_reads_where_a_delivered_message_stands(reply: str) -> None:
 def test_says_when_a_reply_subject_is_not_from_jetstream() -> None:
     with pytest.raises(ValueError, match="not a JetStream reply subject"):
         parse_delivery("_INBOX.abc")
+
+
+@pytest.mark.parametrize("of_a_batch", [{}, {"Nats-Num-Pending": "3", "Nats-Last-Sequence": "6"}])
+def test_a_direct_get_gives_the_headers_that_were_stored_and_no_others(of_a_batch: dict[str, str]) -> None:
+    answer = {
+        "Nats-Stream": "S",
+        "Nats-Subject": "a.b",
+        "Nats-Sequence": "7",
+        "Nats-Time-Stamp": "2026-01-31T12:00:00Z",
+    }
+    stored = stored_from_direct_get(ReceivedMessage("inbox", b"x", {"ce-id": "main.7", **answer, **of_a_batch}))
+    assert (stored.subject, stored.stream_sequence, stored.headers) == ("a.b", 7, {"ce-id": "main.7"})
