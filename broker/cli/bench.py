@@ -141,7 +141,7 @@ def measure(scenario_name: str, devices: int, claims: int) -> Figures:
         median_us=round(statistics.median_high(seconds) * 1e6, 1),
         p99_us=round(sorted(seconds)[min(int(len(seconds) * 0.99), len(seconds) - 1)] * 1e6, 1),
         total_s=round(sum(seconds), 6),
-        build_s=round(build_s, 3),
+        build_s=round(build_s, 6),
         slice_update_ms=round(statistics.median(updates) * 1e3, 3),
         peak_rss_mib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
     )
