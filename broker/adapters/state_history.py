@@ -38,12 +38,19 @@ class _Page(msgspec.Struct):
     total: int = 0
 
 
-class StateHistory:
-    """Reads the log once through after `begin_at`, as often as one likes. A context.
+class Kept(msgspec.Struct, frozen=True):
+    """What DRA_STATE holds. first_time_ms: when the first message was stored. age_ms: how old one may become."""
 
-    first_sequence, last_sequence: that it holds. first_time_ms: when its first message was stored. age_ms: how old one
-    may become.
-    """
+    first_sequence: int
+    last_sequence: int
+    first_time_ms: int
+    age_ms: int
+
+
+class StateHistory:
+    """Reads the log once through after `begin_at`, as often as one likes. A context."""
+
+    kept: Kept
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -52,15 +59,13 @@ class StateHistory:
         self._there: list[StoredMessage] = []
         self._position = 0
         self._full: frozenset[str] | None = None
-        self.first_sequence = self.last_sequence = self.first_time_ms = self.age_ms = 0
 
     async def __aenter__(self) -> "StateHistory":
         """Raises: BusUnavailableError, BusRefusedError."""
         state = await stream_state(self._connection, STATE_STREAM)
-        self.first_sequence, self.last_sequence = state.first_sequence, state.last_sequence
         first = await self._reader.at(state.first_sequence) if state.messages else None
-        self.first_time_ms = first.time_ms if first is not None else 0
-        self.age_ms = (await self._page("", 0)).config.max_age // 1_000_000
+        age_ms = (await self._page("", 0)).config.max_age // 1_000_000
+        self.kept = Kept(state.first_sequence, state.last_sequence, first.time_ms if first else 0, age_ms)
         return self
 
     async def __aexit__(
@@ -83,7 +88,7 @@ class StateHistory:
             subjects.update([message.subject for message in batch])
             count += len(batch)
             tell(batch)
-        if count == position - self.first_sequence + 1:
+        if count == position - self.kept.first_sequence + 1:
             return set()
         # A subject keeps its last messages: one that has as many as it may, all of them later, may have had others.
         return set(await self._full_subjects()) - subjects
@@ -109,7 +114,7 @@ class StateHistory:
                     raise InputsExpiredError(message.stream_sequence)
                 expected += 1
             if not batch:
-                raise InputsExpiredError(max(until + 1, self.first_sequence))
+                raise InputsExpiredError(max(until + 1, self.kept.first_sequence))
             found += batch
             position = batch[-1].stream_sequence
         return found

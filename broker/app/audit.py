@@ -10,7 +10,7 @@ from typing import Protocol
 import msgspec
 from anyio import to_thread
 
-from broker.adapters.state_history import InputsExpiredError, StateHistory
+from broker.adapters.state_history import InputsExpiredError, Kept, StateHistory
 from broker.allocation.cel.engine import SelectorEngine
 from broker.machine.effects import ALGORITHM
 from broker.machine.ledger_check import BadEntry, LedgerCheck
@@ -233,31 +233,33 @@ class Replayer:
     async def _believe(self, term: TermReplay, inputs: Inputs, world: World) -> str:
         """Take in what clusters had said when the term began; returns why that is not all there, "" if it is."""
         missing = await self._history.up_to(term.position, term.believe)
-        if why := self._is_expired(term.position, inputs.steps[0].now_ms, missing, world):
+        if why := why_expired(self._history.kept, term.position, inputs.steps[0].now_ms, missing, world):
             return why
         await to_thread.run_sync(term.resume)
         return ""
 
-    def _is_expired(self, position: int, began_ms: int, missing: set[str], world: World) -> str:
-        """Whether the last message of each object at `position` is still there; see docs/audit.md."""
-        history = self._history
-        if history.last_sequence < position:
-            return f"{STATE_STREAM} ends at {history.last_sequence}, and it had seen message {position}"
-        if history.first_sequence > position + 1:
-            return f"inputs expired before message {history.first_sequence} of {STATE_STREAM}"
-        if missing:
-            example = min(missing)
-            return f"inputs expired: of {len(missing)} objects messages are missing, such as {example}"
-        if history.first_sequence == 1:
-            return ""
-        silent = [
-            name
-            for name, cluster in sorted(world.clusters.items())
-            if cluster.is_heard and (cluster.liveness != "Live" or cluster.liveness_since_ms > history.first_time_ms)
-        ]
-        if began_ms - history.first_time_ms < history.age_ms / BELIEVED_AGE or silent:
-            return f"inputs expired before message {history.first_sequence} of {STATE_STREAM}"
+
+def why_expired(kept: Kept, position: int, began_ms: int, missing: set[str], world: World) -> str:
+    """Why the last message of each object before `position` may not be there any more; "" if all are.
+
+    missing: subjects of which earlier messages may be gone. began_ms: when the term made its first decision. world: by
+    the ledger, before that. See docs/audit.md.
+    """
+    if kept.last_sequence < position:
+        return f"{STATE_STREAM} ends at {kept.last_sequence}, and it had seen message {position}"
+    gone = f"inputs expired before message {kept.first_sequence} of {STATE_STREAM}"
+    if kept.first_sequence > position + 1:
+        return gone
+    if missing:
+        return f"inputs expired: of {len(missing)} objects messages are missing, such as {min(missing)}"
+    if kept.first_sequence == 1:
         return ""
+    if began_ms - kept.first_time_ms < kept.age_ms / BELIEVED_AGE:
+        return gone
+    for cluster in world.clusters.values():
+        if cluster.is_heard and (cluster.liveness != "Live" or cluster.liveness_since_ms > kept.first_time_ms):
+            return gone
+    return ""
 
 
 class AuditFound(msgspec.Struct):

@@ -14,7 +14,7 @@ from anyio import to_thread
 
 from broker.adapters.embedded_nats import embedded_nats
 from broker.adapters.ledger_archive import Archive, ArchiveHeader, ArchiveWriter
-from broker.adapters.streams import StreamSettings, ensure_streams
+from broker.adapters.streams import PER_SUBJECT, StreamSettings, ensure_streams
 from broker.cli.demo import write_manifests
 from broker.cli.ledger_bus import entries_of
 from broker.cli.main import main
@@ -232,6 +232,23 @@ async def test_inputs_that_have_expired_are_said(connection: Connection, capsys:
     ran = await run(connection, capsys, "verify", *CLUSTERS)
     assert ran.code == 0
     assert f"inputs expired before message {last + 1}" in " ".join(ran.out.split())
+
+
+async def test_an_object_that_has_changed_often_since_is_named(
+    connection: Connection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """DRA_STATE keeps the last messages of each object: those that the first leaders had read of this one are gone."""
+    claim = next(each for each in await everything(connection, STATE_STREAM) if ".state.west.claim." in each.subject)
+    headers = {name: value for name, value in claim.headers.items() if not name.startswith("Nats-")}
+    for _ in range(PER_SUBJECT):
+        await connection.request(claim.subject, claim.payload, headers, deadline_s=5)
+    ran = await run(connection, capsys, "verify", *CLUSTERS, "-o", "json")
+    found = json.loads(ran.out)
+    assert (ran.code, found["ok"], found["replay"]["terms"]) == (0, True, 1)
+    whys = [each["why"] for each in found["replay"]["left_out"]]
+    assert whys[0].startswith("inputs expired before message ")  # the first leader had read one of them
+    assert f"inputs expired: of 1 objects messages are missing, such as {claim.subject}" in whys
+    assert (await run(connection, capsys, "verify", *CLUSTERS, "--replay")).code == 1
 
 
 async def test_other_settings_and_no_settings_are_said(

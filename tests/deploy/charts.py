@@ -45,6 +45,22 @@ FULL_BROKER = {
     "tolerations": [{"operator": "Exists"}],
     "affinity": {"nodeAffinity": {}},
     "priorityClassName": "system-cluster-critical",
+    "dashboard": {"enabled": True},
+    "tracer": {
+        "enabled": True,
+        "endpoint": "http://collector.monitoring:4318",
+        "env": [
+            {
+                "name": "OTEL_EXPORTER_OTLP_HEADERS",
+                "valueFrom": {"secretKeyRef": {"name": "collector", "key": "headers"}},
+            },
+        ],
+        "keySecret": "dragoman-tracer",
+        "ratio": 0.05,
+        "slowSeconds": 2.5,
+        "fromStart": True,
+        "persistence": {"storageClass": "fast"},
+    },
 }
 FULL_AGENT = {
     **AGENT,
@@ -71,7 +87,11 @@ def render(program: Path, chart: str, values: Object, namespace: str = "dragoman
     return [document for document in yaml.safe_load_all(text) if document]
 
 
-def only(objects: list[Object], kind: str) -> Object:
-    """The one of that kind."""
-    [found] = [each for each in objects if each["kind"] == kind]
+def only(objects: list[Object], kind: str, component: str = "") -> Object:
+    """The one of that kind, of that component where several have one."""
+    [found] = [
+        each
+        for each in objects
+        if each["kind"] == kind and component in ("", each["metadata"]["labels"]["app.kubernetes.io/component"])
+    ]
     return found

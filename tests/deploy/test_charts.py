@@ -35,16 +35,23 @@ async def test_an_api_server_takes_what_is_rendered(
         await plane.api.call("POST", path, each, query={"dryRun": "All", "fieldValidation": "Strict"})
 
 
+def templates(objects: list[Object]) -> list[Object]:
+    """Of the pods; at least one."""
+    found = [each["spec"]["template"] for each in objects if each["kind"] == "Deployment"]
+    assert found
+    return found
+
+
 @pytest.mark.parametrize(("chart", "values"), VALUES)
 async def test_the_pods_are_let_into_a_restricted_namespace(
     helm_program: Path, plane: ControlPlane, chart: str, values: Object
 ) -> None:
     namespace = await plane.add_namespace(**{"pod-security.kubernetes.io/enforce": "restricted"})
-    template = only(render(helm_program, chart, values, namespace), "Deployment")["spec"]["template"]
-    pod = {"apiVersion": "v1", "kind": "Pod", **template}
-    pod["metadata"] = {**template["metadata"], "name": "pod", "namespace": namespace}
     path = path_of("Pod", namespace)
-    await plane.api.call("POST", path, pod, query={"dryRun": "All", "fieldValidation": "Strict"})
+    for template in templates(render(helm_program, chart, values, namespace)):
+        pod = {"apiVersion": "v1", "kind": "Pod", **template}
+        pod["metadata"] = {**template["metadata"], "name": "pod", "namespace": namespace}
+        await plane.api.call("POST", path, pod, query={"dryRun": "All", "fieldValidation": "Strict"})
     loose = copy.deepcopy(pod)
     del loose["spec"]["containers"][0]["securityContext"]
     with pytest.raises(Exception, match='violates PodSecurity "restricted'):
@@ -53,13 +60,17 @@ async def test_the_pods_are_let_into_a_restricted_namespace(
 
 @pytest.mark.parametrize(("chart", "values"), VALUES)
 def test_the_command_line_is_one_that_dragoman_takes(helm_program: Path, chart: str, values: Object) -> None:
-    [container] = only(render(helm_program, chart, values), "Deployment")["spec"]["template"]["spec"]["containers"]
-    options = make_parser().parse_args(container["args"])
-    assert options.nats == values["nats"]["urls"]
-    mounted = {mount["mountPath"] for mount in container.get("volumeMounts", [])}
-    files = [options.nkey, options.tls_ca, *([options.config] if chart == "broker" else [])]
-    assert all(str(Path(file).parent) in mounted or str(file) in mounted for file in files if file)
-    assert bool(options.nkey) == bool(values["nats"].get("keySecret"))
+    for template in templates(render(helm_program, chart, values)):
+        [container] = template["spec"]["containers"]
+        options = make_parser().parse_args(container["args"])
+        assert container["name"] == container["args"][options.verbose] == options.command
+        assert options.nats == values["nats"]["urls"]
+        mounts = container.get("volumeMounts", [])
+        assert {mount["name"] for mount in mounts} == {volume["name"] for volume in template["spec"].get("volumes", [])}
+        mounted = {mount["mountPath"] for mount in mounts}
+        files = [options.nkey, options.tls_ca, getattr(options, "config", None)]
+        assert all(str(Path(file).parent) in mounted or str(file) in mounted for file in files if file)
+        assert bool(options.nkey) == bool(values["nats"].get("keySecret"))
 
 
 def test_the_config_is_the_federation_of_the_values(helm_program: Path) -> None:
@@ -75,14 +86,73 @@ def test_another_config_is_another_deployment(helm_program: Path) -> None:
     assert template(BROKER) != template({**BROKER, "config": {**BROKER["config"], "lost_after_s": 600}})
 
 
-@pytest.mark.parametrize(("chart", "values"), [("broker", FULL_BROKER), ("agent", FULL_AGENT)])
-def test_prometheus_operator_is_served_where_wanted(helm_program: Path, chart: str, values: Object) -> None:
+@pytest.mark.parametrize(
+    ("chart", "values", "components"),
+    [("broker", FULL_BROKER, ["broker", "tracer"]), ("agent", FULL_AGENT, ["agent"])],
+)
+def test_prometheus_operator_is_served_where_wanted(
+    helm_program: Path, chart: str, values: Object, components: list[str]
+) -> None:
     assert "ServiceMonitor" not in {each["kind"] for each in render(helm_program, chart, values)}
     objects = render(helm_program, chart, {**values, "serviceMonitor": {"enabled": True, "labels": {"a": "b"}}})
-    monitor, service = only(objects, "ServiceMonitor"), only(objects, "Service")
-    assert monitor["metadata"]["labels"]["a"] == "b"
-    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
-    assert monitor["spec"]["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]
+    for component in components:
+        monitor, service = (only(objects, kind, component) for kind in ("ServiceMonitor", "Service"))
+        assert monitor["metadata"]["labels"]["a"] == "b"
+        assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+        assert monitor["spec"]["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]
+
+
+def test_alerts_and_dashboard_are_installed_where_wanted(helm_program: Path) -> None:
+    assert "PrometheusRule" not in {each["kind"] for each in render(helm_program, "broker", BROKER)}
+    wanted = {"prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}}, "dashboard": {"enabled": True}}
+    objects = render(helm_program, "broker", {**BROKER, **wanted})
+    rule = only(objects, "PrometheusRule")
+    assert rule["spec"] == yaml.safe_load((CHARTS / "broker/monitoring/alerts.yaml").read_text())
+    assert rule["metadata"]["labels"]["release"] == "prometheus"
+    [loaded] = [each for each in objects if "grafana_dashboard" in each["metadata"]["labels"]]
+    assert loaded["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert loaded["data"]["dragoman.json"] == (CHARTS / "broker/monitoring/dashboard.json").read_text()
+
+
+def test_no_selector_of_one_component_finds_another(helm_program: Path) -> None:
+    """A PodDisruptionBudget or Service of the brokers that had the tracer in it would count wrong."""
+    wanted = {**FULL_BROKER, "serviceMonitor": {"enabled": True}}
+    objects = render(helm_program, "broker", wanted)
+    pods = {
+        each["metadata"]["labels"]["app.kubernetes.io/component"]: each["spec"]["template"]["metadata"]["labels"]
+        for each in objects
+        if each["kind"] == "Deployment"
+    }
+    assert len(pods) == 2
+    checked = 0
+    for each in objects:
+        spec = each.get("spec", {})
+        selector = spec.get("podSelector") or spec.get("selector")
+        if selector is not None:
+            wanted_labels = selector.get("matchLabels", selector)
+            found = {name for name, labels in pods.items() if wanted_labels.items() <= labels.items()}
+            assert found == {each["metadata"]["labels"]["app.kubernetes.io/component"]}, each
+            checked += 1
+    assert checked == 9  # of each component Deployment, Service, ServiceMonitor, NetworkPolicy; the broker's budget
+
+
+def test_the_tracer_keeps_its_progress_where_it_may_write(helm_program: Path) -> None:
+    def mounted(values: Object) -> Object:
+        spec = only(render(helm_program, "broker", values), "Deployment", "tracer")["spec"]["template"]["spec"]
+        [container] = spec["containers"]
+        options = make_parser().parse_args(container["args"])
+        assert (options.ratio, options.slow, options.from_start) == (0.05, 2.5, True)
+        [mount] = [each for each in container["volumeMounts"] if each["mountPath"] == str(options.data)]
+        assert not mount.get("readOnly")
+        assert container["env"][0] == {"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": values["tracer"]["endpoint"]}
+        [volume] = [each for each in spec["volumes"] if each["name"] == mount["name"]]
+        return volume
+
+    volume = only(render(helm_program, "broker", FULL_BROKER), "PersistentVolumeClaim")["metadata"]["name"]
+    assert mounted(FULL_BROKER)["persistentVolumeClaim"]["claimName"] == volume
+    without = {**FULL_BROKER, "tracer": {**FULL_BROKER["tracer"], "persistence": {"enabled": False}}}
+    assert "emptyDir" in mounted(without)
+    assert "PersistentVolumeClaim" not in {each["kind"] for each in render(helm_program, "broker", without)}
 
 
 @pytest.mark.parametrize(
@@ -93,6 +163,8 @@ def test_prometheus_operator_is_served_where_wanted(helm_program: Path, chart: s
         ("broker", {**BROKER, "replicas": 0}, ["'/replicas': minimum"]),
         ("broker", {**BROKER, "nats": {"urls": ["n1:4222"]}}, ["'/nats/urls/0': 'n1:4222' does not match pattern"]),
         ("broker", {**BROKER, "config": {"clusters": ["East"], "fabrics": []}}, ["'/config/clusters/0'"]),
+        ("broker", {**BROKER, "tracer": {"enabled": True}}, ["'/tracer/endpoint': '' does not match pattern"]),
+        ("broker", {**BROKER, "tracer": {"ratio": 5}}, ["'/tracer/ratio': maximum"]),
         ("agent", {}, ["'/cluster'", "'/image/repository'", "'/nats/urls'"]),
         ("agent", {**AGENT, "role": "members"}, ["'/role': value must be one of 'hub', 'member', 'both'"]),
         (

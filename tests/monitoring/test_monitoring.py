@@ -1,4 +1,4 @@
-"""deploy/monitoring asks for metrics that there are, with the labels that they have; every runbook is there."""
+"""Dashboard and alerts ask for metrics that there are, with the labels that they have; every runbook is there."""
 
 import json
 import os
@@ -15,12 +15,14 @@ import yaml
 from promql_parser import AggregateExpr, Expr
 
 from broker.app.metrics import BrokerMetrics
+from broker.app.tracer import TracerMetrics
 from broker.machine.cluster_report import CLUSTER_STATES
 from cluster_agent.app.claim_events import RESULTS
 from cluster_agent.app.metrics import AgentMetrics
 
 ROOT = Path(__file__).parents[2]
-MONITORING = ROOT / "deploy/monitoring"
+MONITORING = ROOT / "deploy/helm/broker/monitoring"
+HISTORIES = Path(__file__).parent / "alerts_test.yaml"
 OF_THE_TARGET = {"instance", "job"}  # what Prometheus adds
 SEVERITIES = {"critical", "warning", "info"}
 INTERVAL = ("$__rate_interval", "1m")  # what Grafana puts in place of it
@@ -68,9 +70,9 @@ def queries() -> list[Query]:
 
 
 def series() -> dict[str, set[str]]:
-    """Labels by name, of all that broker and agent may be scraped for."""
+    """Labels by name, of all that broker, agent and tracer may be scraped for."""
     found: dict[str, set[str]] = {}
-    for registry in (BrokerMetrics().registry, AgentMetrics().registry):
+    for registry in (BrokerMetrics().registry, AgentMetrics().registry, TracerMetrics().registry):
         for metric in set(registry._names_to_collectors.values()):  # what has no value yet is not collected
             name, labels = str(metric._name), set(metric._labelnames)  # type: ignore[attr-defined]
             match metric._type:  # type: ignore[attr-defined]
@@ -206,7 +208,7 @@ def _without_end(name: str) -> str:
 
 
 def test_each_alert_has_a_history_that_raises_it_and_one_that_does_not() -> None:
-    tests = yaml.safe_load((MONITORING / "alerts_test.yaml").read_text())["tests"]
+    tests = yaml.safe_load(HISTORIES.read_text())["tests"]
     checks = [check for test in tests for check in test["alert_rule_test"]]
     raised = {check["alertname"] for check in checks if check["exp_alerts"]}
     silent = {check["alertname"] for check in checks if not check["exp_alerts"]}
@@ -217,6 +219,6 @@ def test_promtool_takes_the_rules_and_their_histories() -> None:
     program = os.environ.get("PROMTOOL") or shutil.which("promtool")
     if program is None:
         pytest.skip("promtool is not in PATH, nor is PROMTOOL set: the histories of the alerts are not tried")
-    for command in (["check", "rules", "alerts.yaml"], ["test", "rules", "alerts_test.yaml"]):
-        done = subprocess.run([program, *command], cwd=MONITORING, capture_output=True, text=True)
+    for command in (["check", "rules", str(MONITORING / "alerts.yaml")], ["test", "rules", str(HISTORIES)]):
+        done = subprocess.run([program, *command], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
