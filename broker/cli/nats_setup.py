@@ -14,7 +14,7 @@ from broker.cli.errors import CommandError
 from broker.cli.output import console, print_json
 from broker.errors import flat
 from schemas.client.connection import connect
-from schemas.client.durable import NAME_PATTERN, make_durable
+from schemas.client.durable import NAME_PATTERN, make_durable, remove_durable
 from schemas.client.errors import BusError
 from schemas.client.since import Since
 
@@ -28,6 +28,7 @@ if you say so; until then nothing is changed at all.
 examples:
   dragoman nats-setup --nats tls://n1:4222 --nkey nats/keys/setup.nk --tls-ca nats/tls/ca.crt
   dragoman nats-setup --nkey nats/keys/setup.nk --tls-ca nats/tls/ca.crt --subscriber billing
+  dragoman nats-setup --nkey nats/keys/setup.nk --tls-ca nats/tls/ca.crt --forget-subscriber billing
   dragoman nats-setup --nkey setup.nk --replicas 3 --state-age 7d -o json
 """
 
@@ -62,6 +63,13 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         help="this one of `nats-config --subscriber` reads events under a durable name: its place begins with all"
         " that is kept",
     )
+    parser.add_argument(
+        "--forget-subscriber",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="nobody reads events under this durable name any more: its place is forgotten",
+    )
     parser.add_argument("--adopt", action="store_true", help="change streams that Dragoman did not make")
     parser.add_argument("--loosen", action="store_true", help="change streams that then promise less")
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
@@ -70,9 +78,14 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def run(options: argparse.Namespace) -> int:
     """Make the streams and say what was done."""
-    for name in options.subscriber:
-        if not NAME_PATTERN.fullmatch(name):
-            raise CommandError(f"--subscriber: {name!r} is no name of a subscriber")
+    for argument, names in (("--subscriber", options.subscriber), ("--forget-subscriber", options.forget_subscriber)):
+        for name in names:
+            if not NAME_PATTERN.fullmatch(name):
+                raise CommandError(f"{argument}: {name!r} is no name of a subscriber")
+    if both := sorted({*options.subscriber} & {*options.forget_subscriber}):
+        raise CommandError(
+            f"{both[0]!r}: a place is made by --subscriber or forgotten by --forget-subscriber, not both"
+        )
     settings = StreamSettings(
         replicas=options.replicas,
         state_age_s=options.state_age,
@@ -80,20 +93,23 @@ def run(options: argparse.Namespace) -> int:
         dead_letters_age_s=options.dead_letters_age,
     )
 
-    async def set_up() -> tuple[list[StreamDone], list[str]]:
+    async def set_up() -> tuple[list[StreamDone], dict[str, str], list[str]]:
         async with connect(bus_options(options, "dragoman nats-setup", "setup")) as connection:
             problems = await server_problems(connection, Durability(tuple(options.nats_monitor)))
             done = await set_up_streams(connection, settings, adopt=options.adopt, loosen=options.loosen)
+            places: dict[str, str] = {}
             for name in options.subscriber:
-                await make_durable(connection, name, Since.beginning())
-            return done, problems
+                places[name] = "made" if await make_durable(connection, name, Since.beginning()) else "found"
+            for name in options.forget_subscriber:
+                places[name] = "forgotten" if await remove_durable(connection, name) else "absent"
+            return done, places, problems
 
     try:
-        done, problems = anyio.run(set_up)
+        done, places, problems = anyio.run(set_up)
     except* (BusError, StreamSettingsError) as group:
         raise CommandError("; ".join(map(str, flat(group))), exit_code=1) from None
     if options.output == "json":
-        print_json({"streams": done, "problems": problems})
+        print_json({"streams": done, "subscribers": places, "problems": problems})
     else:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in ("STREAM", "ACTION", "REPLICAS", "CHANGES"):
@@ -101,6 +117,8 @@ def run(options: argparse.Namespace) -> int:
         for each in done:
             table.add_row(each.stream, each.action, str(each.replicas), "\n".join(each.changes))
         console().print(table)
+        for name, action in places.items():
+            console().print(f"place of subscriber {name}: {action}", markup=False)
         for problem in problems:
             console().print(f"not safe: {problem}", markup=False)
     return 1 if problems else 0

@@ -2,7 +2,7 @@
 
 import argparse
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
 
@@ -20,9 +20,13 @@ from broker.tracing import Episode, Span, Stories, TraceProblem
 from schemas.client.connection import Connection
 from schemas.client.reader import StreamReader
 from schemas.wire.bus import StoredMessage
+from schemas.wire.codec import decode_entry, trace_id
+from schemas.wire.ledger import Allocate, GrantEnded, ReasonChanged
 from schemas.wire.subjects import PREFIX, STATE_STREAM, encode_key, ledger_stream, state_subject
 
 _log = logging.getLogger(__name__)
+
+BATCH_LOOKED_AT = 256  # entries before a decision that may be of its batch
 
 DESCRIPTION = """\
 Show what was done for a claim, step by step, and how long each step took: from the watch event in its cluster to the
@@ -44,7 +48,7 @@ exit code: 0; 1 if nothing is known of such a claim, or NATS does not answer; 2 
 
 
 class ClaimName(msgspec.Struct):
-    """What an entry says of whose it is."""
+    """As much of an entry as says whose it is."""
 
     cluster: str = ""
     uid: str = ""
@@ -53,12 +57,13 @@ class ClaimName(msgspec.Struct):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """A claim's life. episodes: in the order of their begins."""
+    """A claim's life. episodes: in the order of their begins. others: whose the traces are that it links to."""
 
     cluster: str
     uid: str
     trace_id: str
     episodes: list[Episode]
+    others: dict[str, str]
 
 
 _names = msgspec.json.Decoder(ClaimName)
@@ -117,6 +122,7 @@ async def trace_of(connection: Connection, segments: list[int], cluster: str, ui
     """All that the logs say of one claim. Raises: BusError."""
     stories = Stories(_tell)
     episodes: list[Episode] = []
+    ended: dict[str, GrantEnded] = {}
     state = StreamReader(connection, STATE_STREAM)
     async with aclosing(state.read(0, filters=[state_subject(cluster, "claim", uid)])) as batches:
         async for batch in batches:
@@ -124,19 +130,43 @@ async def trace_of(connection: Connection, segments: list[int], cluster: str, ui
                 episodes += stories.state(message)
     for segment in segments:
         subjects = [f"{PREFIX}.ledger.{SHARD}.{segment}.{cluster}.{kind}.{encode_key(uid)}" for kind in _KINDS]
+        last = 0
         async for message in _entries(connection, segment, subjects):
+            if isinstance(decode_entry(message.payload), Allocate | ReasonChanged):
+                # Whose devices became free in the same batch stands before it.
+                after = max(last, message.stream_sequence - BATCH_LOOKED_AT)
+                async for other in _entries(connection, segment, (), after, message.stream_sequence - 1):
+                    episodes += stories.entry(other)
+                    entry = decode_entry(other.payload)
+                    if isinstance(entry, GrantEnded):
+                        ended[trace_id(entry.cluster, entry.uid)] = entry
+            last = message.stream_sequence
             episodes += stories.entry(message)
-    ours = [each for each in episodes if each.top.name != "batch"]
+    ours = [each for each in episodes if each.top.trace_id == trace_id(cluster, uid)]
     ours.sort(key=lambda each: (each.top.start_us, each.ledger_sequence))
-    return Found(cluster, uid, ours[0].top.trace_id if ours else "", ours)
+    linked = {link.trace_id for each in ours for link in each.top.links}
+    others = {trace: await _whose(connection, segments, ended[trace]) for trace in linked & ended.keys()}
+    return Found(cluster, uid, trace_id(cluster, uid), ours, others)
+
+
+async def _whose(connection: Connection, segments: list[int], ended: GrantEnded) -> str:
+    """CLUSTER/NAMESPACE/NAME of the claim, as its grant says; with its UID instead where that is kept no more."""
+    for segment in reversed(segments):
+        grant = await StreamReader(connection, ledger_stream(SHARD, segment)).at(ended.grant_sequence)
+        if grant is not None:
+            said = _names.decode(grant.payload)
+            return f"{said.cluster}/{said.namespace}/{said.name}"
+    return f"{ended.cluster}/{ended.uid}"
 
 
 _KINDS = ("claim", "record")
 
 
-async def _entries(connection: Connection, segment: int, subjects: list[str]) -> AsyncGenerator[StoredMessage, None]:
+async def _entries(
+    connection: Connection, segment: int, subjects: Sequence[str], after: int = 0, until: int | None = None
+) -> AsyncGenerator[StoredMessage, None]:
     reader = StreamReader(connection, ledger_stream(SHARD, segment))
-    async with aclosing(reader.read(0, filters=subjects)) as batches:
+    async with aclosing(reader.read(after, until, filters=subjects)) as batches:
         async for batch in batches:
             for message in batch:
                 yield message
@@ -190,7 +220,12 @@ def _print(to: Console, found: Found) -> None:
             depth = _depth(span, episode)
             name = f"{'  ' * depth}{span.name}"
             after, took = _duration(span.start_us - first_us), _duration(span.end_us - span.start_us)
-            table.add_row(Text(name, "bold" if depth == 0 else ""), after, took, Text(_what(span) if not depth else ""))
+            table.add_row(
+                Text(name, "bold" if depth == 0 else ""),
+                after,
+                took,
+                Text(_what(span, found.others) if not depth else ""),
+            )
     to.print(table)
 
 
@@ -202,13 +237,14 @@ def _depth(span: Span, episode: Episode) -> int:
     return depth
 
 
-def _what(span: Span) -> str:
+def _what(span: Span, others: Mapping[str, str]) -> str:
     said = span.attributes
     devices = said.get("dra.devices", [])
     words = [
         *(devices if isinstance(devices, list) else []),
         *(str(said[name]) for name in ("dra.reason", "dra.outcome", "dra.end.cause") if name in said),
         *([f"waited for {said['dra.waited_for']}"] if "dra.waited_for" in said else []),
+        *(f"freed by {others[link.trace_id]}" for link in span.links if link.trace_id in others),
         *([span.error] if span.error else []),
     ]
     return "  ".join(words)

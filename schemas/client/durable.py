@@ -28,6 +28,7 @@ RETRY_S = 0.5
 ABSENT_S = 15.0  # so long a consumer is waited for that we cannot make
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _CONSUMER_EXISTS = 10148
+_CONSUMER_NOT_FOUND = 10014
 _ACK, _AGAIN, _IN_PROGRESS = b"+ACK", b"-NAK", b"+WPI"
 
 
@@ -39,8 +40,7 @@ async def make_durable(
     after: begin after this stream sequence instead of at `since`.
     Raises: ValueError; BusUnavailableError; BusRefusedError.
     """
-    if not NAME_PATTERN.fullmatch(name):
-        raise ValueError(f"{name!r} is no durable name: letters, digits, '-' and '_', at most 64")
+    _check_name(name)
     start: dict[str, object] = {"deliver_policy": "by_start_sequence", "opt_start_seq": max(since.sequence, after) + 1}
     if not after and since.is_new:
         start = {"deliver_policy": "new"}
@@ -64,12 +64,26 @@ async def make_durable(
     return True
 
 
+async def remove_durable(connection: Connection, name: str) -> bool:
+    """Forget the place of a durable name; whether there was one. A run that still uses it makes it anew, if it may.
+
+    Raises: ValueError; BusUnavailableError; BusRefusedError.
+    """
+    _check_name(name)
+    try:
+        await connection.api(f"CONSUMER.DELETE.{EVENTS_STREAM}.{durable_consumer(name)}")
+    except BusRefusedError as error:
+        if error.err_code == _CONSUMER_NOT_FOUND:
+            return False
+        raise
+    return True
+
+
 async def durable_messages(
     connection: Connection, name: str, since: Since, *, follow: bool
 ) -> AsyncGenerator[StoredMessage, None]:
     """What is left for this name, and with `follow` what comes. Raises: as `subscribe`."""
-    if not NAME_PATTERN.fullmatch(name):
-        raise ValueError(f"{name!r} is no durable name: letters, digits, '-' and '_', at most 64")
+    _check_name(name)
     last = 0
     absent_since: float | None = None
     while True:
@@ -157,3 +171,8 @@ def _absent(name: str) -> BusRefusedError:
     consumer = durable_consumer(name)
     why = f"there is no consumer {consumer}, and we may not make it: `dragoman nats-setup --subscriber {name}` does"
     return BusRefusedError(f"CONSUMER.MSG.NEXT.{EVENTS_STREAM}.{consumer}", 404, 0, why)
+
+
+def _check_name(name: str) -> None:
+    if not NAME_PATTERN.fullmatch(name):
+        raise ValueError(f"{name!r} is no durable name: letters, digits, '-' and '_', at most 64")

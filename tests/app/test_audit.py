@@ -5,8 +5,9 @@ import pytest
 from broker.adapters.state_history import Kept
 from broker.app.audit import why_expired
 from broker.world.federation import Federation
-from broker.world.records import Liveness
+from broker.world.keys import ClusterId
 from broker.world.world import World
+from schemas.wire.ledger import Liveness
 
 HOUR_MS = 3_600_000
 AGE_MS = 72 * HOUR_MS
@@ -20,10 +21,10 @@ def kept(first: int = 100, last: int = 900, hours_before: float = 24) -> Kept:
 
 
 def a_world(liveness: Liveness = "Live", since_ms: int = 0, *, is_heard: bool = True) -> World:
-    world = World(Federation(clusters=["east", "west"]))
-    for name in ("east", "west"):
-        world.clusters[name].synced_sequence = 7
-    west = world.clusters["west"]
+    world = World(Federation(clusters=[ClusterId("east"), ClusterId("west")]))
+    for each in world.clusters.values():
+        each.synced_sequence = 7
+    west = world.clusters[ClusterId("west")]
     west.liveness, west.liveness_since_ms, west.synced_sequence = liveness, since_ms, 7 if is_heard else 0
     return world
 

@@ -76,6 +76,18 @@ async def test_spans_cover_an_allocation_from_the_watch_event_to_the_write(
     assert all(span["trace_id"] == top["trace_id"] for span in spans)
 
 
+async def test_says_whose_end_freed_what_was_waited_for(live: Live, capsys: pytest.CaptureFixture[str]) -> None:
+    spans = await until_told(live, capsys, "ml/train-west", "allocate")
+    (end,) = [
+        span for span in await until_told(live, capsys, "ml/train-east", "end") if span["name"].startswith("end ")
+    ]
+    (top,) = [span for span in spans if span["name"] == "allocate ml/train-west"]
+    freed = [link for link in top["links"] if link["why"] == "freed by"]
+    assert freed == [{"trace_id": end["trace_id"], "span_id": end["span_id"], "why": "freed by"}]
+    said = " ".join((await traced(live, capsys, "ml/train-west")).split())
+    assert "waited for DevicesInUse freed by east/ml/train-east" in said
+
+
 async def test_finds_a_claim_by_its_uid_and_says_where_there_is_none(
     live: Live, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -116,8 +116,7 @@ def test_alerts_and_dashboard_are_installed_where_wanted(helm_program: Path) -> 
 
 def test_no_selector_of_one_component_finds_another(helm_program: Path) -> None:
     """A PodDisruptionBudget or Service of the brokers that had the tracer in it would count wrong."""
-    wanted = {**FULL_BROKER, "serviceMonitor": {"enabled": True}}
-    objects = render(helm_program, "broker", wanted)
+    objects = render(helm_program, "broker", {**FULL_BROKER, "serviceMonitor": {"enabled": True}})
     pods = {
         each["metadata"]["labels"]["app.kubernetes.io/component"]: each["spec"]["template"]["metadata"]["labels"]
         for each in objects
@@ -129,15 +128,15 @@ def test_no_selector_of_one_component_finds_another(helm_program: Path) -> None:
         spec = each.get("spec", {})
         selector = spec.get("podSelector") or spec.get("selector")
         if selector is not None:
-            wanted_labels = selector.get("matchLabels", selector)
-            found = {name for name, labels in pods.items() if wanted_labels.items() <= labels.items()}
+            asked = selector.get("matchLabels", selector)
+            found = {name for name, labels in pods.items() if asked.items() <= labels.items()}
             assert found == {each["metadata"]["labels"]["app.kubernetes.io/component"]}, each
             checked += 1
     assert checked == 9  # of each component Deployment, Service, ServiceMonitor, NetworkPolicy; the broker's budget
 
 
 def test_the_tracer_keeps_its_progress_where_it_may_write(helm_program: Path) -> None:
-    def mounted(values: Object) -> Object:
+    def mounted(values: Object) -> Any:
         spec = only(render(helm_program, "broker", values), "Deployment", "tracer")["spec"]["template"]["spec"]
         [container] = spec["containers"]
         options = make_parser().parse_args(container["args"])
@@ -145,8 +144,7 @@ def test_the_tracer_keeps_its_progress_where_it_may_write(helm_program: Path) ->
         [mount] = [each for each in container["volumeMounts"] if each["mountPath"] == str(options.data)]
         assert not mount.get("readOnly")
         assert container["env"][0] == {"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": values["tracer"]["endpoint"]}
-        [volume] = [each for each in spec["volumes"] if each["name"] == mount["name"]]
-        return volume
+        return {each["name"]: each for each in spec["volumes"]}[mount["name"]]
 
     volume = only(render(helm_program, "broker", FULL_BROKER), "PersistentVolumeClaim")["metadata"]["name"]
     assert mounted(FULL_BROKER)["persistentVolumeClaim"]["claimName"] == volume

@@ -411,6 +411,15 @@ async def test_a_subscriber_reads_under_its_name_what_setup_made_for_it(
         assert capfd.readouterr().out.count('"id":"main.1"') == 1
         assert await anyio.to_thread.run_sync(main, read) == 0
         assert capfd.readouterr().out == ""
+        forget = ["nats-setup", *nats.arguments("setup"), "--forget-subscriber=audit", "-o=json"]
+        for action in ("forgotten", "absent"):
+            assert await anyio.to_thread.run_sync(main, forget) == 0
+            assert msgspec.json.decode(capfd.readouterr().out)["subscribers"] == {"audit": action}
+        assert await anyio.to_thread.run_sync(main, read) == 1
+        assert await anyio.to_thread.run_sync(main, setup) == 0
+        assert "place of subscriber audit: made" in capfd.readouterr().out
+        assert await anyio.to_thread.run_sync(main, read) == 0
+        assert capfd.readouterr().out.count('"id":"main.1"') == 1
 
 
 async def test_an_asker_hears_no_answers_of_others(tmp_path: Path) -> None:
