@@ -2,24 +2,26 @@
 
 import argparse
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
+import shtab
 from rich.console import Console
 
 from broker.app.api import ExplainCall
+from broker.app.audit import Ledger
 from broker.cli.bus import add_nats_arguments
 from broker.cli.calls import call
 from broker.cli.errors import CommandError
 from broker.cli.explain_at import claims_at, print_claim
-from broker.cli.ledger_bus import with_nats
-from broker.cli.ledger_source import LedgerAtNats
+from broker.cli.ledger_bus import run_async, with_nats
+from broker.cli.ledger_source import LedgerAtNats, LedgerInFiles
 from broker.cli.moments import moment
 from broker.cli.output import claim_table, console, print_json
 from broker.machine.claim_history import ClaimTold
 from broker.machine.device_report import DeviceStatusRow
 from broker.machine.report import Explanation
-from schemas.client.connection import Connection
 
 EPILOG = """\
 Asks the broker that leads. `dragoman up` prints the address of its NATS when it starts.
@@ -30,8 +32,9 @@ examples:
   dragoman explain default/train-a -o json | jq '.[0].claim.reason'
   dragoman explain default/train-a --at 4711              # as the ledger told it after entry 4711
   dragoman explain default/train-a --at 2h                # two hours ago
+  dragoman explain default/train-a --at 2026-01-31T12:00Z --archive segment-0.jsonl.zst
 
-With --at the ledger is read instead, as an operator; the broker need not run.
+With --at the ledger is read instead, as an operator, or files of `dragoman ledger archive`; the broker need not run.
 
 exit code: 0; 1 if no claim of that name is known, or the broker (with --at: NATS) does not answer.
 """
@@ -54,6 +57,15 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         metavar="WHEN",
         help="as it was then: a ledger sequence, a time as 2026-01-31T12:00Z, or how long ago (30m, 1h, 2d)",
     )
+    archive = parser.add_argument(
+        "--archive",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="with --at: read this archived segment, not NATS; may be repeated",
+    )
+    archive.complete = shtab.FILE  # type: ignore[attr-defined]  # how shtab is told
     add_nats_arguments(parser)
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
     parser.set_defaults(run=run)
@@ -67,6 +79,8 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(f"{options.claim!r} is not NAMESPACE/NAME")
     if options.at is not None:
         return _run_at(options, asked)
+    if options.archive:
+        raise CommandError("--archive: as of when? Give --at")
     answer = call(options, "explain", msgspec.json.encode(asked))
     if options.output == "json":
         print_json(msgspec.Raw(answer))
@@ -77,11 +91,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run_at(options: argparse.Namespace, asked: ExplainCall) -> int:
-    async def read(connection: Connection) -> list[ClaimTold]:
-        ledger = LedgerAtNats(connection)
+    async def read(ledger: Ledger) -> list[ClaimTold]:
         return await claims_at(ledger, options.at, asked.namespace, asked.name, asked.cluster or "")
 
-    found = with_nats(options, "operator", read)
+    if options.archive:
+        found = run_async(lambda: read(LedgerInFiles(options.archive)))
+    else:
+        found = with_nats(options, "operator", lambda connection: read(LedgerAtNats(connection)))
     if not found:
         raise CommandError(f"the ledger did not know a claim {asked.namespace}/{asked.name} then", exit_code=1)
     if options.output == "json":

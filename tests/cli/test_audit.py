@@ -425,9 +425,10 @@ async def test_a_claim_as_the_ledger_told_it(
     assert isinstance(entry, Allocate)
     name = f"{entry.namespace}/{entry.name}"
 
-    async def explain(at: str) -> Ran:
+    async def explain(at: str, *more: str) -> Ran:
         capsys.readouterr()
-        command = ["explain", name, "--cluster", entry.cluster, "--at", at, "-o", "json", "--nats", url]
+        where = more or ("--nats", url)
+        command = ["explain", name, "--cluster", entry.cluster, "--at", at, "-o", "json", *where]
         code = await to_thread.run_sync(lambda: main(command))
         printed = capsys.readouterr()
         return Ran(code, printed.out, printed.err)
@@ -450,6 +451,12 @@ async def test_a_claim_as_the_ledger_told_it(
     assert later["at"] == messages[-1].stream_sequence
     assert (later["state"], later["grants"]) == ("Allocated", [at])
     assert [each["entry"] for each in later["entries"]][-2:] == ["Allocate", "OutcomeRecorded"]
+    file = tmp_path / "segment.zst"
+    with ArchiveWriter(file, ArchiveHeader(stream=STREAM, shard="main", segment=0)) as writer:
+        writer.add(messages)
+    assert json.loads((await explain("0s", "--archive", str(file))).out) == [later]
+    ran = await explain("0s", "--archive", str(tmp_path / "none.zst"))
+    assert (ran.code, "none.zst" in ran.err, "Traceback" in ran.err) == (1, True, False)
     ran = await explain("2020-01-01T00:00Z")
     assert (ran.code, "nothing from before that" in ran.err) == (1, True)
     ran = await explain("99999")

@@ -142,6 +142,17 @@ def test_prints_its_version(capsys: pytest.CaptureFixture[str]) -> None:
             "'A_b' is not a DNS label",
             id="an agent of no DNS label",
         ),
+        pytest.param(
+            ["explain", "a", "--archive", "{root}/a.zst"], "--archive: as of when?", id="a past without a time"
+        ),
+        pytest.param(
+            ["nats-setup", "--subscriber", "a", "--forget-subscriber", "a"],
+            "'a': a place is made by --subscriber or forgotten by --forget-subscriber, not both",
+            id="a subscriber that comes and goes",
+        ),
+        pytest.param(
+            ["nats-setup", "--forget-subscriber", "a.b"], "'a.b' is no name of a subscriber", id="no subscriber"
+        ),
         pytest.param(["demo", "--keep", "{root}"], "the directory is not empty", id="a demo into a full directory"),
     ],
 )
