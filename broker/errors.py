@@ -1,5 +1,7 @@
 """Errors of the broker, sorted by what the caller does next. Expected results are values, not exceptions."""
 
+REMEDY = "Nothing is granted on what is left of it: rebuild it from the clusters with `dragoman ledger rebuild`"
+
 
 class InvariantError(Exception):
     """The committed world is wrong: our bug. Append nothing, stop the process."""

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from broker.errors import REMEDY, LedgerLostError
+
 
 class StreamSettingsError(Exception):
     """Streams, or the servers that keep them, are not as the protocol needs them; nothing was changed.
@@ -40,11 +42,12 @@ class LedgerTornError(Exception):
         self.first_sequence = first_sequence
 
 
-class LedgerGoneError(Exception):
+class LedgerGoneError(LedgerLostError):
     """The stream of the open segment does not exist any more. Append nothing, stop."""
 
     def __init__(self, stream: str) -> None:
-        super().__init__(f"{stream} is gone while it was written to: somebody deleted it, or NATS lost its data")
+        what = "is gone while it was written to: somebody deleted it, or NATS lost its data"
+        super().__init__(f"{stream} {what}. {REMEDY}")
         self.stream = stream
 
 

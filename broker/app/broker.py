@@ -26,7 +26,6 @@ from broker.adapters.api_service import serve_api
 from broker.adapters.asks import Asks
 from broker.adapters.dead_letters import DeadLetters
 from broker.adapters.durability import Durability
-from broker.adapters.errors import LedgerGoneError
 from broker.adapters.ledger_store import LedgerStore, Refused, as_batches
 from broker.adapters.state_reader import PositionExpired, read_state
 from broker.adapters.streams import StreamSettings, ensure_streams, ledger_segments, stream_names
@@ -38,10 +37,9 @@ from broker.app.metrics import BrokerMetrics
 from broker.app.projector import Projector
 from broker.app.stage_times import Decided, StageTimes
 from broker.app.warm_world import WarmWorld, collector_paused
-from broker.errors import DeposedError, LedgerLostError, flat
+from broker.errors import REMEDY, DeposedError, LedgerLostError, flat
 from broker.machine import Effects, Identity, Machine, Notice, recovery
 from broker.machine.liveness import Silence
-from broker.machine.segments import REMEDY
 from broker.machine.syncs import on_beat
 from broker.world import checkpoint
 from broker.world.federation import Federation
@@ -372,16 +370,10 @@ class Broker:
         entries += [elected, *self._ahead_of(machine, state.last_sequence)]
         before = self._last_message
         await self._append(entries, last)
-        if before is not None and not await self._until_available(partial(self._has, last, before)):
+        if before is not None and not await self._until_available(partial(self._ledger.has, last, before)):
             # Between our reading and the append its end was lost, and others have written as far as it went.
             await self._abandon(last + len(entries), f"has another entry at {last} than it had")
         recovery.fold_entries(machine, entries, last + 1)
-
-    async def _has(self, sequence: int, message: StoredMessage | OutgoingMessage) -> bool:
-        try:
-            return await self._ledger.has(sequence, message)
-        except LedgerGoneError as error:
-            raise LedgerLostError(f"{error}. {REMEDY}") from error
 
     def _use_segment(self, segment: int) -> None:
         self._ledger = LedgerStore(self._connection, ledger_stream(SHARD, segment))
@@ -598,10 +590,7 @@ class Broker:
             await self._append_messages(batch, expected_last)
 
     async def _append_messages(self, batch: list[OutgoingMessage], expected_last: int) -> None:
-        try:
-            result = await self._ledger.append_until_known(batch, expected_last)
-        except LedgerGoneError as error:
-            raise LedgerLostError(f"{error}. {REMEDY}") from error
+        result = await self._ledger.append_until_known(batch, expected_last)
         if isinstance(result, Refused):
             if result.last_sequence < expected_last:
                 await self._abandon(result.last_sequence, _cut(result.last_sequence, expected_last))

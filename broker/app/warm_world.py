@@ -15,9 +15,9 @@ from anyio import to_thread
 
 from broker.adapters.ledger_store import LedgerStore
 from broker.adapters.streams import ledger_segments
-from broker.errors import LedgerLostError
+from broker.errors import REMEDY, LedgerLostError
 from broker.machine import Machine, recovery
-from broker.machine.segments import REMEDY, LedgerStart
+from broker.machine.segments import LedgerStart
 from schemas.client.connection import Connection
 from schemas.client.errors import BusError, StreamGapError, StreamLostError
 from schemas.client.follow import stream_state

@@ -14,6 +14,7 @@ from broker.cli.errors import CommandError
 from broker.cli.federation import read_federation
 from broker.cli.ledger_bus import SHARD, with_nats
 from broker.cli.output import print_json
+from broker.errors import LedgerLostError
 from schemas.client.connection import Connection
 
 EPILOG = """\
@@ -72,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
             return await rebuild_ledger(
                 connection, federation, SHARD, operator, options.reason, now_ms, max(0, options.above)
             )
-        except RebuildRefusedError as error:
+        except (RebuildRefusedError, LedgerLostError) as error:
             raise CommandError(str(error), exit_code=1) from error
 
     done = with_nats(options, "broker", rebuild)

@@ -21,6 +21,8 @@ POOLS_EPILOG = """\
 examples:
   dragoman pools
   dragoman pools -o json | jq '.[] | select(.problem != "")'
+
+TAINTED: so many of the free devices are for claims that tolerate their taints, for no others.
 """
 
 

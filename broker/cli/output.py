@@ -76,10 +76,12 @@ def claim_table(rows: Sequence[ClaimRow]) -> Group:
 def pool_table(rows: Sequence[PoolRow]) -> Table:
     """The pools and how much of them is free."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("POOL", "DRIVER", "WHERE", "DEVICES", "FREE", "PROBLEM"):
-        table.add_column(name, no_wrap=name != "PROBLEM", justify="right" if name in ("DEVICES", "FREE") else "left")
+    for name in ("POOL", "DRIVER", "WHERE", "DEVICES", "FREE", "TAINTED", "PROBLEM"):
+        right = name in ("DEVICES", "FREE", "TAINTED")
+        table.add_column(name, no_wrap=name != "PROBLEM", justify="right" if right else "left")
     for row in rows:
-        table.add_row(row.pool, row.driver, row.scope, str(row.devices), str(row.free), Text(row.problem))
+        numbers = (str(row.devices), str(row.free), str(row.tainted) if row.tainted else "-")
+        table.add_row(row.pool, row.driver, row.scope, *numbers, Text(row.problem))
     return table
 
 

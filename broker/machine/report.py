@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from broker.allocation.cel import SelectorCompileError, advise
+from broker.allocation.taints import blocking_taints
 from broker.machine.cluster_report import state_of
 from broker.machine.deciding import why_withheld
 from broker.machine.device_report import DeviceStatusRow, device_statuses
@@ -43,7 +44,7 @@ class ClaimRow(msgspec.Struct, frozen=True):
 
 
 class PoolRow(msgspec.Struct, frozen=True):
-    """A pool and how much of it is free."""
+    """A pool and how much of it is free. tainted: so many of the free ones only claims that tolerate a taint get."""
 
     scope: str
     driver: str
@@ -51,6 +52,7 @@ class PoolRow(msgspec.Struct, frozen=True):
     generation: int
     devices: int
     free: int
+    tainted: int
     problem: str
 
 
@@ -180,11 +182,18 @@ def pool_rows(world: World) -> list[PoolRow]:
     rows = []
     for pool in world.inventory.all_pools():
         held = world.in_use.of_pool(pool.key)
-        names = [device.name for _, device in pool]
-        free = sum(name not in held for name in names) if pool.is_usable else 0
+        devices = [device for _, device in pool]
+        free = [device for device in devices if device.name not in held] if pool.is_usable else []
         rows.append(
             PoolRow(
-                pool.key.scope, pool.key.driver, pool.key.pool, pool.generation, len(names), free, pool.problem or ""
+                scope=pool.key.scope,
+                driver=pool.key.driver,
+                pool=pool.key.pool,
+                generation=pool.generation,
+                devices=len(devices),
+                free=len(free),
+                tainted=sum(bool(blocking_taints(device)) for device in free),
+                problem=pool.problem or "",
             )
         )
     return rows

@@ -6,15 +6,13 @@ checkpoint is damaged says only what follows it; the world before it comes from 
 
 from collections.abc import Callable, Iterable, Sequence
 
-from broker.errors import CheckpointError, LedgerLostError, UnreadableEntryError
+from broker.errors import REMEDY, CheckpointError, LedgerLostError, UnreadableEntryError
 from broker.machine.machine import Machine
 from broker.world import checkpoint, fold
 from broker.world.world import World
 from schemas.wire.bus import StoredMessage
 from schemas.wire.codec import WireError, decode_entry
 from schemas.wire.ledger import AnyEntry, SegmentOpened
-
-REMEDY = "Nothing is granted on what is left of it: rebuild it from the clusters with `dragoman ledger rebuild`"
 
 
 class SegmentFold:

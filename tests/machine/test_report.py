@@ -11,7 +11,7 @@ from schemas.resource import ResourceClaim
 from schemas.wire.ledger import Allocate, Release
 from schemas.wire.state import Rejected
 from schemas.wire.subjects import state_subject
-from tests.builders import CLASS, DRIVER, a_choice, a_claim, a_request, a_slice, a_sub_request, some_devices
+from tests.builders import CLASS, DRIVER, a_choice, a_claim, a_request, a_slice, a_sub_request, a_taint, some_devices
 from tests.machine.driven import (
     EAST,
     WEST,
@@ -180,10 +180,14 @@ def test_a_claim_of_which_only_the_ledger_knows_is_not_shown(machine: Driven) ->
 def test_lists_pools_with_what_is_free_and_what_is_wrong(machine: Driven) -> None:
     east, west = everyone_heard(machine, devices=3)
     west.publishes(a_slice(some_devices(2), name="half", pool="local", generation=4, slice_count=2))
+    tainted = [msgspec.structs.replace(each, taints=[a_taint()]) for each in some_devices(2)]
+    west.publishes(a_slice([*tainted, *some_devices(1, first=2)], name="drained", pool="drained"))
     granted(machine, east, an_immediate_claim())
+    half = "1 of 2 slices of generation 4"
     assert report.pool_rows(machine.world) == [
-        PoolRow("cluster/west", DRIVER, "local", 4, 2, 0, "1 of 2 slices of generation 4"),
-        PoolRow("fabric/f", DRIVER, "rack7", 1, 3, 2, ""),
+        PoolRow("cluster/west", DRIVER, "drained", 1, devices=3, free=3, tainted=2, problem=""),
+        PoolRow("cluster/west", DRIVER, "local", 4, devices=2, free=0, tainted=0, problem=half),
+        PoolRow("fabric/f", DRIVER, "rack7", 1, devices=3, free=2, tainted=0, problem=""),
     ]
 
 
