@@ -7,6 +7,9 @@ from typing import Any
 
 import msgspec
 
+# What msgspec raises for bytes from elsewhere: no JSON or another form, text that is not UTF-8, nested too deeply.
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 
 class FieldError(msgspec.Struct, frozen=True):
     """One field that cannot be used.

@@ -11,6 +11,7 @@ from nacl.signing import VerifyKey
 
 from broker.adapters.errors import AnchorError
 from broker.adapters.nats_config import new_seed, public_key
+from schemas.errors import UNREADABLE
 from schemas.wire.anchor import FORMAT, Anchor, signed
 
 _KEY_BYTES = 35  # a prefix, 32 of the key, and a checksum
@@ -50,7 +51,7 @@ def read_anchor(path: Path, trusted_key: str = "") -> Anchor:
         anchor = msgspec.json.decode(path.read_bytes(), type=Anchor)
     except OSError as error:
         raise AnchorError(f"{path} cannot be read: {error.strerror}") from error
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise AnchorError(f"{path} is no anchor: {error}") from error
     if anchor.anchor != FORMAT:
         raise AnchorError(f"{path} has format {anchor.anchor!r}, and this build reads {FORMAT}")

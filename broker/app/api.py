@@ -12,6 +12,7 @@ from broker.machine.cluster_report import cluster_rows
 from broker.machine.device_report import device_rows
 from broker.world.keys import ClusterId
 from schemas.client.errors import BusError
+from schemas.errors import UNREADABLE
 from schemas.resource.names import label_key
 from schemas.wire.ledger import Command, DeviceCommand, DeviceVerb, OperatorCommand, TaintEffect, Verb
 
@@ -75,7 +76,7 @@ def handlers(world: World) -> dict[str, Handler]:
     async def explain(payload: bytes) -> bytes:
         try:
             call = msgspec.json.decode(payload, type=ExplainCall)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise ApiError(400, f'explain takes {{"namespace", "name", "cluster"?}}: {error}') from error
         found = await world.ask_world(
             lambda machine: [
@@ -101,7 +102,7 @@ def handlers(world: World) -> dict[str, Handler]:
     async def cluster(payload: bytes) -> bytes:
         try:
             call = msgspec.json.decode(payload, type=ClusterCall)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             fields = '{"verb", "cluster", "operator", "reason"?, "fenced"?}'
             raise ApiError(400, f"cluster takes {fields}: {error}") from error
         problem = _why_nobody(call) or ("fenced: only evict takes it" if call.fenced and call.verb != "evict" else "")
@@ -117,7 +118,7 @@ def handlers(world: World) -> dict[str, Handler]:
     async def device(payload: bytes) -> bytes:
         try:
             call = msgspec.json.decode(payload, type=DeviceCall)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             fields = '{"verb", "driver", "pool", "device", "operator", "reason", "scope"?, "key"?, "effect"?}'
             raise ApiError(400, f"device takes {fields}: {error}") from error
         wrong_key = label_key(call.key) if call.key else None

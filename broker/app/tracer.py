@@ -23,6 +23,7 @@ from schemas.client.connection import Connection
 from schemas.client.errors import BusRefusedError, BusUnavailableError, StreamLostError
 from schemas.client.follow import Follower, PositionExpired, follow
 from schemas.client.reader import StreamReader
+from schemas.errors import UNREADABLE
 from schemas.wire.bus import StoredMessage
 from schemas.wire.ledger import SegmentClosed
 from schemas.wire.subjects import PREFIX, STATE_STREAM, ledger_stream
@@ -62,7 +63,7 @@ class ProgressFile:
             return None
         try:
             return msgspec.json.decode(self._path.read_bytes(), type=Progress)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             raise ValueError(f"{self._path} does not say how far a tracer has come: {error}") from error
 
     def write(self, progress: Progress) -> None:

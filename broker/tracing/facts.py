@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from schemas.errors import UNREADABLE
 from schemas.wire.bus import PayloadError, StoredMessage
 from schemas.wire.codec import WireError, decode_entry
 from schemas.wire.ledger import AnyEntry
@@ -103,7 +104,7 @@ def state_facts(message: StoredMessage, tell: Tell) -> tuple[str, str, StateFact
         return None
     try:
         said = _said.decode(message.body(BODY_BYTES_MAX))
-    except (PayloadError, msgspec.MsgspecError, RecursionError) as error:
+    except (PayloadError, *UNREADABLE) as error:
         tell(TraceProblem("MalformedMessage", place, str(error)))
         return None
     annotations = said.claim.metadata.annotations if said.claim is not None else None

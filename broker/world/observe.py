@@ -9,6 +9,7 @@ from broker.world.inventory import Placed
 from broker.world.keys import ClaimKey, ClaimUid, ClusterId
 from broker.world.records import Claim
 from broker.world.world import World
+from schemas.errors import UNREADABLE
 from schemas.resource import AllocationResult, DeviceClass, DeviceTaintRule, Node, ResourceClaim, ResourceSlice
 from schemas.wire.ledger import DeviceHold, canonical_amounts
 from schemas.wire.state import ClaimState, ObjectName
@@ -120,7 +121,7 @@ class _LooseResult(msgspec.Struct, rename="camel"):
 def _loosely(raw: msgspec.Raw) -> dict[str, Any]:
     try:
         fields = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError):
+    except UNREADABLE:
         return {}
     return fields if isinstance(fields, dict) else {}
 

@@ -35,6 +35,7 @@ from cluster_agent.ports import (
     ApiUncertainError,
     ExpiredError,
 )
+from schemas.errors import UNREADABLE
 
 _log = logging.getLogger(__name__)
 
@@ -335,7 +336,7 @@ def error_of(code: int, body: bytes | msgspec.Raw, where: Where, retry_after: st
     """
     try:
         status = msgspec.json.decode(body, type=_Status)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         status = _Status(message=bytes(body)[:300].decode(errors="replace").strip())
     details = status.details or _Details()
     message = status.message or f"status {code}"

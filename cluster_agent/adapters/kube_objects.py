@@ -94,9 +94,12 @@ def decoded(decoder: msgspec.json.Decoder[_T], data: bytes | msgspec.Raw) -> _T:
     Raises: msgspec.DecodeError.
     """
     try:
-        return decoder.decode(data)
-    except RecursionError:
-        return decoder.decode(_shallow(bytes(data)))
+        try:
+            return decoder.decode(data)
+        except RecursionError:
+            return decoder.decode(_shallow(bytes(data)))
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(str(error)) from error
 
 
 def _shallow(data: bytes) -> bytes:

@@ -10,6 +10,7 @@ from cluster_agent.adapters.kube_connection import KubeConnection, Where
 from cluster_agent.adapters.kube_objects import API_KINDS
 from cluster_agent.errors import ClusterAccessError
 from cluster_agent.ports import ApiError, Kind
+from schemas.errors import UNREADABLE
 from schemas.resource.versions import GROUP
 
 _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
@@ -87,7 +88,7 @@ async def check_rights(connection: KubeConnection, rights: Iterable[Right]) -> s
     try:
         who = await _who(connection)
         missing = [right for right in rights if not await _is_allowed(connection, right, where)]
-    except (ApiError, msgspec.DecodeError) as error:
+    except (ApiError, *UNREADABLE) as error:
         raise ClusterAccessError(f"{connection.server}: {error}") from error
     if missing:
         named = ", ".join(map(str, missing))

@@ -306,7 +306,9 @@ async def create_consumer(
 def _delivered(subject: bytes, reply: bytes, payload: bytes, headers: bytes) -> Delivered:
     ack_subject = reply.decode()
     delivery = parse_delivery(ack_subject)
-    stored = StoredMessage(subject.decode(), payload, HeaderBlock(headers), delivery.stream_sequence, delivery.time_ms)
+    # Who may publish may have put any bytes into the subject; with U+FFFD it is none of ours.
+    text = subject.decode(errors="replace")
+    stored = StoredMessage(text, payload, HeaderBlock(headers), delivery.stream_sequence, delivery.time_ms)
     return Delivered(stored, delivery, ack_subject)
 
 

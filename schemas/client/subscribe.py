@@ -19,6 +19,7 @@ from schemas.client.connection import Connection
 from schemas.client.durable import durable_messages
 from schemas.client.errors import BusRefusedError, BusUnavailableError
 from schemas.client.since import Since
+from schemas.errors import UNREADABLE
 from schemas.events import AnyEvent, PublicEvent
 from schemas.wire.bus import ReceivedMessage, StoredMessage, parse_headers, status_of, stored_from_direct_get
 from schemas.wire.subjects import EVENTS_STREAM, PREFIX
@@ -191,7 +192,7 @@ def _received(message: StoredMessage) -> Received:
     headers = dict(message.headers)
     try:
         event: AnyEvent | None = _events.decode(message.payload)
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         event = None
     return Received(
         event,

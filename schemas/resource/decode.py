@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import inspect
 
-from schemas.errors import DecodeError, FieldError
+from schemas.errors import UNREADABLE, DecodeError, FieldError
 from schemas.quantity import QuantityError, number_text
 from schemas.resource import (
     DeviceClass,
@@ -95,14 +95,14 @@ def decode_json(data: bytes) -> Resource:
         decoder = _JSON_DECODERS.get((head.api_version, head.kind))
         if decoder is not None:
             return decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError):
+    except UNREADABLE:
         pass  # The slower way says what is wrong, and where.
     try:
         raw = msgspec.json.decode(data)
-    except msgspec.DecodeError as error:
-        raise DecodeError(FieldError("", f"expected JSON: {error}")) from error
     except RecursionError:
         raise DecodeError(FieldError("", "expected JSON that is not nested so deeply")) from None
+    except UNREADABLE as error:
+        raise DecodeError(FieldError("", f"expected JSON: {error}")) from error
     return decode_object(raw)
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from schemas.errors import UNREADABLE
 from schemas.wire.calls import Ask, Beat, DeadLetter, Join, Joined, LeaderBeacon, LedgerGoesOn
 from schemas.wire.ledger import AnyEntry
 from schemas.wire.state import AgentMessage, ClaimState, ObjectState
@@ -63,16 +64,16 @@ def _decode(decoder: msgspec.json.Decoder[M], payload: bytes) -> M:
         found = _peek_type(payload)
         reason = "UnknownType" if "Invalid value" in str(error) and "$.type" in str(error) else "Malformed"
         raise WireError(reason, f"message of type {found!r} cannot be read: {error}") from error
-    except msgspec.DecodeError as error:
-        raise WireError("NotJSON", f"message is not JSON: {error}") from error
     except RecursionError as error:
         raise WireError("NotJSON", "message is nested too deeply") from error
+    except UNREADABLE as error:
+        raise WireError("NotJSON", f"message is not JSON: {error}") from error
 
 
 def _peek_type(payload: bytes) -> str:
     try:
         return str(_peeks.decode(payload).type)[:100]
-    except (msgspec.MsgspecError, RecursionError):
+    except UNREADABLE:
         return "unknown"
 
 

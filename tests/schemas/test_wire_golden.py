@@ -600,6 +600,13 @@ def test_a_reader_of_today_ignores_what_a_newer_writer_adds(message: msgspec.Str
         ),
         pytest.param(b'{"type":"dev.dragoman.ask.v1"}', codec.decode_entry, "UnknownType", id="of another family"),
         pytest.param(b'{"type":3}', codec.decode_call, "Malformed", id="a type that is no text"),
+        pytest.param(b'{"type":"\xff"}', codec.decode_call, "NotJSON", id="a type that is not UTF-8"),
+        pytest.param(
+            b'{"type":"dev.dragoman.state.claim.v1","agent_epoch":1,"resource_version":"\xff"}',
+            codec.decode_claim_state,
+            "NotJSON",
+            id="text that is not UTF-8",
+        ),
         pytest.param(
             b'{"type":"dev.dragoman.beat.v1","agent_epoch":"x"}', codec.decode_call, "Malformed", id="text for a number"
         ),

@@ -244,6 +244,14 @@ def test_a_malformed_header_is_named_and_the_rest_goes_on(headers: dict[str, str
     assert stages(allocate)["commit"] == (18.5, 20)
 
 
+def test_a_state_message_that_is_not_utf_8_is_named() -> None:
+    told = Told()
+    state = a_state(1, 11, annotations={"a": "?"})
+    told.tell([msgspec.structs.replace(state, payload=state.payload.replace(b'"?"', b'"\xff"')), DECIDED, APPLIED])
+    assert [each.code for each in told.problems] == ["MalformedMessage"]
+    assert len(told.tell([SETTLED])) == 1
+
+
 def test_a_malformed_entry_is_named() -> None:
     told = Told()
     wrong = msgspec.structs.replace(DECIDED, payload=b'{"type":"dev.dragoman.ledger.tomorrow.v1"}')
