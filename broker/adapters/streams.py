@@ -14,6 +14,7 @@ from broker.adapters.durability import DEFAULT, Durability, server_problems
 from broker.adapters.errors import StreamSettingsError
 from schemas.client.connection import Connection
 from schemas.client.errors import BusRefusedError
+from schemas.wire.bus import unix_ms
 from schemas.wire.subjects import DEAD_LETTER_STREAM, EVENTS_STREAM, PREFIX, STATE_STREAM, ledger_stream
 
 _log = logging.getLogger(__name__)
@@ -113,12 +114,34 @@ def stream_configs(
     ]
 
 
+class StreamEnd(msgspec.Struct, frozen=True):
+    """Where a stream ends, all of one moment.
+
+    messages: that it holds; with none of them left, `last_sequence` still is the last one's.
+    over_ms: Unix milliseconds; what was to be stored by then was, or would have expired since.
+    """
+
+    takes_batches: bool
+    messages: int
+    last_sequence: int
+    over_ms: int
+
+
 class _StreamConfig(msgspec.Struct):
     allow_atomic: bool = False
+    max_age: int = 0
+
+
+class _StreamState(msgspec.Struct):
+    messages: int
+    last_seq: int
+    last_ts: str
 
 
 class _StreamInfo(msgspec.Struct):
     config: _StreamConfig
+    state: _StreamState
+    ts: str
 
 
 class _StreamNames(msgspec.Struct):
@@ -149,7 +172,7 @@ async def ensure_streams(
     ):
         present, _ = await _present(connection, config)
         if config["name"] == EVENTS_STREAM:
-            del wanted["allow_atomic"]  # only events wait for it, see `takes_batches`
+            del wanted["allow_atomic"]  # only events wait for it, see `Projector`
         for field, sentence in _differences(wanted, present):
             (unsafe if field in _DURABILITY else wrong).append(sentence)
     if wrong or (unsafe and not durability.allow_unsafe):
@@ -216,10 +239,15 @@ async def ledger_segments(connection: Connection, shard: str) -> list[int]:
     return sorted(int(number) for number in names if number.isdigit())
 
 
-async def takes_batches(connection: Connection, stream: str) -> bool:
-    """Whether the stream takes atomic batches. Raises: BusUnavailableError, BusRefusedError."""
-    answer = await connection.api(f"STREAM.INFO.{stream}")
-    return msgspec.json.decode(answer, type=_StreamInfo).config.allow_atomic
+async def stream_end(connection: Connection, stream: str) -> StreamEnd:
+    """What the stream's leader says of its end. Raises: BusUnavailableError, BusRefusedError."""
+    info = msgspec.json.decode(await connection.api(f"STREAM.INFO.{stream}"), type=_StreamInfo)
+    # By the server's clock, as the times of messages are; it is read after the state. The age alone would not do where
+    # messages have expired under a shorter one. Nor would the last message's time: a server may not know it (it says
+    # year 1 then), and clocks of servers that keep two streams differ by more than passes between their messages.
+    expired_ms = unix_ms(info.ts) - info.config.max_age // 1_000_000 if info.config.max_age else 0
+    over_ms = max(unix_ms(info.state.last_ts), expired_ms)
+    return StreamEnd(info.config.allow_atomic, info.state.messages, info.state.last_seq, over_ms)
 
 
 async def stream_names(connection: Connection, subject: str) -> list[str]:

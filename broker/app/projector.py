@@ -1,7 +1,8 @@
 """Turns the ledger into the public events of `DRA_EVENTS`: each once, in order, none left out.
 
-The leader runs it. How far the events are is told by the last of them alone, and a batch is appended only if it follows
-that one: whoever leads next goes on there, and one that was overtaken notices.
+The leader runs it. How far the events are is told by the last of them alone, or, when all of them have expired, by when
+that was stored; and a batch is appended only if it follows that one: whoever leads next goes on there, and one that was
+overtaken notices.
 """
 
 import logging
@@ -12,7 +13,7 @@ import anyio
 
 from broker.adapters.errors import LedgerTornError
 from broker.adapters.ledger_store import BATCH_MESSAGES_MAX, Committed, LedgerStore
-from broker.adapters.streams import ledger_segments, takes_batches
+from broker.adapters.streams import ledger_segments, stream_end
 from broker.machine.public_events import ProjectedEvent, Projection
 from schemas.client.connection import Connection
 from schemas.client.errors import BusError
@@ -56,14 +57,44 @@ class Projector:
 
     async def _go_on(self) -> None:
         """From after the last event there is. Returns when the ledger goes on without us knowing where."""
-        if not await takes_batches(self._connection, EVENTS_STREAM):
-            raise _NotReadyError(f"{EVENTS_STREAM} takes no atomic batches: `dragoman nats-setup` lets it")
-        last = await StreamReader(self._connection, EVENTS_STREAM).last()
-        cursor = ledger_sequence_of(last) if last is not None else 0
-        self._last_event = last.stream_sequence if last is not None else 0
+        cursor = await self._cursor()
         segment: int | None = await self._segment_of(cursor)
         while segment is not None:
             segment = await self._project_segment(segment, cursor)
+
+    async def _cursor(self) -> int:
+        """The ledger sequence up to which all is told; also notes what the next event is to follow."""
+        end = await stream_end(self._connection, EVENTS_STREAM)
+        # Asked for after the end: an event that somebody stores in between is then in our way, and we look again.
+        # The other way round we would take it for one that we know of.
+        last = await StreamReader(self._connection, EVENTS_STREAM).last() if end.messages else None
+        if not end.takes_batches:
+            raise _NotReadyError(f"{EVENTS_STREAM} takes no atomic batches: `dragoman nats-setup` lets it")
+        self._last_event = end.last_sequence
+        if last is not None:
+            return ledger_sequence_of(last)
+        if end.messages:
+            raise _NotReadyError(f"the last event of {EVENTS_STREAM} is not there any more")
+        return await self._stored_until(end.over_ms) if end.last_sequence else 0
+
+    async def _stored_until(self, time_ms: int) -> int:
+        """The sequence of the last entry that the ledger had at this time; below its first one if it had none."""
+        first = 1
+        for segment in reversed(await ledger_segments(self._connection, self._shard)):
+            reader = StreamReader(self._connection, ledger_stream(self._shard, segment))
+            state = await reader.state()
+            first = state.first_sequence
+            if not state.messages or not await _is_stored_until(reader, first, time_ms):
+                continue
+            low, high = first, state.last_sequence + 1
+            while high - low > 1:
+                middle = (low + high) // 2
+                if await _is_stored_until(reader, middle, time_ms):
+                    low = middle
+                else:
+                    high = middle
+            return low
+        return first - 1
 
     async def _segment_of(self, cursor: int) -> int | None:
         """The last segment that begins at or before the entry after `cursor`, or the first that is still there."""
@@ -136,6 +167,13 @@ class Projector:
 
 class _NotReadyError(Exception):
     """Events cannot be appended, or somebody else has appended some."""
+
+
+async def _is_stored_until(ledger: StreamReader, sequence: int, time_ms: int) -> bool:
+    entry = await ledger.at(sequence)
+    if entry is None:
+        raise _NotReadyError(f"{ledger.stream} has no entry {sequence}")
+    return entry.time_ms <= time_ms
 
 
 def ledger_sequence_of(event: StoredMessage) -> int:

@@ -111,7 +111,7 @@ def stored_from_api(raw: bytes) -> StoredMessage:
         found = msgspec.json.decode(raw, type=_Stored)
         headers = parse_headers(base64.b64decode(found.hdrs))
         payload = base64.b64decode(found.data)
-        time_ms = _unix_ms(found.time)
+        time_ms = unix_ms(found.time)
     except (msgspec.MsgspecError, binascii.Error, ValueError) as error:
         raise ValueError(f"not a stored message as JetStream's API gives it: {error}") from error
     return StoredMessage(found.subject, payload, headers, found.seq, time_ms)
@@ -125,12 +125,12 @@ def stored_from_direct_get(reply: ReceivedMessage) -> StoredMessage:
         headers.pop("Nats-Stream")
         for of_a_batch in ("Nats-Num-Pending", "Nats-Last-Sequence"):
             headers.pop(of_a_batch, None)
-        return StoredMessage(subject, reply.payload, headers, int(sequence), _unix_ms(time))
+        return StoredMessage(subject, reply.payload, headers, int(sequence), unix_ms(time))
     except (KeyError, ValueError) as error:
         raise ValueError(f"not a stored message as a direct get gives it: {error!r}") from error
 
 
-def _unix_ms(rfc3339: str) -> int:
+def unix_ms(rfc3339: str) -> int:
     """Milliseconds, cut off as `parse_delivery` cuts them: one message has one time however it was read."""
     seconds, _, fraction = rfc3339.removesuffix("Z").partition(".")
     return int(datetime.fromisoformat(seconds).replace(tzinfo=UTC).timestamp()) * 1000 + int(fraction[:3].ljust(3, "0"))

@@ -12,7 +12,7 @@ from broker.adapters.streams import (
     ensure_streams,
     set_up_streams,
     stream_configs,
-    takes_batches,
+    stream_end,
 )
 from schemas.client.connection import Connection
 from schemas.client.reader import StreamReader
@@ -130,6 +130,6 @@ async def test_events_that_an_earlier_build_kept_do_not_stop_a_start(nats_url: s
         del before["allow_atomic"]
         await connection.api("STREAM.CREATE.DRA_EVENTS", {**before, "metadata": MADE_BY_US})
         await ensure_streams(connection, StreamSettings())
-        assert not await takes_batches(connection, "DRA_EVENTS")
+        assert not (await stream_end(connection, "DRA_EVENTS")).takes_batches
         await set_up_streams(connection, StreamSettings())
-        assert await takes_batches(connection, "DRA_EVENTS")
+        assert (await stream_end(connection, "DRA_EVENTS")).takes_batches
