@@ -11,12 +11,12 @@ from contextlib import aclosing
 
 import anyio
 
-from broker.adapters.errors import LedgerTornError
+from broker.adapters.errors import LedgerGoneError, LedgerTornError
 from broker.adapters.ledger_store import BATCH_MESSAGES_MAX, Committed, LedgerStore
-from broker.adapters.streams import ledger_segments, stream_end
+from broker.adapters.streams import STREAM_NOT_FOUND, ledger_segments, stream_end
 from broker.machine.public_events import ProjectedEvent, Projection
 from schemas.client.connection import Connection
-from schemas.client.errors import BusError
+from schemas.client.errors import BusError, BusRefusedError
 from schemas.client.follow import follow
 from schemas.client.reader import StreamReader
 from schemas.events import SOURCE, event_key, event_subject
@@ -27,9 +27,11 @@ from schemas.wire.subjects import EVENTS_STREAM, ledger_stream
 
 _log = logging.getLogger(__name__)
 
-RETRY_S = 1.0
+RETRY_S = 1.0  # and then less and less often
+RETRY_MOST_S = 8.0
 GATHER_S = 0.2
 BATCH = min(500, BATCH_MESSAGES_MAX)
+GONE = f"{EVENTS_STREAM} is gone: `dragoman nats-setup` makes it again, and then it is filled again; decisions go on"
 
 
 class Projector:
@@ -42,6 +44,7 @@ class Projector:
         self._events = LedgerStore(connection, EVENTS_STREAM)
         self._last_event = 0  # of the stream
         self._told = ""  # trouble that goes on is told once
+        self._retry_s = RETRY_S
         self.projected = 0  # ledger sequence up to which all is told
 
     async def run(self) -> None:
@@ -53,7 +56,8 @@ class Projector:
                 if str(error) != self._told:
                     self._told = str(error)
                     _log.warning("events are not projected, trying again: %s", error)
-            await anyio.sleep(RETRY_S)
+            await anyio.sleep(self._retry_s)
+            self._retry_s = min(2 * self._retry_s, RETRY_MOST_S)
 
     async def _go_on(self) -> None:
         """From after the last event there is. Returns when the ledger goes on without us knowing where."""
@@ -64,10 +68,15 @@ class Projector:
 
     async def _cursor(self) -> int:
         """The ledger sequence up to which all is told; also notes what the next event is to follow."""
-        end = await stream_end(self._connection, EVENTS_STREAM)
-        # Asked for after the end: an event that somebody stores in between is then in our way, and we look again.
-        # The other way round we would take it for one that we know of.
-        last = await StreamReader(self._connection, EVENTS_STREAM).last() if end.messages else None
+        try:
+            end = await stream_end(self._connection, EVENTS_STREAM)
+            # Asked for after the end: an event that somebody stores in between is then in our way, and we look again.
+            # The other way round we would take it for one that we know of.
+            last = await StreamReader(self._connection, EVENTS_STREAM).last() if end.messages else None
+        except BusRefusedError as error:
+            if error.err_code == STREAM_NOT_FOUND:
+                raise _NotReadyError(GONE) from error
+            raise
         if not end.takes_batches:
             raise _NotReadyError(f"{EVENTS_STREAM} takes no atomic batches: `dragoman nats-setup` lets it")
         self._last_event = end.last_sequence
@@ -141,11 +150,14 @@ class Projector:
             return
         # Once: another leader's projector makes the very same events, and of ours that may have stored some already. So
         # what is there says nothing of this batch, and whatever became of it the last event tells where to go on.
-        result = await self._events.append(events, self._last_event)
+        try:
+            result = await self._events.append(events, self._last_event)
+        except LedgerGoneError as error:
+            raise _NotReadyError(GONE) from error  # it is not the ledger that is gone
         if not isinstance(result, Committed):
             raise _NotReadyError(f"{EVENTS_STREAM} goes on without us, or nobody knows: {result}")
         self._last_event = result.last_sequence
-        self._told = ""
+        self._told, self._retry_s = "", RETRY_S
 
     def _outgoing(self, found: ProjectedEvent, entry: StoredMessage) -> OutgoingMessage:
         """As the entry was stored then: whoever projects it, the bytes are the same."""

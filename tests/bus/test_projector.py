@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from broker.adapters.ledger_store import Committed, LedgerStore
-from broker.adapters.streams import StreamSettings, ensure_streams
+from broker.adapters.streams import StreamSettings, ensure_streams, set_up_streams
 from broker.app.envelopes import Envelopes
 from broker.app.projector import Projector
 from schemas.client.connection import Connection
@@ -148,3 +148,28 @@ async def test_of_a_stream_that_does_not_know_when_it_had_its_last_event(
     end = await StreamReader(connection, EVENTS_STREAM).state()
     assert end.last_sequence == 7 + len(told)
     assert ids(await stored(connection)) == told
+
+
+async def test_a_stream_that_was_deleted_is_filled_again(
+    connection: Connection, ledger: LedgerStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = await append(ledger, *OPENING, *cordoned("east", "north"))
+    told = Projector(connection, "main", at_once)
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(told.run)
+            while told.projected < first:  # noqa: ASYNC110  # nobody tells
+                await anyio.sleep(0.02)
+            await connection.api(f"STREAM.DELETE.{EVENTS_STREAM}")
+            last = await append(ledger, *cordoned("south"))
+            while "DRA_EVENTS is gone" not in caplog.text:  # noqa: ASYNC110  # nor does a log
+                await anyio.sleep(0.02)
+            await anyio.sleep(2.5)  # it is tried again, and said once
+            assert caplog.text.count("DRA_EVENTS is gone") == 1
+            assert "`dragoman nats-setup` makes it again" in caplog.text
+            assert "rebuild" not in caplog.text
+            await set_up_streams(connection, StreamSettings())
+            while told.projected < last:  # noqa: ASYNC110
+                await anyio.sleep(0.02)
+            tasks.cancel_scope.cancel()
+    assert ids(await stored(connection)) == ["main.3", "main.4", "main.5"]
