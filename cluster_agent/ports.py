@@ -65,6 +65,10 @@ class Cluster(Protocol):
         """Read a claim, consistently: as it was at some moment after the call began. None if there is no such claim."""
         ...
 
+    async def get_pod(self, namespace: str, name: str) -> ApiObject | None:
+        """Read a pod, consistently, as get_claim. None if there is no such pod, or it uses no claims."""
+        ...
+
     async def update_claim(self, obj: ApiObject) -> ApiObject:
         """PUT the claim itself: labels, annotations, finalizers. Its status is not written.
 

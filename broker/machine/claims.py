@@ -296,7 +296,7 @@ def release_if_rejected(core: Core, claim: Claim) -> None:
         return
     if core.world.cluster(claim.key.cluster).is_ahead:
         return  # what it names is not a decision of this ledger
-    if any(pod.is_live and pod.scheduled for pod in claim.consumers):
+    if any(pod.is_running for pod in claim.consumers):
         return  # a pod runs with it after all
     grant = next((grant for grant in claim.grants if grant.ledger_sequence == rejected.ledger_sequence), None)
     if grant is None or grant.is_released:

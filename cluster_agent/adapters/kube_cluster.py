@@ -265,6 +265,14 @@ class KubernetesCluster:
         except ApiNotFoundError:
             return None
 
+    async def get_pod(self, namespace: str, name: str) -> ApiObject | None:
+        """See Cluster."""
+        where = Where("pod", namespace, name)
+        query = [("fieldSelector", f"metadata.name={name}")]  # as a list: to get one would be a further right
+        answer = await self._connection.call("GET", f"/api/v1/namespaces/{namespace}/pods", query, where=where)
+        found = [_object("pod", "v1", item, where) for item in _read(answer, _Page, where).items or ()]
+        return next((each[0] for each in found if each is not None), None)
+
     async def update_claim(self, obj: ApiObject) -> ApiObject:
         """See Cluster."""
         return await self._put(obj, "")

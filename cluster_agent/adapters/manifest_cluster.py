@@ -293,6 +293,12 @@ class ManifestCluster:
         self._check()
         return self._store.get("claim", namespace, name)
 
+    async def get_pod(self, namespace: str, name: str) -> ApiObject | None:
+        """See Cluster."""
+        await checkpoint()
+        self._check()
+        return self._store.get("pod", namespace, name)
+
     async def update_claim(self, obj: ApiObject) -> ApiObject:
         """See Cluster."""
         return await self._update(obj, self._store.update_claim)

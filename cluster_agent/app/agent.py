@@ -51,6 +51,7 @@ from cluster_agent.mirror.actions import (
     WriteFinalizers,
     Wrote,
 )
+from cluster_agent.mirror.consumers import consumer_of
 from cluster_agent.mirror.rejections import PATIENCE, Patience
 from cluster_agent.ports import (
     UNANSWERED,
@@ -608,6 +609,9 @@ class Agent:
         status = isinstance(action, WriteAllocation | ClearAllocation)
         write = self._cluster.update_claim_status if status else self._cluster.update_claim
         event: Event
+        if isinstance(action, ClearAllocation) and await self._is_running(action):
+            await self._send.send(WriteFailed(action, "running", "a pod that it is reserved for has a node"))
+            return
         async with self._write_limit:
             self._stages.writing(action.claim.uid, action.ledger_sequence)
             try:
@@ -626,6 +630,14 @@ class Agent:
         self._stages.written(action.claim.uid, action.ledger_sequence)
         await self._wait_in_doubt(action, is_in_doubt=isinstance(event, WriteFailed) and event.cause == "unknown")
         await self._send.send(event)
+
+    async def _is_running(self, action: ClearAllocation) -> bool:
+        for name, uid in action.unless_running:
+            pod = await self._until_answered(partial(self._cluster.get_pod, action.claim.namespace, name))
+            found = consumer_of(pod) if pod is not None else None
+            if found is not None and found.uid == uid and found.is_running:
+                return True
+        return False
 
     async def _wait_in_doubt(self, action: Write, *, is_in_doubt: bool) -> None:
         """To find out takes a read and a write. Where they fail all the time, as with a webhook, not in a row."""

@@ -146,6 +146,11 @@ class MeasuredCluster:
         with self._metrics.call("get claim"):
             return await self._cluster.get_claim(namespace, name)
 
+    async def get_pod(self, namespace: str, name: str) -> ApiObject | None:
+        """See Cluster."""
+        with self._metrics.call("get pod"):
+            return await self._cluster.get_pod(namespace, name)
+
     async def update_claim(self, obj: ApiObject) -> ApiObject:
         """See Cluster."""
         return await self._counted("update claim", self._cluster.update_claim(obj))

@@ -135,7 +135,7 @@ class WriteFailed(msgspec.Struct, frozen=True):
     """A write was refused, or its result is not known.
 
     cause: conflict (409: another resourceVersion or uid), invalid (422 and the like: refused for what it says),
-    gone (404), unknown (it may have been done, or may still be).
+    gone (404), unknown (it may have been done, or may still be), running (nothing was sent, see ClearAllocation).
     """
 
     action: "Write"
@@ -203,11 +203,16 @@ class WriteAllocation(msgspec.Struct, frozen=True):
 
 
 class ClearAllocation(msgspec.Struct, frozen=True):
-    """PUT the claim's status without allocation, guarded by uid and resourceVersion of `object`."""
+    """PUT the claim's status without allocation, guarded by uid and resourceVersion of `object`.
+
+    unless_running: names and UIDs of the pods that it is reserved for. Where one of them has a node, which the watch
+    may not have told of yet, nothing is written.
+    """
 
     claim: ClaimRef
     ledger_sequence: int
     object: dict[str, Any]
+    unless_running: tuple[tuple[str, str], ...] = ()
 
 
 class Void(msgspec.Struct, frozen=True):

@@ -31,14 +31,7 @@ class Consumers:
         uid = str(metadata.get("uid", ""))
         before = self._drop(uid)
         claims = _claims_named(obj)
-        spec, status = as_dict(obj.get("spec")), as_dict(obj.get("status"))
-        self._pods[uid] = Consumer(
-            uid=uid,
-            name=str(metadata.get("name", "")),
-            scheduled=bool(spec.get("nodeName")),
-            terminal=status.get("phase") in ("Succeeded", "Failed"),
-            deleting=metadata.get("deletionTimestamp") is not None,
-        )
+        self._pods[uid] = consumer_of(obj)
         refusal = refusal_of(obj)
         if refusal is not None:
             self._refusals[uid] = refusal
@@ -96,6 +89,19 @@ class Consumers:
             if not self._pods_of_claim[claim]:
                 del self._pods_of_claim[claim]
         return claims
+
+
+def consumer_of(pod: dict[str, Any]) -> Consumer:
+    """What matters of a pod."""
+    metadata = metadata_of(pod)
+    spec, status = as_dict(pod.get("spec")), as_dict(pod.get("status"))
+    return Consumer(
+        uid=str(metadata.get("uid", "")),
+        name=str(metadata.get("name", "")),
+        scheduled=bool(spec.get("nodeName")),
+        terminal=status.get("phase") in ("Succeeded", "Failed"),
+        deleting=metadata.get("deletionTimestamp") is not None,
+    )
 
 
 def _claims_named(pod: dict[str, Any]) -> set[ClaimName]:

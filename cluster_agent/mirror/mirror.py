@@ -387,8 +387,8 @@ class Mirror:
             tracked.is_running = self._has_running(tracked.object)
 
     def _has_running(self, claim: dict[str, Any]) -> bool:
-        """A live pod that uses the claim has a node."""
-        return any(pod.is_live and pod.scheduled for pod in self.consumers.of(claim))
+        """A pod that uses the claim has a node."""
+        return any(pod.is_running for pod in self.consumers.of(claim))
 
     def _look_at_use(self, tracked: Tracked) -> None:
         """Report an allocation of ours that the cluster cannot use; once, and for as long as it is there."""
@@ -513,7 +513,7 @@ class Mirror:
         if tracked.object is None:
             return ClaimState(agent_epoch=self.epoch, resource_version=version, decision=tracked.decision)
         consumers = self.consumers.of(tracked.object)
-        is_used = any(pod.is_live and pod.scheduled for pod in consumers)
+        is_used = any(pod.is_running for pod in consumers)
         return ClaimState(
             agent_epoch=self.epoch,
             claim=body,

@@ -83,10 +83,9 @@ def unschedulable(consumers: Sequence[Consumer], refusals: dict[str, str]) -> Re
 
     refusals: what it says of pods that are Unschedulable, by UID.
     """
-    waiting = [pod for pod in consumers if pod.is_live]
-    if any(pod.scheduled for pod in waiting):
+    if any(pod.is_running for pod in consumers):
         return None
-    refused = next((pod for pod in waiting if pod.uid in refusals), None)
+    refused = next((pod for pod in consumers if pod.is_live and pod.uid in refusals), None)
     return None if refused is None else Rejection("Unschedulable", f"pod {refused.name}: {refusals[refused.uid]}")
 
 

@@ -7,7 +7,8 @@ read, and if it has no allocation, written with a mark: that voids whatever was 
 reported. See `model/README.md` of the design for the histories that these rules exclude.
 
 A Release takes nothing from a pod that runs: kube-scheduler binds a pod without touching a claim that is reserved for
-it, so no resourceVersion says that it has.
+it, so no resourceVersion says that it has. The watch of pods may be behind, so those that the claim is reserved for are
+read before it is cleared; for any other the scheduler has to write the claim first.
 """
 
 from typing import Any, assert_never
@@ -31,6 +32,7 @@ from cluster_agent.mirror.tracked import (
     holds_of,
     is_held,
     metadata_of,
+    reserved_pods,
     with_allocation,
     with_finalizers,
     with_void_mark,
@@ -113,7 +115,7 @@ def _allocated(tracked: Tracked, job: Job) -> list[Action]:
     if tracked.is_running:
         return _finish(tracked, job, "Failed", IS_RUNNING)
     job.stage = "sent"
-    return [ClearAllocation(tracked.ref, job.ledger_sequence, with_allocation(tracked.object, job.decision))]
+    return [_clear(tracked, job, tracked.object)]
 
 
 def _wrote(tracked: Tracked, job: Job, event: Wrote) -> list[Action]:
@@ -136,6 +138,9 @@ def _failed(tracked: Tracked, job: Job, event: WriteFailed) -> list[Action]:
             job.stage = "stuck"
             return []
         return settle(tracked, job)
+    if event.cause == "running":
+        job.is_in_use = True  # what was sent before, and is not known, stays so
+        return settle(tracked, job)
     job.is_unknown = event.cause == "unknown"
     if event.cause == "conflict":
         job.failure = ("Conflict", event.message)
@@ -155,13 +160,13 @@ def _read(tracked: Tracked, job: Job, event: ClaimRead) -> list[Action]:
     if not isinstance(job.decision, Allocate):
         if found != job.decision.holds:
             return _finish(tracked, job, "Applied")
-        if tracked.is_running:
+        if tracked.is_running or job.is_in_use:
             job.failure = ("Failed", IS_RUNNING)
             if job.is_unknown:
                 return _void(tracked, job, event.object)  # else what was sent could still clear it
         if job.failure[0] == "Failed" and not job.is_unknown:
             return _finish(tracked, job, *job.failure)
-        return [ClearAllocation(tracked.ref, job.ledger_sequence, with_allocation(event.object, job.decision))]
+        return [_clear(tracked, job, event.object)]
     if found == job.decision.holds:
         return _finish(tracked, job, "Applied")
     if found is not None:
@@ -179,8 +184,14 @@ def _clean(tracked: Tracked, job: Job, cleaning: Cleaning, claim: dict[str, Any]
     if holds_of(claim) is not None:
         if cleaning.keeps_allocation:
             return _finish(tracked, job, *job.failure)
-        return [ClearAllocation(tracked.ref, job.ledger_sequence, with_allocation(claim, job.decision))]
+        return [_clear(tracked, job, claim)]
     return _void(tracked, job, claim)
+
+
+def _clear(tracked: Tracked, job: Job, claim: dict[str, Any]) -> ClearAllocation:
+    """A cluster that was cut off keeps nothing, whatever runs there."""
+    reserved = () if isinstance(job.decision, Cleaning) else reserved_pods(claim)
+    return ClearAllocation(tracked.ref, job.ledger_sequence, with_allocation(claim, job.decision), reserved)
 
 
 def _void(tracked: Tracked, job: Job, claim: dict[str, Any]) -> list[Action]:

@@ -35,6 +35,7 @@ class Job:
     is_unknown: bool = False  # the last write's result is not known; it is tried again where that is safe
     voids: int = 0
     half_way: int = 0
+    is_in_use: bool = False  # a pod was found to run with what is to be cleared
 
 
 @dataclass(slots=True)
@@ -65,7 +66,7 @@ class Tracked:
 
     decision: Settled | None = None
     rejected: Rejected | None = None
-    is_running: bool = False  # a live pod that uses the claim has a node
+    is_running: bool = False  # a pod that uses the claim has a node
     # As far as this run knows: allocated, bound, and no node for its pod; and whether that lacks another claim, too.
     unschedulable_since: tuple[int, bool] | None = None
     job: Job | None = None
@@ -170,6 +171,14 @@ def with_void_mark(claim: dict[str, Any], ledger_sequence: int, attempt: int) ->
     metadata = metadata_of(claim)
     annotations = {**as_dict(metadata.get("annotations")), VOIDED_ANNOTATION: f"{ledger_sequence}-{attempt}"}
     return {**claim, "metadata": {**metadata, "annotations": annotations}}
+
+
+def reserved_pods(claim: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Names and UIDs of the pods that the claim is reserved for."""
+    reserved = dicts_in(as_dict(claim.get("status")).get("reservedFor"))
+    return tuple(
+        (as_text(each.get("name")), as_text(each.get("uid"))) for each in reserved if each.get("resource") == "pods"
+    )
 
 
 def with_allocation(claim: dict[str, Any], decision: Decision | Cleaning) -> dict[str, Any]:

@@ -24,8 +24,13 @@ class Consumer(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def is_live(self) -> bool:
-        """Neither finished nor being deleted."""
+        """Neither finished nor being deleted: it is reserved for."""
         return not (self.terminal or self.deleting)
+
+    @property
+    def is_running(self) -> bool:
+        """It has a node and is not finished: it may use its devices, also while it is being deleted."""
+        return self.scheduled and not self.terminal
 
 
 class Settled(msgspec.Struct, frozen=True, omit_defaults=True):

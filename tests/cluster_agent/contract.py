@@ -105,6 +105,19 @@ class ClusterContract:
         with pytest.raises(ApiNotFoundError):
             await bed.cluster.update_claim(with_metadata(claim, name="missing"))
 
+    async def test_reads_a_pod_that_uses_claims(self, bed: Bed) -> None:
+        container = {"name": "main", "image": "example.com/none"}
+        uses = [{"name": "gpu", "resourceClaimName": "c"}]
+        for name, claims in (("p", uses), ("plain", [])):
+            spec = {"containers": [container], "resourceClaims": claims}
+            metadata = {"name": name, "namespace": "default"}
+            await bed.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+        found = await bed.cluster.get_pod("default", "p")
+        assert found is not None
+        assert (found["metadata"]["name"], found["spec"]["resourceClaims"]) == ("p", uses)
+        assert found in (await bed.cluster.list_objects("pod")).objects
+        assert await bed.cluster.get_pod("default", "missing") is None
+
     async def test_refuses_a_write_that_its_guards_do_not_cover(self, bed: Bed) -> None:
         old = await a_created_claim(bed)
         new = await bed.cluster.update_claim(with_metadata(old, labels={"a": "b"}))

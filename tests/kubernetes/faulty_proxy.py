@@ -31,7 +31,8 @@ class Fault:
 class FaultyProxy:
     """kubeconfig: of the identity by way of the proxy. requests: method and path with query of each, in order.
 
-    repeats_lines: each line of a watch comes twice. swallows: nothing of a watch comes through, and nothing ends.
+    repeats_lines: each line of a watch comes twice. swallows: nothing of watches with this in their paths comes
+    through, and nothing ends.
     """
 
     upstream: str
@@ -39,7 +40,7 @@ class FaultyProxy:
     requests: list[tuple[str, str]] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     repeats_lines: bool = False
-    swallows: bool = False
+    swallows: str = ""
     kubeconfig: str = ""
     _transports: list[tuple[web.StreamResponse, web.Request]] = field(default_factory=list)
 
@@ -102,7 +103,7 @@ class FaultyProxy:
                 async for chunk in answer.content.iter_any():
                     *lines, rest = (rest + chunk).split(b"\n")
                     for line in lines:
-                        if not self.swallows:
+                        if not self.swallows or self.swallows not in request.path_qs:
                             await response.write((line + b"\n") * (1 + self.repeats_lines))
             return response
 

@@ -24,13 +24,14 @@ class KubernetesBed:
         self._api_version = api_version
 
     async def create(self, obj: ApiObject) -> None:
-        await self._api.create(claim_as(self._api_version, obj))
+        await self._api.create(obj if obj["kind"] == "Pod" else claim_as(self._api_version, obj))
 
     async def delete_claim(self, name: str) -> None:
         await self._api.call("DELETE", path_of("ResourceClaim", "default", name, self._api_version))
 
     async def clean(self) -> None:
-        """Delete all claims and classes."""
+        """Delete all claims, classes and pods."""
+        await self._api.call("DELETE", path_of("Pod", "default"), {"gracePeriodSeconds": 0})
         for kind in ("ResourceClaim", "DeviceClass"):
             for obj in (await self._api.call("GET", path_of(kind, api_version=self._api_version)))["items"]:
                 metadata = obj["metadata"]

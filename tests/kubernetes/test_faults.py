@@ -142,14 +142,14 @@ async def test_what_comes_twice_is_told_once(
 async def test_a_watch_that_is_open_but_silent_is_opened_anew(
     plane: ControlPlane, proxy: FaultyProxy, cluster: KubernetesCluster, claim: ApiObject, namespace: str
 ) -> None:
-    proxy.swallows = True
+    proxy.swallows = "watch=true"
     watch = cluster.watch("claim", claim["metadata"]["resourceVersion"])
     async with anyio.create_task_group() as tasks:
 
         async def heal() -> None:
             await wait_for(lambda: _is_true(proxy.count("GET", "watch=true") > 0))
             await plane.api.create(a_raw_claim("unheard", namespace=namespace))
-            proxy.swallows = False  # of the watches that are still to come: nothing comes on this one any more
+            proxy.swallows = ""  # of the watches that are still to come: nothing comes on this one any more
 
         tasks.start_soon(heal)
         assert named(await next_in(namespace, watch)) == ("ADDED", "unheard")

@@ -465,9 +465,9 @@ def test_a_rejection_of_another_grant_or_with_a_running_pod_is_nothing(machine: 
     sequence = granted(machine, east, claim, pod)
     allocation = machine.last(Allocate)[1].allocation
     east.tells(claim, allocation, pod, decision=settled(sequence), rejected=Rejected(sequence - 1, "Unschedulable"))
-    running = a_pod(scheduled=True)
-    east.tells(claim, allocation, running, decision=settled(sequence), rejected=Rejected(sequence, "Unschedulable"))
-    assert machine.run() == []
+    for running in (a_pod(scheduled=True), a_pod(scheduled=True, deleting=True)):
+        east.tells(claim, allocation, running, decision=settled(sequence), rejected=Rejected(sequence, "Unschedulable"))
+        assert machine.run() == []
 
 
 def test_a_release_that_failed_is_asked_for_again_later(machine: Driven) -> None:

@@ -101,6 +101,18 @@ def test_a_pod_that_is_not_refused_rejects_nothing(pod: Manifest) -> None:
     assert driven.said().rejected is None
 
 
+def test_a_pod_that_is_being_deleted_runs_until_it_is_done() -> None:
+    """Its replacement waits, perhaps for the very node; the device is not free."""
+    going = a_pod("old", message=None, node="n1", deletionTimestamp="2026-01-01T00:00:00Z")
+    driven = started(allocated(protected()), going, a_pod())
+    passes(driven, 10 * PATIENCE.unschedulable_ms)
+    assert driven.said().rejected is None
+    driven.tell(gone(going, 120, "pod"))
+    driven.store_all()
+    passes(driven, 11 * PATIENCE.unschedulable_ms)
+    assert driven.said().rejected is not None
+
+
 def test_a_pod_that_is_taken_in_time_rejects_nothing() -> None:
     driven = started(allocated(protected()), a_pod())
     passes(driven, PATIENCE.unschedulable_ms - 1)

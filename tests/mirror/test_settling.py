@@ -1,5 +1,7 @@
 """Decisions: what is written for them, guarded by what, and when it is certain what became of them."""
 
+from typing import Any
+
 import pytest
 
 from cluster_agent.mirror.actions import (
@@ -380,15 +382,22 @@ def test_the_next_allocation_that_is_applied_is_not_rejected() -> None:
 # --- a pod that runs
 
 
-def a_pod(node: str = "") -> Manifest:
-    return an_object("pod", "worker", uid="uid-worker", namespace="default") | {
+def a_pod(node: str = "", **metadata: Any) -> Manifest:
+    return an_object("pod", "worker", uid="uid-worker", namespace="default", **metadata) | {
         "spec": {"nodeName": node, "resourceClaims": [{"name": "gpu", "resourceClaimName": "train"}]}
     }
 
 
-def test_a_release_takes_nothing_from_a_pod_that_runs() -> None:
+@pytest.mark.parametrize(
+    "pod",
+    [
+        pytest.param(a_pod("n1"), id="it runs"),
+        pytest.param(a_pod("n1", deletionTimestamp="2026-01-01T00:00:00Z"), id="it is being deleted"),
+    ],
+)
+def test_a_release_takes_nothing_from_a_pod_that_runs(pod: Manifest) -> None:
     driven = a_started(allocated(protected()))
-    driven.tell(seen(a_pod("n1"), 101, "pod"))
+    driven.tell(seen(pod, 101, "pod"))
     driven.store_all()
     driven.tell(decides(a_release()))
     driven.store()
@@ -408,6 +417,36 @@ def test_a_release_whose_result_is_unknown_is_voided_when_a_pod_has_got_a_node_m
     driven.tell(read(driven.take(ReadClaim), allocated(protected()), 100))
     driven.tell(wrote(driven.take(Void), 105))
     driven.tell(seen(allocated(protected()), 105))
+    driven.store()
+    assert driven.said().decision == Settled(50, "Failed", IS_RUNNING)
+
+
+def reserved(claim: Manifest) -> Manifest:
+    reserved_for = [{"resource": "pods", "name": "worker", "uid": "uid-worker"}, {"resource": "others", "name": "x"}]
+    return {**claim, "status": {**claim["status"], "reservedFor": reserved_for}}
+
+
+def test_a_release_takes_nothing_from_a_pod_that_runs_and_that_the_watch_has_not_told_of() -> None:
+    driven = a_started(reserved(allocated(protected())))
+    driven.tell(decides(a_release()))
+    clear = driven.take(ClearAllocation)
+    assert clear.unless_running == (("worker", "uid-worker"),)
+    driven.tell(failed(clear, "running"))
+    driven.tell(read(driven.take(ReadClaim), reserved(allocated(protected())), 100))
+    driven.store()
+    assert driven.said().decision == Settled(50, "Failed", IS_RUNNING)
+    assert driven.pending == []
+
+
+def test_a_release_whose_result_is_unknown_is_voided_where_a_pod_is_found_to_run() -> None:
+    driven = a_started(reserved(allocated(protected())))
+    driven.tell(decides(a_release()))
+    driven.tell(failed(driven.take(ClearAllocation), "unknown"))
+    driven.tell(read(driven.take(ReadClaim), reserved(allocated(protected())), 100))
+    driven.tell(failed(driven.take(ClearAllocation), "running"))
+    driven.tell(read(driven.take(ReadClaim), reserved(allocated(protected())), 100))
+    driven.tell(wrote(driven.take(Void), 105))
+    driven.tell(seen(reserved(allocated(protected())), 105))
     driven.store()
     assert driven.said().decision == Settled(50, "Failed", IS_RUNNING)
 
