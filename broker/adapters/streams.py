@@ -6,6 +6,7 @@ promise less afterwards. Two that start at once make the same ones; the second s
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -20,6 +21,8 @@ from schemas.wire.subjects import DEAD_LETTER_STREAM, EVENTS_STREAM, PREFIX, STA
 _log = logging.getLogger(__name__)
 
 HOUR_S = 3600
+STATE_AGE_S = 72 * HOUR_S
+EVENTS_AGE_S = DEAD_LETTERS_AGE_S = 30 * 24 * HOUR_S
 REPLICAS_IN_A_CLUSTER = 3
 STREAM_NOT_FOUND = 10059
 PER_SUBJECT = 64  # messages of one object that DRA_STATE keeps
@@ -36,16 +39,18 @@ class StreamSettings(msgspec.Struct, frozen=True):
 
     replicas: at least; None: what the servers make possible, three in a cluster of them, else one.
     state_age_s: an agent publishes each object again before a third of it has passed.
+    An age that is None stays as it is; a new stream has the default.
     """
 
     replicas: int | None = None
-    state_age_s: int = 72 * HOUR_S
-    events_age_s: int = 30 * 24 * HOUR_S
-    dead_letters_age_s: int = 30 * 24 * HOUR_S
+    state_age_s: int | None = None
+    events_age_s: int | None = None
+    dead_letters_age_s: int | None = None
 
 
+LEAST_AGE_S = HOUR_S
 # What a broker wants of streams that it finds: an operator may have chosen other ages.
-LEAST = StreamSettings(state_age_s=HOUR_S, events_age_s=HOUR_S, dead_letters_age_s=HOUR_S)
+LEAST = StreamSettings(state_age_s=LEAST_AGE_S, events_age_s=LEAST_AGE_S, dead_letters_age_s=LEAST_AGE_S)
 
 
 class StreamDone(msgspec.Struct, frozen=True):
@@ -60,7 +65,7 @@ class StreamDone(msgspec.Struct, frozen=True):
 def stream_configs(
     settings: StreamSettings, shard: str, segment: int, first_sequence: int = 0, state_first_sequence: int = 0
 ) -> list[dict[str, Any]]:
-    """The streams, as JetStream's API names their settings. settings.replicas: None counts as one.
+    """The streams, as JetStream's API names their settings. None in `settings` is the default, one as to replicas.
 
     first_sequence: of the ledger's segment, where it is to be made after others; see `ledger_segments`.
     state_first_sequence: of DRA_STATE, where it is to be made in place of one that was lost.
@@ -69,7 +74,7 @@ def stream_configs(
         {
             "name": STATE_STREAM,
             "subjects": [f"{PREFIX}.state.>"],
-            "max_age": _ns(settings.state_age_s),
+            "max_age": _ns(settings.state_age_s or STATE_AGE_S),
             # A log, at most 64 messages per subject: the oldest of the subject goes. `discard: new` alone is about the
             # limits of the whole stream, of which there are none; only with `discard_new_per_subject` would the 65th
             # message of a subject be refused, and then an object could never be heard of again.
@@ -99,7 +104,7 @@ def stream_configs(
         {
             "name": EVENTS_STREAM,
             "subjects": [f"{PREFIX}.events.>"],
-            "max_age": _ns(settings.events_age_s),
+            "max_age": _ns(settings.events_age_s or EVENTS_AGE_S),
             "discard": "old",
             "allow_atomic": True,
             **_common(settings),
@@ -107,7 +112,7 @@ def stream_configs(
         {
             "name": DEAD_LETTER_STREAM,
             "subjects": [f"{PREFIX}.deadletter.>"],
-            "max_age": _ns(settings.dead_letters_age_s),
+            "max_age": _ns(settings.dead_letters_age_s or DEAD_LETTERS_AGE_S),
             "discard": "old",
             **_common(settings),
         },
@@ -199,6 +204,7 @@ async def set_up_streams(
     segments = await ledger_segments(connection, shard)
     configs = stream_configs(settings, shard, segments[-1] if segments else 0)
     found = [(config, *await _present(connection, config)) for config in configs]
+    _keep_ages(settings, found)
     refused = []
     for config, present, _ in found:
         differs = _differences(config, present, exactly=True)
@@ -230,6 +236,19 @@ async def _with_replicas(connection: Connection, settings: StreamSettings) -> St
         return settings
     replicas = REPLICAS_IN_A_CLUSTER if connection.is_clustered else 1
     return msgspec.structs.replace(settings, replicas=replicas)
+
+
+def _keep_ages(settings: StreamSettings, found: Sequence[tuple[dict[str, Any], dict[str, Any], bool]]) -> None:
+    """An age that is not chosen now stays as it is, unless no broker would take it."""
+    chosen = {
+        STATE_STREAM: settings.state_age_s,
+        EVENTS_STREAM: settings.events_age_s,
+        DEAD_LETTER_STREAM: settings.dead_letters_age_s,
+    }
+    for config, present, _ in found:
+        is_open = config["name"] in chosen and chosen[config["name"]] is None
+        if is_open and _amount("max_age", present["max_age"]) >= _ns(LEAST_AGE_S):
+            config["max_age"] = present["max_age"]
 
 
 async def ledger_segments(connection: Connection, shard: str) -> list[int]:
@@ -298,7 +317,7 @@ def _amount(field: str, value: int | None) -> float:
 
 def _text(field: str, value: Any) -> str:
     if field in ("max_age", "duplicate_window") and isinstance(value, int):
-        return f"{value / 1e9:g}s"
+        return f"{value / 1e9:.15g}s"
     return msgspec.json.encode(value).decode()
 
 

@@ -53,7 +53,10 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         ("dead-letters", "30d", "messages that could not be applied"),
     ):
         parser.add_argument(
-            f"--{name}-age", type=_age, default=default, metavar="AGE", help=f"{what} (default: {default})"
+            f"--{name}-age",
+            type=_age,
+            metavar="AGE",
+            help=f"{what} (default: {default} for a new stream, else as it is)",
         )
     parser.add_argument(
         "--subscriber",

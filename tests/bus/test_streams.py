@@ -1,6 +1,7 @@
 """The streams of the protocol, as the server really keeps them."""
 
 import anyio
+import msgspec
 import pytest
 
 from broker.adapters.durability import Durability
@@ -111,13 +112,42 @@ async def test_setup_loosens_nothing_unless_told_to(nats_url: str) -> None:
         assert state.action == "changed"
 
 
+async def test_setup_keeps_what_was_chosen_before(nats_url: str) -> None:
+    chosen = StreamSettings(state_age_s=168 * HOUR_S, events_age_s=2 * HOUR_S)
+    async with connect_to(nats_url) as connection:
+        await set_up_streams(connection, chosen)
+        assert {each.action for each in await set_up_streams(connection, StreamSettings())} == {"found"}
+        letters = await set_up_streams(connection, StreamSettings(dead_letters_age_s=1000 * HOUR_S))
+        assert [each.changes for each in letters] == [[], [], [], ["DRA_DEADLETTER: max_age is 2592000s, not 3600000s"]]
+
+
+@pytest.mark.parametrize(
+    ("age_s", "becomes"),
+    [
+        pytest.param(60, 30 * 24 * HOUR_S, id="an age that no broker takes becomes the default"),
+        pytest.param(HOUR_S, HOUR_S, id="the shortest that one takes stays"),
+        pytest.param(0, 0, id="for ever stays for ever"),
+    ],
+)
+async def test_setup_keeps_no_age_that_a_broker_does_not_take(nats_url: str, age_s: int, becomes: int) -> None:
+    async with connect_to(nats_url) as connection:
+        await set_up_streams(connection, StreamSettings())
+        config = msgspec.json.decode(await connection.api("STREAM.INFO.DRA_EVENTS"))["config"]
+        short = {"max_age": age_s * 10**9, "duplicate_window": 60 * 10**9}
+        await connection.api("STREAM.UPDATE.DRA_EVENTS", {**config, **short})
+        await set_up_streams(connection, StreamSettings())
+        config = msgspec.json.decode(await connection.api("STREAM.INFO.DRA_EVENTS"))["config"]
+        assert config["max_age"] == becomes * 10**9
+        await ensure_streams(connection, StreamSettings())
+
+
 async def test_setup_leaves_a_stream_of_somebody_else_alone_unless_told_to(nats_url: str) -> None:
     async with connect_to(nats_url) as connection:
         theirs = {"name": "DRA_EVENTS", "subjects": ["dra.v1.events.>"], "max_age": HOUR_S * 10**9, "description": "x"}
         await connection.api("STREAM.CREATE.DRA_EVENTS", theirs)
         with pytest.raises(StreamSettingsError, match="not made by Dragoman: --adopt") as error:
             await set_up_streams(connection, StreamSettings())
-        assert len(error.value.differences) == 3  # age, allow_atomic, allow_direct
+        assert len(error.value.differences) == 2  # allow_atomic, allow_direct
         *_, events, _ = await set_up_streams(connection, StreamSettings(), adopt=True)
         assert (events.stream, events.action) == ("DRA_EVENTS", "changed")
         assert b'"description":"x"' in bytes(await connection.api("STREAM.INFO.DRA_EVENTS"))

@@ -403,6 +403,8 @@ async def test_a_subscriber_reads_under_its_name_what_setup_made_for_it(
         capfd.readouterr()
         assert await anyio.to_thread.run_sync(main, read) == 1
         assert "dragoman nats-setup --subscriber audit" in capfd.readouterr().err
+        ages = ["nats-setup", *nats.arguments("setup"), "--state-age=7d", "--events-age=7d", "--loosen", "-o=json"]
+        assert await anyio.to_thread.run_sync(main, ages) == 0
         setup = ["nats-setup", *nats.arguments("setup"), "--subscriber=audit"]
         for _ in range(2):
             assert await anyio.to_thread.run_sync(main, setup) == 0
@@ -414,7 +416,9 @@ async def test_a_subscriber_reads_under_its_name_what_setup_made_for_it(
         forget = ["nats-setup", *nats.arguments("setup"), "--forget-subscriber=audit", "-o=json"]
         for action in ("forgotten", "absent"):
             assert await anyio.to_thread.run_sync(main, forget) == 0
-            assert msgspec.json.decode(capfd.readouterr().out)["subscribers"] == {"audit": action}
+            said = msgspec.json.decode(capfd.readouterr().out)
+            assert said["subscribers"] == {"audit": action}
+            assert {stream["action"] for stream in said["streams"]} == {"found"}, "ages stay as they were chosen"
         assert await anyio.to_thread.run_sync(main, read) == 1
         assert await anyio.to_thread.run_sync(main, setup) == 0
         assert "place of subscriber audit: made" in capfd.readouterr().out
