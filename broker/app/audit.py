@@ -15,7 +15,6 @@ from broker.allocation.cel.engine import SelectorEngine
 from broker.machine.effects import ALGORITHM
 from broker.machine.ledger_check import BadEntry, LedgerCheck
 from broker.machine.replay import TermReplay, world_of
-from broker.world import checkpoint
 from broker.world.federation import Federation
 from broker.world.world import World
 from schemas.wire.anchor import Anchor
@@ -31,6 +30,7 @@ from schemas.wire.ledger import (
     LeaderElectedBefore,
     ReasonChanged,
     Release,
+    SegmentClosed,
     SegmentOpened,
     inputs_of,
 )
@@ -38,6 +38,7 @@ from schemas.wire.stages import TIMES
 from schemas.wire.subjects import STATE_STREAM
 
 DECISIONS = (Allocate, Release, ReasonChanged)
+NO_INPUTS = "the ledger does not say what it was decided from"
 LARGE = 200  # entries and messages, which take a tenth of a second at most
 BELIEVED_AGE = 3  # an agent publishes each object again before this part of the stream's age has passed
 
@@ -131,7 +132,8 @@ class Replayer:
         self._term: TermReplay | None = None
         self._why = "its leader was elected before what was read"
         self._is_new = False  # a leader was elected, and has decided nothing yet
-        self._is_of_checkpoint = False
+        self._of_checkpoint = 0  # entries of it that are to come
+        self._has_opened = False  # a checkpoint, behind which nothing has come yet
         self._batch: list[StoredMessage] = []
         self._decisions = 0
         self._segment = 0
@@ -145,22 +147,27 @@ class Replayer:
         Raises: BusError.
         """
         self._segment = segment
+        if self._of_checkpoint and not isinstance(entry, SegmentOpened):
+            self._of_checkpoint -= 1
+            return
         match entry:
+            case SegmentOpened():
+                self.end()
+                self._of_checkpoint, self._has_opened = entry.entries, True
+                return
             case LeaderElected():
-                self._batch, self._decisions = [], 0
-                self._term, self._is_new, self._is_of_checkpoint = None, True, False
+                self.end()
+                self._term, self._is_new, self._has_opened = None, True, False
                 if isinstance(entry, LeaderElectedBefore):
                     self._is_new, self._why = False, f"batches of build {entry.build} have another form"
                 return
-            case SegmentOpened():
-                self._batch, self._decisions, self._is_of_checkpoint = [], 0, True
+            case SegmentClosed() if entry.is_abandoned:
+                self.end()
                 return
-            case ClusterAhead() if self._is_new and TIMES not in message.headers:
+            case ClusterAhead() if self._is_new and not self._batch and TIMES not in message.headers:
                 return  # known when it was elected; not from the state
-        if self._is_of_checkpoint:
-            if isinstance(entry, checkpoint.KINDS):
-                return
-            self._is_of_checkpoint = False
+        if self._has_opened:
+            self._has_opened = False
             if self._term is not None:
                 self._term.segment_opened(segment, message.stream_sequence - 1)
         if self._is_new and world is not None and not self._batch:
@@ -198,11 +205,21 @@ class Replayer:
                 text = f"made again it comes out otherwise (build {inputs.build} has decided): {differs.problem}"
                 self.bad = BadEntry(self._segment, differs.sequence, subject, text)
                 return
+        self._leave_out(batch, decisions, self._why)
+
+    def end(self) -> None:
+        """No more entries of the batch will come, though it has no inputs: those of an older build open with them."""
+        if self._batch:
+            is_replayed = self._is_new or self._term is not None
+            self._leave_out(self._batch, self._decisions, NO_INPUTS if is_replayed else self._why)
+        self._batch, self._decisions = [], 0
+
+    def _leave_out(self, batch: list[StoredMessage], decisions: int, why: str) -> None:
         left, last = self.found.left_out, batch[-1].stream_sequence
-        if left and left[-1].why == self._why:
+        if left and left[-1].why == why:
             left[-1].last, left[-1].decisions = last, left[-1].decisions + decisions
         else:
-            left.append(LeftOut(batch[0].stream_sequence, last, decisions, self._why))
+            left.append(LeftOut(batch[0].stream_sequence, last, decisions, why))
 
     def _stop(self, why: str) -> None:
         self._term, self._why = None, why
@@ -299,7 +316,8 @@ async def audit(
                     entry = _entry(message)
                     in_batch = entry is not None and not isinstance(entry, LeaderElected) and inputs_of(entry) is None
                     watch.add(message)
-                    if replayer is not None and entry is not None and check.bad is None and replayer.bad is None:
+                    is_wanted = entry is not None and check.bad is None and not check.segments[-1].abandoned
+                    if replayer is not None and entry is not None and is_wanted and replayer.bad is None:
                         await replayer.add(message, entry, segment, check.world)
                     check.add([message])
                 progress(len(batch), f"of segment {segment}")
@@ -308,6 +326,8 @@ async def audit(
         check.end()
         if is_over:
             break
+    if replayer is not None:
+        replayer.end()
     found = [each for each in (check.bad, replayer.bad if replayer is not None else None, watch.bad()) if each]
     first = min(found, key=lambda each: (each.segment, each.sequence), default=None)
     return AuditFound(check, replayer.found if replayer is not None else None, watch.met, first)

@@ -117,6 +117,7 @@ def run_export(options: argparse.Namespace) -> int:
 async def _export(ledger: Ledger, within: Range, form: str, to: BinaryIO) -> int:
     rows, count = AuditRows(), 0
     with Progress("entries read") as progress, row_writer(form, to, COLUMNS) as writer:
+        is_over = False
         for segment in await segments_from(ledger, within):
             async with aclosing(ledger.entries(segment)) as batches:
                 async for batch in batches:
@@ -127,9 +128,14 @@ async def _export(ledger: Ledger, within: Range, form: str, to: BinaryIO) -> int
                     writer.add(chosen)
                     count += len(chosen)
                     progress.add(len(batch), f"of segment {segment}")
-                    if within.is_over(batch[0]):
-                        return count
-    return count
+                    is_over = within.is_over(batch[0]) and rows.is_complete
+                    if is_over:
+                        break
+            if is_over:
+                break
+        left = [msgspec.structs.asdict(row) for at, row in rows.end() if within.has(at)]
+        writer.add(left)
+    return count + len(left)
 
 
 def _read(message: StoredMessage) -> AnyEntry:

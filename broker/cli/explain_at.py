@@ -32,9 +32,7 @@ async def claims_at(ledger: Ledger, at: Moment, namespace: str, name: str, clust
                     if is_over:
                         break
                     check.add([message])
-                    if check.bad is not None:
-                        text = f"ledger entry {check.bad.sequence} is not as it must be: {check.bad.problem}"
-                        raise CommandError(f"{text}; see `dragoman audit verify`", exit_code=1)
+                    _must_be_well(check)
                     try:
                         history.add(message, decode_entry(message.payload))
                     except WireError as error:
@@ -42,6 +40,9 @@ async def claims_at(ledger: Ledger, at: Moment, namespace: str, name: str, clust
                 progress.add(len(batch), f"of segment {segment}")
                 if is_over:
                     break
+    if not is_over:
+        check.end()
+        _must_be_well(check)
     if not history.last_sequence:
         raise CommandError("the ledger has nothing from before that", exit_code=1)
     if at.sequence is not None and at.sequence != history.last_sequence:
@@ -53,6 +54,12 @@ async def claims_at(ledger: Ledger, at: Moment, namespace: str, name: str, clust
             f"segment {segment} is not open at {history.last_sequence}: ask for a later entry", exit_code=1
         )
     return history.told(world)
+
+
+def _must_be_well(check: LedgerCheck) -> None:
+    if check.bad is not None:
+        text = f"ledger entry {check.bad.sequence} is not as it must be: {check.bad.problem}"
+        raise CommandError(f"{text}; see `dragoman audit verify`", exit_code=1)
 
 
 def print_claim(to: Console, told: ClaimTold) -> None:

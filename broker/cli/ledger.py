@@ -29,8 +29,8 @@ Reads only. Without files it reads what is in NATS, with the operator's key.
 
 checked: the hash chain; numbers without holes, in segments and from one to the next; SegmentClosed and SegmentOpened
 in pairs; each checkpoint's checksum, and that it is what the segments before it give; every entry can be read and
-follows from those before it; at the end of each batch nobody holds a device that somebody else holds. How much of a
-device its shares may take is not in the ledger.
+follows from those before it; each batch says what it was decided from, and at its end nobody holds a device that
+somebody else holds. How much of a device its shares may take is not in the ledger.
 
 exit code: 0 all is well; 1 something is wrong, or there is no ledger, or no NATS; 2 wrong arguments.
 """

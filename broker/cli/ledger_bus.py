@@ -15,6 +15,8 @@ from schemas.client.connection import Connection, connect
 from schemas.client.errors import BusError
 from schemas.client.reader import StreamReader
 from schemas.wire.bus import StoredMessage
+from schemas.wire.codec import WireError, decode_entry
+from schemas.wire.ledger import inputs_of
 
 T = TypeVar("T")
 
@@ -43,9 +45,23 @@ def run_async(do: Callable[[], Awaitable[T]]) -> T:
 
 
 async def entries_of(connection: Connection, stream: str) -> AsyncGenerator[list[StoredMessage], None]:
-    """A segment from its first entry to its last, holes and all. Close it where you stop before its end."""
+    """A segment from its first entry to its last, holes and all. Close it where you stop before its end.
+
+    Where that is in the middle of a batch, which may be on its way into the stream just then, what has come since is
+    read too.
+    """
     reader = StreamReader(connection, stream)
-    state = await reader.state()
-    async with aclosing(reader.read(max(0, state.first_sequence - 1))) as batches:
-        async for batch in batches:
-            yield batch
+    after, may_go_on = max(0, (await reader.state()).first_sequence - 1), True
+    while may_go_on:
+        may_go_on = False
+        async with aclosing(reader.read(after)) as batches:
+            async for batch in batches:
+                after, may_go_on = batch[-1].stream_sequence, not _ends_a_batch(batch[-1])
+                yield batch
+
+
+def _ends_a_batch(message: StoredMessage) -> bool:
+    try:
+        return inputs_of(decode_entry(message.payload)) is not None
+    except WireError:
+        return True  # what it is shall whoever reads it say

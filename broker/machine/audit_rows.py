@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from broker.machine.ledger_batches import BatchCheck
 from schemas.wire.bus import StoredMessage
 from schemas.wire.chain import chain_of, is_erased
 from schemas.wire.ledger import (
@@ -23,6 +24,7 @@ from schemas.wire.ledger import (
     OperatorEntry,
     ReasonChanged,
     Release,
+    SegmentClosed,
     SegmentOpened,
     inputs_of,
 )
@@ -38,7 +40,8 @@ class AuditRow(msgspec.Struct, frozen=True, kw_only=True):
     resource_version, state_sequence: of the claim's message that it was made on, or that it follows from.
     state_position, state_digest: DRA_STATE up to where it was read, and the digest of what the batch was made from.
     leader: the broker process; "" where its election was not read. leader_epoch, build, algorithm, settings_digest: of
-    that broker. chain: its Dra-Chain. erased: its names were.
+    that broker; 0 and "" where the ledger does not say what it was decided from, so that nobody knows by whom.
+    chain: its Dra-Chain. erased: its names were.
     """
 
     ledger_sequence: int
@@ -70,32 +73,61 @@ class AuditRow(msgspec.Struct, frozen=True, kw_only=True):
     erased: bool
 
 
+Decided = tuple[StoredMessage, AuditRow]
+
+
 class AuditRows:
-    """Tell it of a ledger's entries in order; rows come when the batch that they stand in is complete."""
+    """Tell it of a ledger's entries in order, then `end`; rows come when the batch that they stand in is complete."""
 
     def __init__(self) -> None:
         self._leader = ""
         self._of_checkpoint = 0  # entries of it that are to come
+        self._is_abandoned = False  # by a rebuild: what follows in the segment counts for nothing
+        self._form = BatchCheck()
+        self._inputs: Inputs | None = None  # of an older build's batch, which opens with them
         self._batch: list[tuple[StoredMessage, AnyEntry, int]] = []
 
-    def add(self, message: StoredMessage, entry: AnyEntry, segment: int) -> Iterator[tuple[StoredMessage, AuditRow]]:
+    @property
+    def is_complete(self) -> bool:
+        """No row is still to come of what was told."""
+        return not self._batch
+
+    def add(self, message: StoredMessage, entry: AnyEntry, segment: int) -> Iterator[Decided]:
         """The next entry; gives entries with their rows. What a checkpoint states again is no decision."""
-        if isinstance(entry, SegmentOpened):
-            self._batch, self._of_checkpoint = [], entry.entries
-            return
-        if self._of_checkpoint:
+        if self._of_checkpoint and not isinstance(entry, SegmentOpened):
             self._of_checkpoint -= 1
             return
-        if isinstance(entry, LeaderElected):
-            self._batch, self._leader = [], entry.instance
+        if isinstance(entry, SegmentOpened):
+            yield from self.end()
+            self._of_checkpoint, self._is_abandoned = entry.entries, False
+            self._form.begin(follows=True)
+            self._form.opened()
             return
+        if self._is_abandoned:
+            return
+        if isinstance(entry, LeaderElected):
+            yield from self.end()
+            self._leader = entry.instance
+        self._is_abandoned = isinstance(entry, SegmentClosed) and entry.is_abandoned
+        self._form.add(message, entry)
         self._batch.append((message, entry, segment))
         inputs = inputs_of(entry)
-        if inputs is not None and inputs.steps:
-            batch, self._batch = self._batch, []
-            for stored, each, of in batch:
-                if facts := _facts(each):
-                    yield stored, _row(stored, of, facts, inputs, self._leader)
+        if self._form.opens_with_inputs:
+            self._inputs = inputs or self._inputs
+            yield from self._rows(self._inputs)
+        elif inputs is not None and inputs.steps:
+            yield from self._rows(inputs)
+
+    def end(self) -> Iterator[Decided]:
+        """That was all: what is left stands in no batch, as nothing does that a leader has decided."""
+        yield from self._rows(None)
+        self._inputs = None
+
+    def _rows(self, inputs: Inputs | None) -> Iterator[Decided]:
+        batch, self._batch = self._batch, []
+        for stored, each, of in batch:
+            if facts := _facts(each):
+                yield stored, _row(stored, of, facts, inputs, self._leader)
 
 
 def _facts(entry: AnyEntry) -> dict[str, Any]:
@@ -192,8 +224,9 @@ _NOTHING: dict[str, Any] = {
 }
 
 
-def _row(message: StoredMessage, segment: int, facts: dict[str, Any], inputs: Inputs, leader: str) -> AuditRow:
+def _row(message: StoredMessage, segment: int, facts: dict[str, Any], inputs: Inputs | None, leader: str) -> AuditRow:
     headers = message.headers
+    by = inputs or Inputs(leader_epoch=0)
     said = {**_NOTHING, **facts}
     if not said["state_sequence"]:
         cause = headers.get(CAUSE, "").removeprefix(f"{STATE_STREAM}.")
@@ -203,13 +236,13 @@ def _row(message: StoredMessage, segment: int, facts: dict[str, Any], inputs: In
         ledger_sequence=message.stream_sequence,
         segment=segment,
         time=headers.get("ce-time", ""),
-        state_position=inputs.steps[-1].position,
-        state_digest=inputs.state_digest,
-        leader=leader,
-        leader_epoch=inputs.leader_epoch,
-        build=inputs.build,
-        algorithm=inputs.algorithm,
-        settings_digest=inputs.settings_digest,
+        state_position=by.steps[-1].position if by.steps else 0,
+        state_digest=by.state_digest,
+        leader=leader if inputs is not None else "",
+        leader_epoch=by.leader_epoch,
+        build=by.build,
+        algorithm=by.algorithm,
+        settings_digest=by.settings_digest,
         trace_id=headers.get("traceparent", "").split("-")[1] if "-" in headers.get("traceparent", "") else "",
         chain=chain_of(message),
         erased=is_erased(message),

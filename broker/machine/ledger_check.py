@@ -1,8 +1,9 @@
 """Is a ledger whole, and does it say nothing that cannot be? Read entry by entry, segment by segment, as anybody may.
 
 What a ledger alone can show is checked: numbers without holes, segments that go on from each other, checkpoints that
-are what the segments before them give, and devices that nobody holds twice. How much of a device its shares may take
-is not in the ledger, nor whether each decision was right: that takes the state that it was decided on.
+are what the segments before them give, batches that say what they were decided from, and devices that nobody holds
+twice. How much of a device its shares may take is not in the ledger, nor whether each decision was right: that takes
+the state that it was decided on.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 
 from broker.errors import CheckpointError, InvariantError
+from broker.machine.ledger_batches import BatchCheck
 from broker.machine.ledger_chain import ChainCheck
 from broker.world import checkpoint, fold
 from broker.world.check import check
@@ -78,6 +80,7 @@ class LedgerCheck:
         self._found = SegmentFound(0)
         self._opening: list[tuple[StoredMessage, AnyEntry]] = []
         self._doubt: BadEntry | None = None  # about a checkpoint, unless it is opened anew behind it
+        self._batches = BatchCheck()
         self._touched: set[DeviceKey] = set()
 
     @property
@@ -105,6 +108,7 @@ class LedgerCheck:
             last.bad = BadEntry(last.segment, last.last, "", text)
         follows = last is not None and segment == last.segment + 1 and last.bad is None
         self.chain.begin(segment, follows=follows)
+        self._batches.begin(follows=follows)
         self._found = SegmentFound(segment)
         self.segments.append(self._found)
         self._world, self._doubt, self._opening = None, None, []
@@ -136,6 +140,8 @@ class LedgerCheck:
             found.bad = self._doubt
         if found.bad is None and self._world is not None:
             self._batch_ends()
+        if found.bad is None:
+            self._no_batch_is_open("nothing")
         if found.bad is None and self._world is not None:
             try:
                 check(self._world)
@@ -176,6 +182,11 @@ class LedgerCheck:
             self._opens(message, entry)
         elif isinstance(entry, SegmentClosed) and entry.is_abandoned:
             self._found.abandoned = True
+            if (first := self._batches.first) is not None:  # no fault: what was lost may have begun within it
+                self.notes.append(
+                    f"entries {first.stream_sequence} to {message.stream_sequence - 1} are a batch whose end was lost:"
+                    " what it was decided from is not known"
+                )
         elif self._world is None:
             text = f"{type(entry).__name__} stands in a segment that is not open: {self._opened_so_far()}"
             self._is_bad(message, text)
@@ -240,6 +251,7 @@ class LedgerCheck:
         except (CheckpointError, InvariantError, ValueError, KeyError) as error:
             self._doubt = BadEntry(self._found.segment, message.stream_sequence, message.subject, str(error))
         checkpoint.opened(world, self._found.segment, self._opening[-1][0].stream_sequence)
+        self._batches.opened()
         self._world, self._found.opened, self._found.checkpoint = world, True, first.entries + 1
 
     def _folds(self, message: StoredMessage, entry: AnyEntry) -> None:
@@ -251,6 +263,13 @@ class LedgerCheck:
         if inputs is not None and inputs.leader_epoch != self._world.leader_epoch:
             text = f"leader {inputs.leader_epoch} wrote it, and {self._world.leader_epoch} was elected last"
             self._is_bad(message, text)
+            return
+        if isinstance(entry, LeaderElected):
+            self._no_batch_is_open("an election")
+            if self._found.bad is not None:
+                return
+        if problem := self._batches.add(message, entry):
+            self._is_bad(message, problem)
             return
         try:
             fold.apply_entry(self._world, entry, message.stream_sequence)
@@ -272,6 +291,11 @@ class LedgerCheck:
                 self._found.bad = BadEntry(self._found.segment, at, "", f"since then {why}")
                 return
         self._touched.clear()
+
+    def _no_batch_is_open(self, then: str) -> None:
+        """Whoever decides says from what. then: what comes next instead."""
+        if (first := self._batches.first) is not None:
+            self._is_bad(first, f"its batch has no end that says what it was decided from: {then} follows")
 
     def _is_bad(self, message: StoredMessage, problem: str) -> None:
         self._found.bad = BadEntry(self._found.segment, message.stream_sequence, message.subject, problem)

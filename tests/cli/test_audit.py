@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from pathlib import Path
 from shutil import copytree
 
@@ -15,6 +16,7 @@ from anyio import to_thread
 from broker.adapters.embedded_nats import embedded_nats
 from broker.adapters.ledger_archive import Archive, ArchiveHeader, ArchiveWriter
 from broker.adapters.streams import PER_SUBJECT, StreamSettings, ensure_streams
+from broker.app.envelopes import Envelopes
 from broker.cli.demo import write_manifests
 from broker.cli.ledger_bus import entries_of
 from broker.cli.main import main
@@ -22,7 +24,16 @@ from schemas.client.connection import Connection
 from schemas.wire.bus import StoredMessage
 from schemas.wire.chain import CHAIN, ERASED, chain_of, link
 from schemas.wire.codec import decode_entry
-from schemas.wire.ledger import Adopted, Allocate, AnyEntry, LeaderElected, ReasonChanged, Release, inputs_of
+from schemas.wire.ledger import (
+    Adopted,
+    Allocate,
+    AnyEntry,
+    Inputs,
+    LeaderElected,
+    ReasonChanged,
+    Release,
+    inputs_of,
+)
 from schemas.wire.subjects import STATE_STREAM, ledger_stream
 from tests.nats_fixture import connect_to
 
@@ -153,6 +164,64 @@ async def test_a_ledger_that_was_written_anew_is_told_by_a_replay(
     assert ran.code == 1
     assert found["bad"]["sequence"] == bad.stream_sequence
     assert "made again it comes out otherwise" in found["bad"]["problem"]
+
+
+def a_forged_grant(messages: list[StoredMessage]) -> Allocate:
+    """A device that nobody has, for a claim that nobody knows: no leader has decided that."""
+    entry = decode_entry(first_of(messages, Allocate).payload)
+    assert isinstance(entry, Allocate)
+    holds = [msgspec.structs.replace(hold, device="gpu-none") for hold in entry.holds]
+    return msgspec.structs.replace(entry, uid="somebody-else", name="forged", holds=holds, inputs=None)
+
+
+async def append(connection: Connection, *entries: AnyEntry) -> None:
+    """As somebody may who can write to the ledger, with a chain that is whole."""
+    last = (await everything(connection))[-1]
+    for each in Envelopes("main", 0, "forged").batch(entries, last.stream_sequence + 1, 0, last):
+        await connection.request(each.subject, each.payload, each.headers, deadline_s=5)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param([], id="at the end of the ledger"),
+        pytest.param([LeaderElected(instance="forged", build="")], id="before an election"),
+    ],
+)
+async def test_a_decision_that_no_leader_has_made_is_found(
+    connection: Connection, capsys: pytest.CaptureFixture[str], more: list[AnyEntry]
+) -> None:
+    """Its chain is whole, and nothing contradicts it. But nobody says what it was decided from."""
+    messages = await everything(connection)
+    forged, at = a_forged_grant(messages), messages[-1].stream_sequence + 1
+    await append(connection, forged, *more)
+    for arguments in (("--no-replay",), CLUSTERS, (*CLUSTERS, "--replay")):
+        ran = await run(connection, capsys, "verify", *arguments, "-o", "json")
+        found = json.loads(ran.out)
+        assert (ran.code, found["ok"], found["bad"]["sequence"]) == (1, False, at)
+        assert "its batch has no end that says what it was decided from" in found["bad"]["problem"]
+    assert found["replay"]["left_out"][-1]["why"] == "the ledger does not say what it was decided from"
+    rows = [json.loads(line) for line in (await run(connection, capsys, "export")).out.splitlines()]
+    assert [(row["ledger_sequence"], row["name"], row["build"], row["leader"]) for row in rows[-1:]] == [
+        (at, "forged", "", "")
+    ]
+    url = connection.places.split(",")[0].strip()
+    command = ["explain", f"{forged.namespace}/forged", "--at", "0s", "--nats", url]
+    assert await to_thread.run_sync(lambda: main(command)) == 1
+    assert f"ledger entry {at} is not as it must be" in capsys.readouterr().err
+
+
+async def test_a_batch_that_is_on_its_way_is_read_to_its_end(connection: Connection) -> None:
+    """Nobody has promised that a reader sees a batch as a whole or not at all."""
+    forged = a_forged_grant(await everything(connection))
+    await append(connection, forged)
+    found: list[StoredMessage] = []
+    async with aclosing(entries_of(connection, STREAM)) as batches:
+        async for batch in batches:
+            found += batch
+            if isinstance(decode_entry(batch[-1].payload), Allocate):
+                await append(connection, forged, Inputs(leader_epoch=2))
+    assert [type(decode_entry(each.payload)) for each in found[-3:]] == [Allocate, Allocate, Inputs]
 
 
 async def test_an_anchor_tells_of_a_ledger_that_was_written_anew(

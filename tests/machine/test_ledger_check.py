@@ -14,12 +14,16 @@ from schemas.wire.codec import decode_entry, encode
 from schemas.wire.ledger import (
     Allocate,
     AnyEntry,
+    CheckpointEnds,
+    ClusterAhead,
     GrantEnded,
     Inputs,
     LeaderElected,
+    LeaderElectedBefore,
     LedgerRebuilt,
     SegmentClosed,
     SegmentOpened,
+    Step,
     checkpoint_checksum,
     entry_place,
     inputs_of,
@@ -27,6 +31,7 @@ from schemas.wire.ledger import (
 from schemas.wire.subjects import ledger_subject
 from tests.machine.driven import ONE_FABRIC, Driven, as_stored
 from tests.machine.test_segments import Segment, a_ledger, entry_of, starts, tail_of, without_a_grant
+from tests.upgrades.test_previous_bytes import segment as previous
 
 Ledger = dict[int, Segment]
 
@@ -161,6 +166,57 @@ def is_written_by_a_leader_that_was_replaced(segments: Ledger) -> int:
     return segments[0][index].stream_sequence
 
 
+def a_forged_grant(segments: Ledger, sequence: int) -> StoredMessage:
+    """A device that nobody has, for a claim that nobody knows, decided by nobody."""
+    found = segments[0]
+    entry = entry_of(found[first_of(found, Allocate)])
+    assert isinstance(entry, Allocate)
+    holds = [msgspec.structs.replace(hold, device="gpu-none") for hold in entry.holds]
+    forged = msgspec.structs.replace(entry, uid="somebody-else", holds=holds, inputs=None)
+    return as_stored([forged], sequence)[0]
+
+
+def put_in(segments: Ledger, segment: int, index: int) -> int:
+    """A forged grant; what follows it has other numbers then."""
+    sequence = segments[segment][index - 1].stream_sequence + 1
+    forged = a_forged_grant(segments, sequence)
+    rest = renumbered(segments[segment][index:], sequence + 1)
+    segments[segment] = [*segments[segment][:index], forged, *rest]
+    return sequence
+
+
+def has_a_grant_without_inputs_at_its_end(segments: Ledger) -> int:
+    segments[1] = tail_of(segments[1])
+    return put_in(segments, 1, len(segments[1]))
+
+
+def has_a_grant_without_inputs_before_an_election(segments: Ledger) -> int:
+    segments[1] = tail_of(tail_of(segments[1]))
+    return put_in(segments, 1, len(segments[1]) - 1)
+
+
+def has_a_grant_between_a_checkpoint_and_its_end(segments: Ledger) -> int:
+    last = segments[1][-1].stream_sequence
+    inputs = Inputs(leader_epoch=2, steps=[Step(10_000, 0)])
+    segments[1] = segments[1] + as_stored([CheckpointEnds(), inputs], last + 1)
+    return put_in(segments, 1, len(segments[1]) - 2)
+
+
+def closes_a_segment_without_inputs(segments: Ledger) -> int:
+    closed = segments[0][-1]
+    segments[0][-1] = as_stored([SegmentClosed(next_segment=1)], closed.stream_sequence)[0]
+    return closed.stream_sequence
+
+
+def has_a_batch_that_was_decided_in_no_step(segments: Ledger) -> int:
+    """Which says nothing of what it was decided from."""
+    segments[1] = tail_of(segments[1])
+    epoch = segments[1][-1].stream_sequence
+    forged = entry_of(a_forged_grant(segments, epoch + 1))
+    segments[1] += as_stored([msgspec.structs.replace(forged, inputs=Inputs(leader_epoch=epoch))], epoch + 1)
+    return epoch + 1
+
+
 @pytest.mark.parametrize(
     ("harm", "says"),
     [
@@ -173,6 +229,17 @@ def is_written_by_a_leader_that_was_replaced(segments: Ledger) -> int:
         pytest.param(is_not_what_the_segment_before_gives, "give another world", id="a checkpoint of another world"),
         pytest.param(gives_a_device_to_a_second_claim, "is granted to", id="a device given twice"),
         pytest.param(is_written_by_a_leader_that_was_replaced, "was elected last", id="a leader that was replaced"),
+        pytest.param(has_a_grant_without_inputs_at_its_end, "nothing follows", id="a grant without inputs at the end"),
+        pytest.param(
+            has_a_grant_without_inputs_before_an_election,
+            "an election follows",
+            id="a grant without inputs before others",
+        ),
+        pytest.param(
+            has_a_grant_between_a_checkpoint_and_its_end, "nor CheckpointEnds", id="a grant that a checkpoint hides"
+        ),
+        pytest.param(closes_a_segment_without_inputs, "has no end", id="a close that nobody decided"),
+        pytest.param(has_a_batch_that_was_decided_in_no_step, "in no step", id="inputs that say nothing"),
     ],
 )
 def test_names_the_first_bad_entry(machine: Driven, harm: Callable[[Ledger], int], says: str) -> None:
@@ -219,6 +286,43 @@ def test_a_rebuilt_segment_stands_for_itself(machine: Driven) -> None:
     for more in ([over], [late, over]):
         with pytest.raises(LedgerLostError, match="abandoned after segment 0"):
             starts({0: [*segments[0][:-1], *as_stored([over, *more], last)]})
+
+
+def test_a_batch_that_was_cut_off_before_a_rebuild_is_said(machine: Driven) -> None:
+    """What was lost may have begun in the middle of it: that is no fault of what is left."""
+    segments = a_ledger(machine)
+    sequence = put_in(segments, 0, len(segments[0]) - 1)
+    over = as_stored([SegmentClosed(next_segment=1, is_abandoned=True)], sequence + 1)
+    check = checked({0: segments[0][:-1] + over})
+    assert check.bad is None
+    assert check.notes[0].startswith(f"entries {sequence} to {sequence} are a batch whose end was lost")
+
+
+def test_what_was_known_at_an_election_is_part_of_it(machine: Driven) -> None:
+    segments = a_ledger(machine)
+    segments[1] = tail_of(segments[1])
+    last = segments[1][-1].stream_sequence
+    ahead = as_stored(
+        [ClusterAhead(cluster="east", message="more"), ClusterAhead(cluster="west", message="")], last + 1
+    )
+    assert checked({**segments, 1: segments[1] + ahead}).bad is None
+    assert checked({**segments, 1: tail_of(segments[1] + ahead)}).bad is None
+
+
+def test_a_ledger_of_an_older_build_is_well() -> None:
+    """Its batches open with their inputs, so nobody can tell where the last one ends."""
+    for found in ({0: previous(0)}, {1: previous(1)}, {1: previous(1)[:-3]}, {1: tail_of(previous(1))}):
+        assert checked(found).bad is None
+
+
+def test_an_older_builds_leader_says_first_what_it_decides_from(machine: Driven) -> None:
+    segments = a_ledger(machine)
+    last = segments[1][-1].stream_sequence
+    segments[1] += as_stored([LeaderElectedBefore(instance="b", build="")], last + 1)
+    put_in(segments, 1, len(segments[1]))
+    bad = checked(segments).bad
+    assert bad is not None
+    assert (bad.sequence, "no inputs come before it" in bad.problem) == (last + 2, True)
 
 
 def test_a_damaged_checkpoint_of_a_rebuilt_segment_gives_no_older_world(machine: Driven) -> None:

@@ -35,6 +35,7 @@ from schemas.wire.ledger import (
     OutcomeRecorded,
     Release,
     SegmentClosed,
+    Step,
     entry_place,
 )
 from tests.builders import a_claim
@@ -69,9 +70,12 @@ def folded(ledger: Iterable[StoredMessage], world: World | None = None, segment:
 
 
 def closed(ledger: Segment, segment: int = 0) -> Segment:
-    """The segment, with its last entry."""
-    last = ledger[-1].stream_sequence
-    return ledger + as_stored([SegmentClosed(next_segment=segment + 1, inputs=Inputs(leader_epoch=2))], last + 1)
+    """The segment, with its leader's last batch."""
+    world = starts({segment: ledger}).machine.world
+    inputs = Inputs(leader_epoch=2, steps=[Step(world.position, 0)])
+    first: list[AnyEntry] = [CheckpointEnds()] if world.ledger_last == world.checkpoint_last else []
+    batch = [*first, SegmentClosed(next_segment=segment + 1, inputs=inputs)]
+    return ledger + as_stored(batch, world.ledger_last + 1)
 
 
 def opened(before: World, segment: int) -> Segment:
