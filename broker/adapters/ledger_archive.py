@@ -15,6 +15,7 @@ import msgspec
 import zstandard
 
 from broker.adapters.errors import ArchiveError
+from schemas.errors import UNREADABLE
 from schemas.wire.bus import StoredMessage
 
 FORMAT = "dragoman.ledger.v1"
@@ -107,7 +108,7 @@ class Archive:
         self._lines = _lines_of(path)
         try:
             self.header = msgspec.json.decode(self._next() or b"", type=ArchiveHeader)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise ArchiveError(path, f"it does not begin as an archive of a ledger segment: {error}") from error
         if self.header.archive != FORMAT:
             raise ArchiveError(path, f"it has format {self.header.archive!r}, and this build reads {FORMAT}")
@@ -126,7 +127,7 @@ class Archive:
                     end = msgspec.json.decode(line, type=_End)
                     break
                 entry = msgspec.json.decode(line, type=_Line)
-            except msgspec.DecodeError as error:
+            except UNREADABLE as error:
                 raise ArchiveError(self.path, f"the line after {count} entries is damaged: {error}") from error
             count += 1
             payload = entry.base64 or entry.payload.encode()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import zstandard
 from anyio import to_thread
 
 from broker.adapters.ledger_archive import Archive
@@ -197,3 +198,26 @@ async def test_a_damaged_file_is_not_believed(
     path.unlink()
     code, _, err = await run(nats_url, capsys, "verify", str(path))
     assert (code, "No such file" in err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        pytest.param(0, "it does not begin as an archive of a ledger segment", id="in its first line"),
+        pytest.param(2, "the line after 1 entries is damaged", id="in an entry"),
+        pytest.param(-1, "is damaged", id="in its last line"),
+    ],
+)
+async def test_a_file_with_what_is_no_text_is_not_believed(
+    connection: Connection, nats_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: int, says: str
+) -> None:
+    path = tmp_path / "file"
+    await run(nats_url, capsys, "archive", "--segment", "0", str(path))
+    with path.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as unpacked:
+        lines = unpacked.read().splitlines(keepends=True)
+    text = {0: b'"stream":"', 2: b'"subject":"', -1: b'"sha256":"'}[line]
+    assert text in lines[line]
+    lines[line] = lines[line].replace(text, text + b"\xff")
+    path.write_bytes(zstandard.ZstdCompressor().compress(b"".join(lines)))
+    code, _, err = await run(nats_url, capsys, "verify", str(path))
+    assert (code, str(path) in err, says in err) == (1, True, True)
