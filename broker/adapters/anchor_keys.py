@@ -57,14 +57,30 @@ def read_anchor(path: Path, trusted_key: str = "") -> Anchor:
         raise AnchorError(f"{path} has format {anchor.anchor!r}, and this build reads {FORMAT}")
     if trusted_key and anchor.public_key != trusted_key:
         raise AnchorError(f"{path} is signed by {anchor.public_key}, not by {trusted_key}")
+    raw = _decoded(anchor.public_key)
+    if raw is None:
+        raise AnchorError(f"{path}: {anchor.public_key!r} is no public NKey of a user")
     try:
-        raw = base64.b32decode(anchor.public_key + "=" * (-len(anchor.public_key) % 8))
-        if len(raw) != _KEY_BYTES or raw[0] != nkeys.PREFIX_BYTE_USER:
-            raise AnchorError(f"{path}: {anchor.public_key!r} is no public NKey of a user")
-        VerifyKey(raw[1:33]).verify(signed(anchor), base64.urlsafe_b64decode(anchor.signature))
+        VerifyKey(raw).verify(signed(anchor), base64.urlsafe_b64decode(anchor.signature))
     except (ValueError, BadSignatureError) as error:
         raise AnchorError(f"{path}: its signature is wrong: it was changed, or another key signed it") from error
     return anchor
+
+
+def is_public_key(text: str) -> bool:
+    """Whether that is the public NKey of a user."""
+    return _decoded(text) is not None
+
+
+def _decoded(key: str) -> bytes | None:
+    """The 32 bytes of a user's public NKey; None if it is none."""
+    try:
+        raw = base64.b32decode(key + "=" * (-len(key) % 8))
+    except ValueError:
+        return None
+    if len(raw) != _KEY_BYTES or raw[0] != nkeys.PREFIX_BYTE_USER or nkeys.crc16_checksum(raw[:-2]) != raw[-2:]:
+        return None
+    return raw[1:-2]
 
 
 def _seed(path: Path) -> str:

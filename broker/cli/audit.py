@@ -11,7 +11,7 @@ import shtab
 from rich.console import Group
 from rich.text import Text
 
-from broker.adapters.anchor_keys import read_anchor, read_public_key, sign, write_key
+from broker.adapters.anchor_keys import is_public_key, read_anchor, read_public_key, sign, write_key
 from broker.adapters.errors import AnchorError
 from broker.adapters.state_history import StateHistory
 from broker.allocation.cel.engine import default_engine
@@ -142,6 +142,9 @@ def _add_verify(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 def run_verify(options: argparse.Namespace) -> int:
     """Check, and say what was found."""
+    if options.trust and not options.anchor:
+        raise CommandError("--trust goes with --anchor: it says who must have signed that")
+    _must_be_a_key(options.trust)
     try:
         anchors = [read_anchor(path, options.trust) for path in options.anchor]
     except AnchorError as error:
@@ -169,6 +172,11 @@ def run_verify(options: argparse.Namespace) -> int:
     else:
         console().print(_report(found, why_not, is_ok=is_ok))
     return 0 if is_ok else 1
+
+
+def _must_be_a_key(trusted: str) -> None:
+    if trusted and not is_public_key(trusted):
+        raise CommandError(f"--trust {trusted}: that is no public NKey of a user")
 
 
 def _federations(configs: Sequence[Path], clusters: list[str]) -> dict[str, Federation]:
@@ -286,6 +294,9 @@ def run_key(options: argparse.Namespace) -> int:
 
 def run_anchor(options: argparse.Namespace) -> int:
     """Sign, or check."""
+    if options.trust and not options.check:
+        raise CommandError("--trust goes with --check: it says who must have signed that")
+    _must_be_a_key(options.trust)
     try:
         if options.check:
             anchor = read_anchor(options.check, options.trust)

@@ -271,6 +271,22 @@ async def test_an_anchor_that_was_changed_or_signed_by_somebody_else(
     assert "is no anchor" in (await run(connection, capsys, "anchor", "--check", str(changed))).err
 
 
+async def test_a_trusted_key_without_an_anchor_is_no_check(
+    connection: Connection, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    key, file = str(tmp_path / "a.nk"), str(tmp_path / "anchor.json")
+    public = (await run(connection, capsys, "key", key)).out.strip()
+    ran = await run(connection, capsys, "verify", "--no-replay", "--trust", public)
+    assert (ran.code, "--trust goes with --anchor" in ran.err) == (2, True)
+    ran = await run(connection, capsys, "anchor", "--key", key, "--file", file, "--trust", public)
+    assert (ran.code, "--trust goes with --check" in ran.err) == (2, True)
+    await run(connection, capsys, "anchor", "--key", key, "--file", file)
+    for wrong in ("ada", f"A{public[1:]}", f"{public[:-1]}{'A' if public[-1] == 'B' else 'B'}", public.lower()):
+        for what in (("verify", "--no-replay", "--anchor", file), ("anchor", "--check", file)):
+            ran = await run(connection, capsys, *what, "--trust", wrong)
+            assert (ran.code, "is no public NKey of a user" in ran.err) == (2, True)
+
+
 async def test_what_was_seen_must_be_what_is_there(connection: Connection, capsys: pytest.CaptureFixture[str]) -> None:
     """A message of DRA_STATE is another one than the decision was made on."""
     state = await everything(connection, STATE_STREAM)
