@@ -150,7 +150,7 @@ def run_verify(options: argparse.Namespace) -> int:
     except AnchorError as error:
         raise CommandError(str(error), exit_code=1) from None
     federations = _federations(options.config, options.cluster)
-    if options.files and options.replay is None:
+    if options.files and not options.replay:
         found, why_not = run_async(lambda: _verify_files(options, anchors)), "files have no inputs: give --replay"
     else:
         found, why_not = with_nats(options, "operator", lambda nats: _verify(nats, options, anchors, federations)), ""

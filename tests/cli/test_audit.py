@@ -365,6 +365,9 @@ async def test_archives_are_verified_too(
     ran = await run(connection, capsys, "verify", str(file))
     assert ran.code == 0
     assert "files have no inputs" in ran.out
+    nobody = ["audit", "verify", str(file), "--no-replay", "--nats", "nats://127.0.0.1:1"]
+    assert await to_thread.run_sync(lambda: main(nobody)) == 0
+    assert "decisions were not made again (--no-replay)" in capsys.readouterr().out
     found = json.loads((await run(connection, capsys, "verify", str(file), *CLUSTERS, "--replay", "-o", "json")).out)
     assert (found["ok"], found["replay"]["terms"]) == (True, 3)
     bad = first_of(messages, Allocate)
