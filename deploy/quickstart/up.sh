@@ -15,7 +15,8 @@ docker build --quiet --file ../Dockerfile --tag "$image" ../..
 
 echo "--- the clusters"
 for cluster in east west; do
-  kind get clusters | grep --quiet --line-regexp "$cluster" || kind create cluster --name "$cluster" --wait 120s
+  # Not --quiet, which ends at the first line that fits: what kind writes after that would be its failure.
+  kind get clusters | grep --line-regexp "$cluster" > /dev/null || kind create cluster --name "$cluster" --wait 120s
   kind load docker-image --name "$cluster" "$image"
 done
 

@@ -1,7 +1,7 @@
 """docs/install.md, run as it is written, on three real control planes.
 
-Not run: what needs Docker, and what installs Dragoman. The site's names are replaced by ours; the pods of the charts
-run as processes here (see kubelet.py).
+Not run: what needs Docker, and what installs Dragoman; but the commands find no package that this would not install.
+The site's names are replaced by ours; the pods of the charts run as processes here (see kubelet.py).
 """
 
 import os
@@ -19,6 +19,7 @@ import yaml
 
 from tests.controlplane.plane import ControlPlane, start
 from tests.controlplane.programs import Programs
+from tests.deploy.extras import extras_named, installed_with
 from tests.deploy.kubelet import Kubelet
 from tests.nats_fixture import free_port, servers
 
@@ -97,6 +98,7 @@ async def test_the_page_does_what_it_says(planes: dict[str, ControlPlane], helm_
     (site / "deploy").symlink_to(ROOT / "deploy")
     environment = {
         **os.environ,
+        **installed_with(extras_named(PAGE.read_text()), tmp_path / "extras"),
         "PATH": f"{helm_program.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "HOME": str(tmp_path),
         "KUBECONFIG": str(kubeconfig(planes, tmp_path / "kubeconfig")),
