@@ -2,7 +2,9 @@
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol
@@ -117,9 +119,26 @@ class _Parquet:
         self._writer.close()
 
 
-def open_new(path: Path) -> BinaryIO:
-    """A file that is not there yet. Raises: ExportError."""
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that is not there yet; after the context it is there as a whole, or, if that has failed, not at all.
+
+    Raises: ExportError.
+    """
+    if path.exists():
+        raise ExportError(f"{path} is there already: remove it, or choose another name")
+    part = path.with_name(f"{path.name}.part")
     try:
-        return path.open("xb")
+        file = part.open("wb")
     except OSError as error:
         raise ExportError(f"{path} cannot be written: {error.strerror}") from error
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.rename(path)
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        part.unlink(missing_ok=True)

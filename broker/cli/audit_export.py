@@ -10,7 +10,7 @@ from typing import BinaryIO, get_origin, get_type_hints
 import msgspec
 import shtab
 
-from broker.adapters.audit_files import FORMATS, open_new, row_writer
+from broker.adapters.audit_files import FORMATS, new_file, row_writer
 from broker.adapters.errors import ExportError
 from broker.adapters.ledger_archive import Archive, ArchiveHeader, ArchiveWriter
 from broker.app.audit import Ledger, Range, segments_from
@@ -37,7 +37,7 @@ examples:
   dragoman audit export --since 1h | jq 'select(.decision == "Refuse")'
   dragoman audit export archive/*.jsonl.zst --format parquet --file 2026.parquet    # needs dragoman[parquet]
 
-exit code: 0; 1 an entry cannot be read, or there is no ledger or no NATS; 2 wrong arguments.
+exit code: 0; 1 an entry cannot be read, or there is no ledger or no NATS, and then there is no file; 2 wrong arguments.
 """
 EPILOG_ERASE = """\
 Writes a copy of a segment in which entries have no names any more: those that name TEXT anywhere, or all.
@@ -99,7 +99,7 @@ def run_export(options: argparse.Namespace) -> int:
         raise CommandError("--format parquet: give --file, it is not for a terminal")
     try:
         with ExitStack() as stack:
-            to = stack.enter_context(open_new(options.file)) if options.file is not None else sys.stdout.buffer
+            to = stack.enter_context(new_file(options.file)) if options.file is not None else sys.stdout.buffer
             if options.files:
                 count = run_async(lambda: _export(LedgerInFiles(options.files), range_of(options), options.format, to))
             else:

@@ -430,12 +430,33 @@ async def test_one_row_for_each_decision(
     assert (await run(connection, capsys, "export", "--format", "parquet")).code == 2
 
 
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+async def test_an_export_that_fails_leaves_no_file(
+    connection: Connection, capsys: pytest.CaptureFixture[str], tmp_path: Path, form: str
+) -> None:
+    messages = await everything(connection)
+    last = messages[-1].stream_sequence
+    await connection.request("dra.v1.ledger.main.0.east.record.u", b"garbage", deadline_s=5)
+    file = tmp_path / "files" / "rows"
+    file.parent.mkdir()
+    export = ("export", "--format", form, "--file", str(file))
+    ran = await run(connection, capsys, *export)
+    assert (ran.code, f"ledger entry {last + 1}" in ran.err, list(file.parent.iterdir())) == (1, True, [])
+    await write_anew(connection, messages)
+    assert (await run(connection, capsys, *export)).code == 0
+    whole = file.read_bytes()
+    ran = await run(connection, capsys, *export)
+    assert (ran.code, "is there already" in ran.err, file.read_bytes()) == (1, True, whole)
+    assert list(file.parent.iterdir()) == [file]
+
+
 async def test_parquet_without_pyarrow_is_said(
     connection: Connection, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     ran = await run(connection, capsys, "export", "--format", "parquet", "--file", str(tmp_path / "rows"))
     assert (ran.code, "install dragoman[parquet]" in ran.err) == (1, True)
+    assert not (tmp_path / "rows").exists()
 
 
 # --- names
