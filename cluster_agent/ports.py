@@ -50,19 +50,26 @@ class Cluster(Protocol):
     """
 
     async def list_objects(self, kind: Kind) -> Listing:
-        """List all objects of a kind, consistently: no write acknowledged before the call is missing."""
+        """List all objects of a kind, consistently: no write acknowledged before the call is missing.
+
+        What may be absent from a cluster of its age, such as taint rules, is empty there; anything else has to be
+        served.
+        """
         ...
 
     def watch(self, kind: Kind, resource_version: str) -> AsyncIterator[WatchEvent]:
         """Follow a kind from just after `resource_version`, each change once and in order, until the caller stops.
 
         An open watch is no sign of life: it may stay silent while its server is shutting down.
-        Raises: ExpiredError when changes may have been missed; list again.
+        Raises: ExpiredError when changes may have been missed; list again, see RestoredError.
         """
         ...
 
     async def get_claim(self, namespace: str, name: str) -> ApiObject | None:
-        """Read a claim, consistently: as it was at some moment after the call began. None if there is no such claim."""
+        """Read a claim, consistently: as it was at some moment after the call began.
+
+        Returns: None if the API server says of this claim that there is none.
+        """
         ...
 
     async def get_pod(self, namespace: str, name: str) -> ApiObject | None:
@@ -137,7 +144,7 @@ class ApiConflictError(ApiError):
 
 
 class ApiNotFoundError(ApiError):
-    """404: there is no such object."""
+    """404: there is no such object, says the API server by its name."""
 
 
 class ApiInvalidError(ApiError):
@@ -179,6 +186,11 @@ class ApiDeniedError(ApiError):
 
 class ExpiredError(ApiError):
     """410: the history from this resourceVersion on is gone. List again and watch from there."""
+
+
+class RestoredError(ExpiredError):
+    """The cluster has not come to this resourceVersion (again): it was restored from a backup. What it lists now is
+    what there is, whatever its resourceVersion."""
 
 
 # Nothing is known to have been done, and the same call may be made again later.

@@ -5,8 +5,8 @@ and is an error when it is cut. The caller resumes it then, or lists again; retr
 """
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from random import SystemRandom
 from typing import Annotated, Literal, TypeVar
 
@@ -18,12 +18,15 @@ from cluster_agent.adapters.kube_connection import KubeConnection, Where, error_
 from cluster_agent.adapters.kube_objects import API_KINDS, decoded, read_object
 from cluster_agent.errors import ClusterAccessError
 from cluster_agent.ports import (
+    ApiConflictError,
+    ApiInvalidError,
     ApiNotFoundError,
     ApiObject,
     ApiUncertainError,
     ExpiredError,
     Kind,
     Listing,
+    RestoredError,
     WatchEvent,
 )
 from schemas.resource.untyped import as_dict
@@ -36,6 +39,7 @@ LINE_MAX = 64 << 20
 NOT_SERVED_S = 60.0  # how often an API that was not served is looked for
 LISTS_MOST = 3
 EVENT_ANSWER_S = 5.0  # nobody waits for an Event
+MAY_BE_ABSENT: frozenset[Kind] = frozenset({"taintrule"})  # from a cluster that has DRA
 
 _random = SystemRandom()
 _T = TypeVar("_T")
@@ -127,7 +131,8 @@ class KubernetesCluster:
         if api_kind.versions == ("v1",):
             return "v1"
         if self._served is None:
-            self._served = await self._discover()
+            with self._reading(Where(GROUP)):
+                self._served = await self._discover()
         served = self._served
         return next((each for each in api_kind.versions if api_kind.resource in served.get(each, ())), None)
 
@@ -138,7 +143,7 @@ class KubernetesCluster:
         except ApiNotFoundError:
             return {}
         except ApiUncertainError as error:
-            if "status 404" in error.message:  # of the API server's router, which answers in plain text
+            if error.message.startswith("status 404:"):  # of the API server's router, which answers in plain text
                 return {}
             raise
         served = {}
@@ -148,12 +153,45 @@ class KubernetesCluster:
         return served
 
     async def _path(self, kind: Kind) -> tuple[str, str] | None:
-        """The version and the path of a kind; None where it is not served."""
+        """The version and the path of a kind; None where a cluster that has all the rest does not have it.
+
+        Raises: ApiUncertainError if it is not served and has to be. A router's 404, or one of several API servers
+        without DRA, does not say that there are none.
+        """
+        found = await self._path_if_served(kind)
+        if found is None and not (kind in MAY_BE_ABSENT and self._served):
+            raise self._not_served(kind, Where(kind))
+        return found
+
+    async def _path_if_served(self, kind: Kind) -> tuple[str, str] | None:
         api_version = await self._version_of(kind)
         if api_version is None:
             return None
         prefix = "/api/" if "/" not in api_version else "/apis/"
         return api_version, f"{prefix}{api_version}/{API_KINDS[kind].resource}"
+
+    def _not_served(self, kind: Kind, where: Where) -> ApiUncertainError:
+        self._served = None
+        resource = API_KINDS[kind].resource
+        return ApiUncertainError(f"{self._connection.server} serves no {resource} now", **msgspec.structs.asdict(where))
+
+    @contextmanager
+    def _reading(self, where: Where, *, may_expire: bool = False) -> Iterator[None]:
+        """A read. Who refuses it is not the API server as we know it; after an upgrade another version may be there.
+
+        Raises: ApiUncertainError in place of errors that mean nothing for a read.
+        """
+        try:
+            yield
+        except (ApiConflictError, ApiInvalidError, ApiNotFoundError, ExpiredError) as error:
+            if may_expire and isinstance(error, ExpiredError):
+                raise
+            self._served = None
+            fields = msgspec.structs.asdict(where)
+            raise ApiUncertainError(f"the read was refused: {error.message}", **fields) from error
+        except ApiUncertainError:
+            self._served = None
+            raise
 
     # --- lists
 
@@ -166,12 +204,10 @@ class KubernetesCluster:
         page = API_KINDS[kind].page
         for _ in range(LISTS_MOST):
             try:
-                return await self._list(kind, api_version, path, page)
+                with self._reading(Where(kind), may_expire=True):
+                    return await self._list(kind, api_version, path, page)
             except ExpiredError:
                 page *= 10  # the rest of it was compacted away before we asked for it
-            except ApiUncertainError:
-                self._served = None  # after an upgrade another version may be there
-                raise
         raise ApiUncertainError(f"its list has expired {LISTS_MOST} times while it was read", kind=kind)
 
     async def _list(self, kind: Kind, api_version: str, path: str, page: int) -> Listing:
@@ -207,18 +243,13 @@ class KubernetesCluster:
         seen: dict[str, ApiObject] = {}
         while True:
             began, position = time.monotonic(), resource_version
-            try:
+            with suppress(aiohttp.SocketTimeoutError), self._reading(Where(kind), may_expire=True):
                 async with aclosing(self._stream(kind, api_version, path, resource_version)) as events:
                     async for event in events:
                         if int(event.resource_version) < int(resource_version) + (event.type != "BOOKMARK"):
                             continue  # whoever stands between has sent it twice
                         resource_version = event.resource_version
                         yield _quiet(kind, event, seen)
-            except aiohttp.SocketTimeoutError:
-                pass
-            except ApiUncertainError:
-                self._served = None
-                raise
             if resource_version == position:
                 await self._check_history(kind, path, resource_version)
                 if time.monotonic() - began < AT_ONCE_S:
@@ -246,13 +277,16 @@ class KubernetesCluster:
     async def _check_history(self, kind: Kind, path: str, resource_version: str) -> None:
         """A watch from a resourceVersion that the cluster has not reached yet, restored from a backup, stays silent.
 
-        Raises: ExpiredError.
+        Raises: RestoredError.
         """
         where = Where(kind)
-        found = _read(await self._connection.call("GET", path, [("limit", "1")], where=where), _Page, where)
+        with self._reading(where):
+            found = _read(await self._connection.call("GET", path, [("limit", "1")], where=where), _Page, where)
         now = found.metadata.resource_version
         if int(now) < int(resource_version):
-            raise ExpiredError(f"the cluster is at {now}, before {resource_version}: restored from a backup", kind=kind)
+            raise RestoredError(
+                f"the cluster is at {now}, before {resource_version}: restored from a backup", kind=kind
+            )
 
     # --- claims
 
@@ -260,17 +294,19 @@ class KubernetesCluster:
         """See Cluster."""
         where = Where("claim", namespace, name)
         api_version, path = await self._claim_path(where)
-        try:
-            return _claim(api_version, await self._connection.call("GET", path, where=where), where)
-        except ApiNotFoundError:
-            return None
+        with self._reading(where):
+            try:
+                return _claim(api_version, await self._connection.call("GET", path, where=where), where)
+            except ApiNotFoundError:
+                return None
 
     async def get_pod(self, namespace: str, name: str) -> ApiObject | None:
         """See Cluster."""
         where = Where("pod", namespace, name)
         query = [("fieldSelector", f"metadata.name={name}")]  # as a list: to get one would be a further right
-        answer = await self._connection.call("GET", f"/api/v1/namespaces/{namespace}/pods", query, where=where)
-        found = [_object("pod", "v1", item, where) for item in _read(answer, _Page, where).items or ()]
+        with self._reading(where):
+            answer = await self._connection.call("GET", f"/api/v1/namespaces/{namespace}/pods", query, where=where)
+            found = [_object("pod", "v1", item, where) for item in _read(answer, _Page, where).items or ()]
         return next((each[0] for each in found if each is not None), None)
 
     async def update_claim(self, obj: ApiObject) -> ApiObject:
@@ -324,13 +360,9 @@ class KubernetesCluster:
         return read[0]
 
     async def _served_path(self, kind: Kind, where: Where) -> tuple[str, str]:
-        found = await self._path(kind)
+        found = await self._path_if_served(kind)
         if found is None:
-            self._served = None
-            resource = API_KINDS[kind].resource
-            raise ApiUncertainError(
-                f"{self._connection.server} serves no {resource} now", **msgspec.structs.asdict(where)
-            )
+            raise self._not_served(kind, where)
         return found
 
     # --- Events
@@ -350,8 +382,7 @@ class KubernetesCluster:
     async def _claim_path(self, where: Where) -> tuple[str, str]:
         api_version = await self._version_of("claim")
         if api_version is None:
-            self._served = None
-            raise ApiUncertainError(f"{self._connection.server} serves no claims now", **msgspec.structs.asdict(where))
+            raise self._not_served("claim", where)
         return api_version, f"/apis/{api_version}/namespaces/{where.namespace}/resourceclaims/{where.name}"
 
 

@@ -132,8 +132,13 @@ class KubeConnection:
         """
         data = None if body is None else msgspec.json.encode(body)
         timeout = aiohttp.ClientTimeout(total=answer_s, connect=CONNECT_S)
-        async with self._answered(method, path, query, data, where, timeout) as response:
-            return await response.read()
+        try:
+            async with self._answered(method, path, query, data, where, timeout) as response:
+                return await response.read()
+        except ExpiredError as error:
+            if method == "GET":
+                raise
+            raise _uncertain(f"status 410: {error.message}", where) from error
 
     @asynccontextmanager
     async def stream(
@@ -315,6 +320,8 @@ class _Cause(msgspec.Struct):
 
 
 class _Details(msgspec.Struct, rename="camel"):
+    name: str = ""
+    kind: str = ""  # a resource, such as resourceclaims
     causes: list[_Cause] = []
     retry_after_seconds: float = 0
 
@@ -343,7 +350,7 @@ def error_of(code: int, body: bytes | msgspec.Raw, where: Where, retry_after: st
     fields = _fields(where)
     if code in (401, 403):
         return ApiDeniedError(message if code == 403 else f"401, we are not known there ({message})", **fields)
-    if code == 404 and status.kind == "Status":
+    if code == 404 and status.kind == "Status" and _is_named(where, details):
         return ApiNotFoundError(message, **fields)
     if code == 409:
         return ApiConflictError(message, **fields)
@@ -355,8 +362,13 @@ def error_of(code: int, body: bytes | msgspec.Raw, where: Where, retry_after: st
     if code in _NOTHING_WRITTEN:
         cause = details.causes[0] if details.causes else _Cause(reason=status.reason or f"Status{code}")
         return ApiInvalidError(message, field=cause.field, reason=cause.reason, **fields)
-    # A 404 that the API server itself did not write, a 5xx: whoever answered does not know what came of it.
+    # A 404 that the API server did not write, or not of this object, a 5xx: who answers does not know what came of it.
     return ApiUncertainError(f"status {code}: {message}", **fields)
+
+
+def _is_named(where: Where, details: _Details) -> bool:
+    """What there is none of is the object that was asked for, and nothing on the way to it."""
+    return not where.name or (details.name == where.name and where.kind in details.kind)
 
 
 def _uncertain(message: str, where: Where) -> ApiUncertainError:

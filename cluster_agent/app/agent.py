@@ -65,6 +65,8 @@ from cluster_agent.ports import (
     Cluster,
     ExpiredError,
     Kind,
+    Listing,
+    RestoredError,
 )
 from schemas.client.errors import BusError, MessageTooLargeError
 from schemas.client.follow import Delivered
@@ -351,10 +353,10 @@ class Agent:
         objects: list[ObjectSeen] = []
         listed_at: dict[str, int] = {}
         for kind in self._settings.kinds:
-            seen, resource_version = await self._list(kind)
-            objects += seen
-            listed_at[kind] = int(resource_version)
-            tg.start_soon(self._follow_cluster, kind, resource_version)
+            listing = await self._list(kind)
+            objects += self._seen(kind, listing)
+            listed_at[kind] = int(listing.resource_version)
+            tg.start_soon(self._follow_cluster, kind, listing.resource_version)
         decisions = []
         for entry_message in await self._until_answered(self._bus.last_decisions):
             entry = _entry(entry_message)
@@ -380,21 +382,23 @@ class Agent:
             standing.cleaning,
         )
 
-    async def _list(self, kind: Kind) -> tuple[list[ObjectSeen], str]:
-        listing = await self._until_answered(lambda: self._cluster.list_objects(kind))
-        seen = [
+    async def _list(self, kind: Kind) -> Listing:
+        return await self._until_answered(lambda: self._cluster.list_objects(kind))
+
+    def _seen(self, kind: Kind, listing: Listing) -> list[ObjectSeen]:
+        """What is listed is what there is."""
+        if kind in self._projections:
+            self._projections[kind].listed(listing.objects)
+        return [
             ObjectSeen(kind, each, _version_of(each), listing.errors.get(each["metadata"].get("uid", ""), ""), now_us())
             for each in listing.objects
         ]
-        if kind in self._projections:
-            self._projections[kind].listed(listing.objects)
-        return seen, listing.resource_version
 
     # --- what happens outside
 
     async def _follow_cluster(self, kind: Kind, resource_version: str) -> None:
         delay_s = RETRY_FIRST_S
-        trouble = Trouble()
+        trouble, disbelief = Trouble(), Trouble()
         while True:
             try:
                 async for event in self._cluster.watch(kind, resource_version):
@@ -412,8 +416,19 @@ class Agent:
                         )
             except ExpiredError as error:
                 _log.info("watch of %s in %s has expired, listing again: %s", kind, self.name, error)
-                seen, resource_version = await self._list(kind)
-                await self._send.send(Relisted(kind, seen, int(resource_version)))
+                listing, before = await self._list(kind), resource_version
+                if isinstance(error, RestoredError) or int(listing.resource_version) >= int(before):
+                    resource_version = listing.resource_version
+                    await self._send.send(Relisted(kind, self._seen(kind, listing), int(resource_version)))
+                else:  # nothing that it lacks is gone
+                    disbelief.tell(
+                        "list of %s in %s is of %s, older than what was seen, %s: not believed, watching again in %g s",
+                        kind,
+                        self.name,
+                        listing.resource_version,
+                        before,
+                        delay_s,
+                    )
             except UNANSWERED as error:
                 delay_s = max(delay_s, _asked_to_wait(error))
                 trouble.tell("watch of %s in %s was cut, going on in %g s: %s", kind, self.name, delay_s, error)

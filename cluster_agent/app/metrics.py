@@ -19,6 +19,7 @@ from cluster_agent.ports import (
     ExpiredError,
     Kind,
     Listing,
+    RestoredError,
     WatchEvent,
 )
 
@@ -31,6 +32,7 @@ _RESULTS: dict[type[Exception], str] = {
     ApiDeniedError: "denied",
     ApiUncertainError: "unknown",
     ExpiredError: "expired",
+    RestoredError: "expired",
 }
 
 

@@ -175,7 +175,9 @@ def test_a_slice_of_an_older_version_is_one_of_v1() -> None:
     ],
 )
 def test_each_status_is_one_of_the_ports_errors(code: int, expected: type[ApiError]) -> None:
-    body = msgspec.json.encode({"kind": "Status", "message": "because", "code": code, "reason": "Because"})
+    details = {"name": "c", "group": "resource.k8s.io", "kind": "resourceclaims"}
+    status = {"kind": "Status", "message": "because", "code": code, "reason": "Because", "details": details}
+    body = msgspec.json.encode(status)
     error = error_of(code, body, Where("claim", "default", "c"))
     assert type(error) is expected
     assert "claim default/c: " in str(error)

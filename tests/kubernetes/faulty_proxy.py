@@ -115,7 +115,9 @@ class FaultyProxy:
         return web.Response()
 
 
-def answers(code: int, reason: str = "", message: str = "told to", **headers: str) -> Answer:
+def answers(
+    code: int, reason: str = "", message: str = "told to", details: dict[str, str] | None = None, **headers: str
+) -> Answer:
     """A metav1.Status in place of an answer."""
     status = {
         "kind": "Status",
@@ -123,6 +125,7 @@ def answers(code: int, reason: str = "", message: str = "told to", **headers: st
         "status": "Failure",
         "reason": reason,
         "message": message,
+        "details": details or {},
         "code": code,
     }
 
@@ -141,6 +144,11 @@ async def hang(_request: web.Request, _body: bytes) -> web.StreamResponse:
     """No answer, for as long as the client waits."""
     await anyio.sleep_forever()
     raise AssertionError("unreachable")
+
+
+async def no_such_page(_request: web.Request, _body: bytes) -> web.StreamResponse:
+    """What a router answers that knows nothing of the path; an API server's too, of an API that it does not serve."""
+    return web.Response(status=404, text="404 page not found\n")
 
 
 async def a_page_of_html(_request: web.Request, _body: bytes) -> web.StreamResponse:

@@ -16,7 +16,7 @@ from schemas.client.connection import Connection
 from tests.controlplane.api import Object, path_of, wait_for
 from tests.controlplane.plane import Options, start
 from tests.controlplane.programs import Programs
-from tests.kubernetes.faulty_proxy import FaultyProxy, a_faulty_proxy, answers
+from tests.kubernetes.faulty_proxy import Answer, FaultyProxy, a_faulty_proxy, answers, no_such_page
 from tests.kubernetes.federation import (
     Federation,
     a_kube_federation,
@@ -348,6 +348,95 @@ async def test_an_apiserver_that_restarts_is_listed_again(running: Running, name
     await running.claim(namespace, "next")
     await running.plane.finish_pod("p", namespace)
     await running.bound(namespace, "next", "next")
+
+
+async def test_a_router_that_knows_no_path_ends_no_grant(running: Running, namespace: str) -> None:
+    """The list of claims meets its 404, and the question what is served another."""
+    await running.claim(namespace)
+    await running.bound(namespace)
+    running.proxy.fail("GET", "resourceclaims?watch=true", answers(410, "Expired"))
+    running.proxy.fail("GET", "/apis/resource.k8s.io", no_such_page, times=4)
+    await running.proxy.cut_watches(part="/resourceclaims")
+    await holds_on(running, namespace)
+
+
+async def test_a_list_that_is_older_than_what_was_watched_ends_no_grant(running: Running, namespace: str) -> None:
+    await running.claim(namespace)
+    await running.bound(namespace)
+    running.proxy.fail("GET", "resourceclaims?limit=", empty_at("7"), times=2)
+    running.proxy.fail("GET", "resourceclaims?watch=true", answers(410, "Expired"), times=2)
+    await running.proxy.cut_watches(part="/resourceclaims")
+    await holds_on(running, namespace)
+    assert "is of 7, older than what was seen" in running.federation.processes["east"].said()
+
+
+async def test_a_cluster_that_was_restored_from_a_backup_is_listed_again(running: Running, namespace: str) -> None:
+    """Its list is as good as it is old; the proxy makes it old."""
+    await running.claim(namespace)
+    await running.bound(namespace)
+
+    async def older(request: web.Request, body: bytes) -> web.StreamResponse:
+        response = await running.proxy.forward(request, body)
+        assert isinstance(response, web.Response)
+        page = msgspec.json.decode(bytes(response.body))  # type: ignore[arg-type]
+        page["metadata"]["resourceVersion"] = "7"
+        return web.Response(body=msgspec.json.encode(page), content_type="application/json")
+
+    running.proxy.fail("GET", "resourceclaims?watch=true", no_event)
+    running.proxy.fail("GET", "resourceclaims?limit=1", older)
+    running.proxy.fail("GET", "resourceclaims?limit=", older)
+    await running.proxy.cut_watches(part="/resourceclaims")
+    await wait_for(lambda: is_asked(running, "resourceclaims?watch=true&allowWatchBookmarks=true&resourceVersion=7&"))
+    await holds_on(running, namespace)
+    assert "restored from a backup" in running.federation.processes["east"].said()
+
+
+async def is_asked(running: Running, path: str) -> bool:
+    return running.proxy.count("GET", path) > 0
+
+
+async def holds_on(running: Running, namespace: str) -> None:
+    """All that was to go wrong has done so, another claim waits for the device as before, and gets it in the end."""
+    await wait_for(lambda: have_gone_wrong(running))
+    await running.claim(namespace, "next")
+    await running.api.create(a_pod("next", namespace, "next"))
+
+    async def waits() -> bool:
+        return any(
+            event["reason"] == "DragomanPending" and "DevicesInUse" in event.get("message", "")
+            for event in await running.api.list_all("Event", namespace)
+            if event["involvedObject"]["name"] == "next"
+        )
+
+    await wait_for(waits, otherwise=lambda: "the device was given again, or nobody says that it is in use")
+    assert await running.devices(namespace) == ["gpu-0"]
+    await running.plane.finish_pod("p", namespace)
+    await running.api.until("Pod", "next", namespace, is_bound)
+    assert await running.devices(namespace, "next") == ["gpu-0"]
+
+
+async def have_gone_wrong(running: Running) -> bool:
+    return not any(fault.times for fault in running.proxy.faults)
+
+
+def empty_at(resource_version: str) -> Answer:
+    """A list of claims that has none."""
+    page = {
+        "kind": "ResourceClaimList",
+        "apiVersion": "resource.k8s.io/v1",
+        "metadata": {"resourceVersion": resource_version},
+        "items": [],
+    }
+
+    async def answer(_request: web.Request, _body: bytes) -> web.StreamResponse:
+        return web.Response(body=msgspec.json.encode(page), content_type="application/json")
+
+    return answer
+
+
+async def no_event(_request: web.Request, _body: bytes) -> web.StreamResponse:
+    """A watch that ends without any."""
+    return web.Response(body=b"")
 
 
 async def test_a_claim_that_is_nested_too_deeply_harms_nobody_else(running: Running, namespace: str) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 
 import anyio
+import msgspec
 import pytest
 from aiohttp import web
 
@@ -13,6 +14,7 @@ from cluster_agent.ports import (
     ApiObject,
     ApiUncertainError,
     ExpiredError,
+    RestoredError,
     WatchEvent,
 )
 from tests.cluster_agent.contract import next_event
@@ -20,11 +22,20 @@ from tests.cluster_agent.objects import HELD, a_raw_claim, a_raw_slice, with_met
 from tests.controlplane.api import wait_for
 from tests.controlplane.fixture import StartPlane
 from tests.controlplane.plane import ControlPlane
-from tests.kubernetes.faulty_proxy import FaultyProxy, a_faulty_proxy, a_page_of_html, answers, hang
+from tests.kubernetes.faulty_proxy import (
+    Answer,
+    FaultyProxy,
+    a_faulty_proxy,
+    a_page_of_html,
+    answers,
+    hang,
+    no_such_page,
+)
 
 pytestmark = pytest.mark.anyio
 
 SILENT_S = 1.0
+DISCOVERY = "/apis/resource.k8s.io"
 
 
 @pytest.fixture
@@ -100,6 +111,115 @@ async def test_a_server_that_does_not_answer_is_given_up(proxy: FaultyProxy, nam
             await connection.call("GET", "/api/v1/namespaces", where=Where(), answer_s=0.2)
 
 
+# --- answers that no API server gives to a read
+
+REFUSALS = [
+    pytest.param(no_such_page, id="404 of a router"),
+    *(pytest.param(answers(code, "Told"), id=str(code)) for code in (400, 404, 405, 406, 409, 413, 415, 422)),
+]
+
+
+@pytest.mark.parametrize("answer", REFUSALS)
+async def test_a_list_that_is_refused_says_nothing_of_what_there_is(
+    proxy: FaultyProxy, cluster: KubernetesCluster, claim: ApiObject, answer: Answer
+) -> None:
+    assert (await cluster.list_objects("claim")).objects
+    proxy.fail("GET", "/resourceclaims?limit=", answer)
+    proxy.fail("GET", DISCOVERY, answer, times=2)
+    for _ in range(3):  # the list; then what is served is looked for
+        with pytest.raises(ApiUncertainError):
+            await cluster.list_objects("claim")
+    listing = await cluster.list_objects("claim")
+    assert claim["metadata"]["uid"] in {obj["metadata"]["uid"] for obj in listing.objects}
+
+
+@pytest.mark.parametrize("answer", REFUSALS)
+async def test_a_watch_that_is_refused_is_no_end_of_anything(
+    plane: ControlPlane,
+    proxy: FaultyProxy,
+    cluster: KubernetesCluster,
+    claim: ApiObject,
+    namespace: str,
+    answer: Answer,
+) -> None:
+    version = claim["metadata"]["resourceVersion"]
+    proxy.fail("GET", "/resourceclaims?watch=true", answer)
+    with pytest.raises(ApiUncertainError):
+        await next_event(cluster.watch("claim", version))
+    proxy.fail("GET", "/resourceclaims?watch=true", _nothing)
+    proxy.fail("GET", "/resourceclaims?limit=1", answer)  # by which a watch looks whether the cluster was restored
+    with pytest.raises(ApiUncertainError):
+        await next_event(cluster.watch("claim", version))
+    await plane.api.create(a_raw_claim("later", namespace=namespace))
+    assert named(await next_in(namespace, cluster.watch("claim", version))) == ("ADDED", "later")
+
+
+@pytest.mark.parametrize("answer", [*REFUSALS, pytest.param(answers(410, "Gone"), id="410")])
+async def test_a_claim_is_gone_only_where_the_server_says_so_of_it(
+    plane: ControlPlane, proxy: FaultyProxy, cluster: KubernetesCluster, claim: ApiObject, answer: Answer
+) -> None:
+    proxy.fail("GET", "/resourceclaims/c", answer)
+    namespace = claim["metadata"]["namespace"]
+    with pytest.raises(ApiUncertainError):
+        await cluster.get_claim(namespace, "c")
+    assert await cluster.get_claim(namespace, "c") == claim
+    await plane.api.delete("ResourceClaim", "c", namespace)
+    assert await cluster.get_claim(namespace, "c") is None
+
+
+@pytest.mark.parametrize("answer", [*REFUSALS, pytest.param(answers(410, "Gone"), id="410")])
+async def test_a_pod_is_gone_only_where_the_server_lists_none(
+    proxy: FaultyProxy, cluster: KubernetesCluster, namespace: str, answer: Answer
+) -> None:
+    proxy.fail("GET", "/pods?fieldSelector=", answer)
+    with pytest.raises(ApiUncertainError):
+        await cluster.get_pod(namespace, "p")
+    assert await cluster.get_pod(namespace, "p") is None
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        pytest.param({"name": "another", "kind": "resourceclaims"}, id="another claim"),
+        pytest.param({"name": "c", "kind": "clusters"}, id="something else of that name"),
+    ],
+)
+async def test_a_404_about_something_else_says_nothing_of_the_claim(
+    proxy: FaultyProxy, cluster: KubernetesCluster, claim: ApiObject, details: dict[str, str]
+) -> None:
+    proxy.fail("GET", "/resourceclaims/c", answers(404, "NotFound", details=details))
+    with pytest.raises(ApiUncertainError):
+        await cluster.get_claim(claim["metadata"]["namespace"], "c")
+
+
+async def test_a_write_that_meets_a_410_may_have_been_done(
+    proxy: FaultyProxy, cluster: KubernetesCluster, claim: ApiObject
+) -> None:
+    proxy.fail("PUT", "/resourceclaims/c", answers(410, "Gone"))
+    with pytest.raises(ApiUncertainError):
+        await cluster.update_claim(with_metadata(claim, labels={"a": "b"}))
+
+
+async def test_a_kind_that_may_be_absent_is_empty_only_where_the_server_has_the_rest(
+    proxy: FaultyProxy, cluster: KubernetesCluster
+) -> None:
+    proxy.fail("GET", DISCOVERY, no_such_page)
+    with pytest.raises(ApiUncertainError):
+        await cluster.list_objects("taintrule")
+
+    async def without_rules(request: web.Request, body: bytes) -> web.StreamResponse:
+        response = await proxy.forward(request, body)
+        assert isinstance(response, web.Response)
+        found = msgspec.json.decode(bytes(response.body))  # type: ignore[arg-type]
+        if "resources" in found:
+            found["resources"] = [each for each in found["resources"] if "taintrules" not in each["name"]]
+        return web.Response(body=msgspec.json.encode(found), content_type="application/json")
+
+    proxy.fail("GET", DISCOVERY, without_rules, times=20)
+    assert (await cluster.list_objects("taintrule")).objects == []
+    assert (await cluster.list_objects("claim")).resource_version != "0"
+
+
 # --- watches
 
 
@@ -171,7 +291,7 @@ async def test_a_version_that_the_cluster_has_not_reached_has_expired(
     cluster: KubernetesCluster, claim: ApiObject
 ) -> None:
     far_ahead = str(int(claim["metadata"]["resourceVersion"]) + 1_000_000_000)
-    with pytest.raises(ExpiredError, match="restored from a backup"):
+    with pytest.raises(RestoredError, match="restored from a backup"):
         await next_event(cluster.watch("claim", far_ahead))
 
 
