@@ -43,6 +43,7 @@ RESOURCES = {
     "Job": Resource("batch/v1", "jobs", True),
     "NetworkPolicy": Resource("networking.k8s.io/v1", "networkpolicies", True),
     "PodDisruptionBudget": Resource("policy/v1", "poddisruptionbudgets", True),
+    "PersistentVolumeClaim": Resource("v1", "persistentvolumeclaims", True),
     "Lease": Resource("coordination.k8s.io/v1", "leases", True),
     "ClusterRole": Resource("rbac.authorization.k8s.io/v1", "clusterroles", False),
     "ClusterRoleBinding": Resource("rbac.authorization.k8s.io/v1", "clusterrolebindings", False),
