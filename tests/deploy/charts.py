@@ -1,6 +1,7 @@
 """Our charts, rendered."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +77,18 @@ FULL_AGENT = {
     "nodeSelector": {"kubernetes.io/os": "linux"},
     "tolerations": [{"operator": "Exists"}],
     "affinity": {"nodeAffinity": {}},
+    "priorityClassName": "system-cluster-critical",
 }
 
 
-def render(program: Path, chart: str, values: Object, namespace: str = "dragoman") -> list[Object]:
+def render(
+    program: Path, chart: str, values: Object, namespace: str = "dragoman", arguments: Sequence[str] = ()
+) -> list[Object]:
     """What `helm install dragoman-CHART` would create. Raises: HelmError, as for values that the schema refuses."""
     # JSON is YAML; a file would do as well.
-    arguments = [f"--set-json={name}={json.dumps(value)}" for name, value in values.items()]
-    text = helm(program, "template", f"dragoman-{chart}", str(CHARTS / chart), f"--namespace={namespace}", *arguments)
+    given = [f"--set-json={name}={json.dumps(value)}" for name, value in values.items()]
+    name = f"dragoman-{chart}"
+    text = helm(program, "template", name, str(CHARTS / chart), f"--namespace={namespace}", *given, *arguments)
     return [document for document in yaml.safe_load_all(text) if document]
 
 

@@ -3,6 +3,8 @@ Kubernetes knows how.
 """
 
 import copy
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,42 @@ def test_the_command_line_is_one_that_dragoman_takes(helm_program: Path, chart: 
         files = [options.nkey, options.tls_ca, getattr(options, "config", None)]
         assert all(str(Path(file).parent) in mounted or str(file) in mounted for file in files if file)
         assert bool(options.nkey) == bool(values["nats"].get("keySecret"))
+
+
+@pytest.mark.parametrize("values", [AGENT, FULL_AGENT], ids=["agent", "agent with everything"])
+def test_the_notes_of_the_agent_name_what_nats_asks_for(helm_program: Path, values: Object) -> None:
+    command = next(line for line in notes(helm_program, "agent", values) if line.startswith("  dragoman "))
+    options = make_parser().parse_args(command.split()[1:])
+    assert options.nats == values["nats"]["urls"]
+    has_files = "keySecret" in values["nats"]
+    assert (options.nkey, options.tls_ca) == (("nats/keys/operator.nk", "nats/tls/ca.crt") if has_files else ("", ""))
+
+
+def notes(program: Path, chart: str, values: Object) -> list[str]:
+    """What `helm install` says afterwards."""
+    arguments = [f"--set-json={name}={json.dumps(value)}" for name, value in values.items()]
+    said = helm(program, "install", f"dragoman-{chart}", str(CHARTS / chart), "--dry-run=client", *arguments)
+    return said.partition("NOTES:\n")[2].splitlines()
+
+
+def test_the_agent_is_for_the_versions_of_kubernetes_that_its_page_names(helm_program: Path) -> None:
+    page = (CHARTS.parents[1] / "docs/kubernetes.md").read_text()
+    [first] = re.findall(r"^Kubernetes 1\.(\d+) or later", page, re.MULTILINE)
+    render(helm_program, "agent", FULL_AGENT, arguments=[f"--kube-version=1.{first}.0-gke.1"])
+    with pytest.raises(HelmError, match="incompatible"):
+        render(helm_program, "agent", FULL_AGENT, arguments=[f"--kube-version=1.{int(first) - 1}.9"])
+
+
+@pytest.mark.parametrize(("chart", "values"), [("broker", BROKER), ("agent", AGENT)])
+def test_a_namespace_need_not_be_prepared_for_a_priority(helm_program: Path, chart: str, values: Object) -> None:
+    """GKE, for one, lets the system's into namespaces with a quota for it alone."""
+
+    def priority(values: Object) -> Any:
+        [template] = templates(render(helm_program, chart, values))
+        return template["spec"].get("priorityClassName")
+
+    assert priority(values) is None
+    assert priority({**values, "priorityClassName": "high"}) == "high"
 
 
 def test_the_config_is_the_federation_of_the_values(helm_program: Path) -> None:
