@@ -300,7 +300,7 @@ async def audit(
     Raises: BusError; ArchiveError.
     """
     check = LedgerCheck(ledger.shard)
-    watch = _AnchorWatch(anchors)
+    watch = _AnchorWatch(anchors, ledger.shard)
     for segment in await segments_from(ledger, within):
         check.begin(segment)
         is_over = in_batch = False
@@ -315,11 +315,13 @@ async def audit(
                         break
                     entry = _entry(message)
                     in_batch = entry is not None and not isinstance(entry, LeaderElected) and inputs_of(entry) is None
-                    watch.add(message)
-                    is_wanted = entry is not None and check.bad is None and not check.segments[-1].abandoned
-                    if replayer is not None and entry is not None and is_wanted and replayer.bad is None:
+                    found = check.segments[-1]
+                    counts = not found.abandoned  # what follows such an end is not looked at
+                    if replayer is not None and entry is not None and counts and check.bad is None and not replayer.bad:
                         await replayer.add(message, entry, segment, check.world)
                     check.add([message])
+                    if counts and found.bad is None:
+                        watch.add(message, segment)
                 progress(len(batch), f"of segment {segment}")
                 if is_over:
                     break
@@ -328,44 +330,56 @@ async def audit(
             break
     if replayer is not None:
         replayer.end()
-    found = [each for each in (check.bad, replayer.bad if replayer is not None else None, watch.bad()) if each]
-    first = min(found, key=lambda each: (each.segment, each.sequence), default=None)
+    bad = [each for each in (check.bad, replayer.bad if replayer is not None else None, watch.bad()) if each]
+    first = min(bad, key=lambda each: (each.segment, each.sequence), default=None)
     return AuditFound(check, replayer.found if replayer is not None else None, watch.met, first)
 
 
 class _AnchorWatch:
     """Does the ledger go through what was anchored?"""
 
-    def __init__(self, anchors: Sequence[Anchor]) -> None:
-        self._anchors = {each.ledger_sequence: each for each in anchors}
+    def __init__(self, anchors: Sequence[Anchor], shard: str) -> None:
+        self._anchors: dict[int, list[Anchor]] = {}
+        for each in sorted(anchors, key=lambda each: each.ledger_sequence):
+            self._anchors.setdefault(each.ledger_sequence, []).append(each)
+        self._shard = shard
         self._bad: BadEntry | None = None
         self._first = self._last = 0
         self.met: list[Anchor] = []
 
-    def add(self, message: StoredMessage) -> None:
+    def add(self, message: StoredMessage, segment: int) -> None:
+        """An entry of which the chain was found to be right: its header alone says nothing."""
         self._first, self._last = self._first or message.stream_sequence, message.stream_sequence
-        anchor = self._anchors.get(message.stream_sequence)
-        if anchor is None:
-            return
-        if chain_of(message) == anchor.chain:
-            self.met.append(anchor)
-        elif self._bad is None:
-            text = (
-                f"its chain is {chain_of(message)[:16] or 'none'}..., and {anchor.chain[:16]}... was anchored at"
-                f" {anchor.time}: the ledger was written anew before it"
+        for anchor in self._anchors.get(message.stream_sequence, ()):
+            problem = self._problem(message, segment, anchor)
+            if not problem:
+                self.met.append(anchor)
+            elif self._bad is None:
+                self._bad = BadEntry(segment, message.stream_sequence, message.subject, problem)
+
+    def _problem(self, message: StoredMessage, segment: int, anchor: Anchor) -> str:
+        if (self._shard, segment) != (anchor.shard, anchor.segment):
+            here, there = f"segment {segment} of {self._shard}", f"segment {anchor.segment} of {anchor.shard}"
+            return f"it stands in {here}, and an entry in {there} was anchored at {anchor.time}"
+        found = chain_of(message)
+        if not found or found != anchor.chain:
+            return (
+                f"its chain is {found[:16] or 'none'}..., and {anchor.chain[:16]}... was anchored at {anchor.time}: the"
+                " ledger was written anew before it"
             )
-            self._bad = BadEntry(anchor.segment, message.stream_sequence, message.subject, text)
+        return ""
 
     def bad(self) -> BadEntry | None:
         """The first anchor through which the ledger does not go."""
         if self._bad is not None:
             return self._bad
-        for sequence, anchor in sorted(self._anchors.items()):
+        for anchor in (each for same in self._anchors.values() for each in same):
             if anchor not in self.met:
                 text = (
-                    f"an entry was anchored there at {anchor.time}, and what was read is {self._first} to {self._last}"
+                    f"an entry was anchored there at {anchor.time}, and what was read, and is as it must be, is"
+                    f" {self._first} to {self._last}"
                 )
-                return BadEntry(anchor.segment, sequence, "", text)
+                return BadEntry(anchor.segment, anchor.ledger_sequence, "", text)
         return None
 
 

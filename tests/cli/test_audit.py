@@ -13,6 +13,7 @@ import pyarrow.parquet as parquet
 import pytest
 from anyio import to_thread
 
+from broker.adapters.anchor_keys import read_anchor, sign
 from broker.adapters.embedded_nats import embedded_nats
 from broker.adapters.ledger_archive import Archive, ArchiveHeader, ArchiveWriter
 from broker.adapters.streams import PER_SUBJECT, StreamSettings, ensure_streams
@@ -21,6 +22,7 @@ from broker.cli.demo import write_manifests
 from broker.cli.ledger_bus import entries_of
 from broker.cli.main import main
 from schemas.client.connection import Connection
+from schemas.wire.anchor import Anchor
 from schemas.wire.bus import StoredMessage
 from schemas.wire.chain import CHAIN, ERASED, chain_of, link
 from schemas.wire.codec import decode_entry
@@ -32,6 +34,7 @@ from schemas.wire.ledger import (
     LeaderElected,
     ReasonChanged,
     Release,
+    SegmentClosed,
     inputs_of,
 )
 from schemas.wire.subjects import STATE_STREAM, ledger_stream
@@ -246,7 +249,62 @@ async def test_an_anchor_tells_of_a_ledger_that_was_written_anew(
     await write_anew(connection, messages[:-2])
     ran = await run(connection, capsys, "verify", "--no-replay", "--anchor", file)
     assert ran.code == 1
-    assert f"what was read is 1 to {messages[-3].stream_sequence}" in " ".join(ran.out.split())
+    assert f"what was read, and is as it must be, is 1 to {messages[-3].stream_sequence}" in " ".join(ran.out.split())
+
+
+async def anchored(connection: Connection, capsys: pytest.CaptureFixture[str], directory: Path) -> tuple[Path, Anchor]:
+    """A key, and what it has signed of the ledger as it is; the file beside the key is "anchor"."""
+    key = directory / "anchor.nk"
+    await run(connection, capsys, "key", str(key))
+    ran = await run(connection, capsys, "anchor", "--key", str(key), "--file", str(directory / "anchor"))
+    assert ran.code == 0
+    return key, read_anchor(directory / "anchor")
+
+
+async def test_a_header_after_a_rebuild_is_no_proof(
+    connection: Connection, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """What an anchor says is public, and what follows an abandoned end is not looked at."""
+    _, anchor = await anchored(connection, capsys, tmp_path)
+    messages = await everything(connection)
+    await write_anew(connection, messages[:-2])
+    await append(connection, SegmentClosed(next_segment=1, is_abandoned=True))
+    junk = msgspec.structs.replace(messages[-1], headers={**messages[-1].headers, CHAIN: anchor.chain})
+    await connection.request(junk.subject, b"junk", dict(junk.headers), deadline_s=5)
+    assert (await everything(connection))[-1].stream_sequence == anchor.ledger_sequence
+    ran = await run(connection, capsys, "verify", "--no-replay", "--anchor", str(tmp_path / "anchor"), "-o", "json")
+    found = json.loads(ran.out)
+    assert (ran.code, found["anchors"], found["bad"]["sequence"]) == (1, [], anchor.ledger_sequence)
+    assert f"is 1 to {anchor.ledger_sequence - 1}" in found["bad"]["problem"]
+    assert (await run(connection, capsys, "verify", "--no-replay")).code == 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        pytest.param({"chain": "ab" * 32}, "the ledger was written anew before it", id="another chain"),
+        pytest.param({"segment": 1}, "in segment 1 of main was anchored", id="another segment"),
+        pytest.param({"shard": "other"}, "in segment 0 of other was anchored", id="another ledger"),
+        pytest.param({"ledger_sequence": 1_000_000}, "an entry was anchored there", id="another entry"),
+    ],
+)
+async def test_the_ledger_must_go_through_every_anchor(
+    connection: Connection,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    changed: dict[str, str | int],
+    says: str,
+) -> None:
+    key, anchor = await anchored(connection, capsys, tmp_path)
+    right, wrong = tmp_path / "anchor", tmp_path / "wrong"
+    wrong.write_bytes(msgspec.json.encode(sign(msgspec.structs.replace(anchor, **changed), key)))
+    for files in ((right, wrong), (wrong, right)):
+        words = [word for each in files for word in ("--anchor", str(each))]
+        ran = await run(connection, capsys, "verify", "--no-replay", *words, "-o", "json")
+        found = json.loads(ran.out)
+        assert (ran.code, says in found["bad"]["problem"], len(found["anchors"])) == (1, True, 1)
+    ran = await run(connection, capsys, "verify", "--no-replay", "--anchor", str(right), "--anchor", str(right))
+    assert ran.code == 0
 
 
 async def test_an_anchor_that_was_changed_or_signed_by_somebody_else(
