@@ -45,6 +45,7 @@ class ChainCheck:
         self.entries = 0
         self.erased = 0
         self.unchained: list[Unchained] = []
+        self._left_out: list[int] = []  # that do not go on from the entry before them
         self._before: str | None = None  # Dra-Chain of the entry before, "" where it has none; None: nobody knows
         self._segment = 0
         self._is_first = True
@@ -78,8 +79,11 @@ class ChainCheck:
         return ""
 
     def leave_out(self, message: StoredMessage) -> None:
-        """The next entry, which is not looked at, though the one after it may be."""
-        self._before = chain_of(message)
+        """The next entry, which counts for nothing, though the one after it may go on from it."""
+        found, before = chain_of(message), self._before
+        if before is not None and (found or before) and link(before, message) != found:
+            self._left_out.append(message.stream_sequence)
+        self._before = found
 
     def found(self) -> ChainFound:
         """All that is known of it."""
@@ -90,6 +94,11 @@ class ChainCheck:
         found = [
             f"entries {each.first} to {each.last} are not chained: a build before the hash chain wrote them"
             for each in self.unchained
+        ]
+        found += [
+            f"entry {each}, which counts for nothing, does not go on from the one before it: the chain behind it proves"
+            " nothing of what is before it"
+            for each in self._left_out
         ]
         if self.erased:
             found.append(f"of {self.erased} entries the names were erased; the chain covers a digest of them")

@@ -229,10 +229,24 @@ def test_a_rebuild_goes_on_from_the_last_entry_that_is_left(ledger: Ledger) -> N
     assert check.bad is None
     assert check.chain.head is not None
     assert check.chain.head.chain == chain_of(again[-1])
+    says = f"entry {end + 2}, which counts for nothing, does not go on from the one before it"
+    assert [note.partition(":")[0] for note in check.chain.notes()] == [says]
     assert checked({3: again}).bad is None
     bad = checked({**ledger, 2: left + over[:1], 3: again}).bad
     assert bad is not None
     assert bad.segment == 3
+
+
+def test_a_chain_through_what_counts_for_nothing_is_whole_too(ledger: Ledger) -> None:
+    """Else who writes all anew that is before a rebuild could put an entry there from which the rest goes on."""
+    end = ledger[2][-1].stream_sequence
+    closed: AnyEntry = SegmentClosed(next_segment=3, is_abandoned=True)
+    over = stored([closed, LeaderElected(instance="late", build=""), closed], 2, end + 1, ledger[2][-1])
+    assert checked({**ledger, 2: ledger[2] + over}).chain.notes() == []
+    other = msgspec.structs.replace(over[-1], payload=b"junk")
+    notes = checked({**ledger, 2: [*ledger[2], *over[:-1], other]}).chain.notes()
+    assert [note.partition(",")[0] for note in notes] == [f"entry {end + 3}"]
+    assert checked({2: unchained(ledger[2] + over)}).chain.notes()[1:] == []
 
 
 # --- names
