@@ -170,7 +170,7 @@ def run(options: argparse.Namespace) -> int:
 def _why_not_ready(agent: Agent, connection: Connection) -> str:
     if not connection.is_up:
         return f"not connected to NATS ({connection.places})"
-    return "" if agent.synced.is_set() else "its first full sync is not published yet"
+    return "" if agent.is_synced else "not all that its cluster has is told yet"
 
 
 def _check_arguments(options: argparse.Namespace) -> None:

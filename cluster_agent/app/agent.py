@@ -196,7 +196,7 @@ class Agent:
         self._settings = settings
         self._publish_limit = anyio.CapacityLimiter(PUBLISHES_AT_ONCE)
         self._write_limit = anyio.CapacityLimiter(WRITES_AT_ONCE)
-        self.synced = anyio.Event()  # the first full sync is published
+        self.synced = anyio.Event()  # a run has published its first full sync; how this one stands: is_synced
         self._runs = 0
         self._process = instance
         self._refusals: dict[type[Exception], Trouble] = defaultdict(Trouble)  # of writes, by the error
@@ -222,6 +222,11 @@ class Agent:
         self._under_way = 0  # actions
         self._follower: LedgerFollower | None = None
         self._standing = Standing()
+
+    @property
+    def is_synced(self) -> bool:
+        """All that the cluster has was told in this run. After an eviction, say, another run has to tell it again."""
+        return self.mirror.has_synced
 
     @property
     def is_idle(self) -> bool:

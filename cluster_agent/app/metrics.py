@@ -60,7 +60,7 @@ class AgentMetrics:
             ["result"],
             registry=self.registry,
         )
-        self._synced = self._gauge("dragoman_agent_synced", "1 once the first full sync is published.")
+        self._synced = self._gauge("dragoman_agent_synced", "1 once all that its cluster has is told.")
         self._epoch = self._gauge("dragoman_agent_epoch", "Which run of the cluster's agent this is.")
         self._idle = self._gauge("dragoman_agent_idle", "1 if nothing is left to tell or to write.")
         self._objects = Gauge(
@@ -87,7 +87,7 @@ class AgentMetrics:
 
     async def refresh(self, agent: Agent) -> None:
         """Set the gauges."""
-        self._synced.set(agent.synced.is_set())
+        self._synced.set(agent.is_synced)
         self._epoch.set(agent.mirror.epoch)
         self._idle.set(agent.is_idle)
         self._objects.clear()

@@ -7,10 +7,12 @@ import aiohttp
 import anyio
 import anyio.lowlevel
 import pytest
+from anyio import to_thread
 from anyio.abc import SocketAttribute
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.processes.harness import DEADLINE_S, Process, a_federation
+from broker.cli.main import main
+from tests.processes.harness import DEADLINE_S, Federation, Process, a_federation
 from tests.processes.test_federation import check_end, is_settled, start_and_wait, write_claims
 
 pytestmark = [pytest.mark.anyio, pytest.mark.processes]
@@ -58,6 +60,25 @@ async def test_a_leader_tells_of_the_world_and_a_standby_of_itself(tmp_path: Pat
 
         await leader.kill()
         await until_led_by(client, standby)
+
+
+async def test_an_agent_whose_cluster_is_evicted_is_not_ready_until_it_has_told_all_again(tmp_path: Path) -> None:
+    async with a_federation(tmp_path, follows_ledger=False) as federation, aiohttp.ClientSession() as client:
+        await federation.start("broker", "east", "west")
+        east = federation.processes["east"]
+        await until(client, east, "/readyz", 200)
+        await order(federation, "evict", "east", "--yes")
+        assert "not all that its cluster has is told" in await until(client, east, "/readyz", 503)
+        assert (await scrape(client, east))["dragoman_agent_synced",] == 0
+        await order(federation, "readmit", "east")
+        await until(client, east, "/readyz", 200)
+        assert (await scrape(client, east))["dragoman_agent_synced",] == 1
+
+
+async def order(federation: Federation, *arguments: str) -> None:
+    """`dragoman cluster ...`, as a person types it."""
+    more = ["--reason", "smoke", "--operator", "ada", "--nats", federation.nats.url]
+    assert await to_thread.run_sync(lambda: main(["cluster", *arguments, *more])) == 0
 
 
 async def test_is_not_ready_while_nats_is_away(tmp_path: Path) -> None:
