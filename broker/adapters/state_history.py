@@ -39,7 +39,10 @@ class _Page(msgspec.Struct):
 
 
 class Kept(msgspec.Struct, frozen=True):
-    """What DRA_STATE holds. first_time_ms: when the first message was stored. age_ms: how old one may become."""
+    """What DRA_STATE holds at some moment.
+
+    first_time_ms: when the first message was stored. age_ms: how old one may become.
+    """
 
     first_sequence: int
     last_sequence: int
@@ -48,7 +51,10 @@ class Kept(msgspec.Struct, frozen=True):
 
 
 class StateHistory:
-    """Reads the log once through after `begin_at`, as often as one likes. A context."""
+    """Reads the log once through after `begin_at`, as often as one likes, while it grows and expires. A context.
+
+    kept: as it was at the end of `up_to`, or at the last `begin_at`.
+    """
 
     kept: Kept
 
@@ -58,14 +64,13 @@ class StateHistory:
         self._batches: AsyncGenerator[list[StoredMessage], None] | None = None
         self._there: list[StoredMessage] = []
         self._position = 0
-        self._full: frozenset[str] | None = None
+        self._full: tuple[int, frozenset[str]] | None = None  # when the stream ended there
+        self._age_ms = 0
 
     async def __aenter__(self) -> "StateHistory":
         """Raises: BusUnavailableError, BusRefusedError."""
-        state = await stream_state(self._connection, STATE_STREAM)
-        first = await self._reader.at(state.first_sequence) if state.messages else None
-        age_ms = (await self._page("", 0)).config.max_age // 1_000_000
-        self.kept = Kept(state.first_sequence, state.last_sequence, first.time_ms if first else 0, age_ms)
+        self._age_ms = (await self._page("", 0)).config.max_age // 1_000_000
+        self.kept = await self._look()
         return self
 
     async def __aexit__(
@@ -90,12 +95,14 @@ class StateHistory:
             tell(batch)
         if count == position - self.kept.first_sequence + 1:
             return set()
+        self.kept = await self._look()  # what has expired meanwhile was perhaps not told
         # A subject keeps its last messages: one that has as many as it may, all of them later, may have had others.
         return set(await self._full_subjects()) - subjects
 
     async def begin_at(self, position: int) -> None:
         """`after` goes on from here."""
         await self._close()
+        self.kept = await self._look()
         self._there, self._position = [], position
         self._batches = self._reader.read(position)
 
@@ -105,9 +112,14 @@ class StateHistory:
         Raises: InputsExpiredError if one is missing; BusUnavailableError, BusRefusedError, StreamLostError.
         """
         found: list[StoredMessage] = []
-        position = self._position
+        position, is_new = self._position, False
         while position < until:
             batch = await self._some(until)
+            if not batch and not is_new:  # a read ends where the log ended when it began
+                await self.begin_at(position)
+                is_new = True
+                continue
+            is_new = False
             expected = position + 1
             for message in batch:
                 if message.stream_sequence != expected:
@@ -133,7 +145,7 @@ class StateHistory:
         return batch
 
     async def _full_subjects(self) -> frozenset[str]:
-        if self._full is None:
+        if self._full is None or self._full[0] != self.kept.last_sequence:
             full: list[str] = []
             at, total = 0, 1
             while at < total:
@@ -141,8 +153,17 @@ class StateHistory:
                 counts = page.state.subjects or {}
                 full += [subject for subject, count in counts.items() if count >= PER_SUBJECT]
                 at, total = at + max(len(counts), 1), page.total
-            self._full = frozenset(full)
-        return self._full
+            self._full = self.kept.last_sequence, frozenset(full)
+        return self._full[1]
+
+    async def _look(self) -> Kept:
+        first: StoredMessage | None = None
+        while first is None:
+            state = await stream_state(self._connection, STATE_STREAM)
+            if not state.messages:
+                return Kept(state.first_sequence, state.last_sequence, 0, self._age_ms)
+            first = await self._reader.at(state.first_sequence)  # None: it has expired just now
+        return Kept(state.first_sequence, state.last_sequence, first.time_ms, self._age_ms)
 
     async def _page(self, subjects: str, offset: int) -> _Page:
         asked = {"subjects_filter": subjects, "offset": offset} if subjects else {}
