@@ -549,11 +549,13 @@ class Agent:
                 uid = event.decision.uid
             case _:
                 return
+        # Also where no entry was delivered: what a readmission or a rebuild asks of each claim has none.
+        if (noted := self._stages.noted(uid)) and self.mirror.has_published_outcome(uid, noted):
+            self._stages.forget(uid, noted)
         open_entries = self._unacked.pop(uid, [])
         for sequence, delivered in open_entries:
             if self.mirror.has_published_outcome(uid, sequence):
                 assert self._follower is not None, "an entry was delivered by nobody"
-                self._stages.forget(uid, sequence)
                 await self._follower.ack(delivered)
             else:
                 self._unacked[uid].append((sequence, delivered))

@@ -30,8 +30,9 @@ class StageTimes:
         self._of(uid, ledger_sequence).setdefault("writing", now_us())
 
     def written(self, uid: str, ledger_sequence: int) -> None:
-        """A write for it is answered; the last counts."""
-        self._of(uid, ledger_sequence)["written"] = now_us()
+        """A write for it is answered; the last counts, unless what became of the decision was stored before."""
+        if self.noted(uid) == ledger_sequence:
+            self._of(uid, ledger_sequence)["written"] = now_us()
 
     def context(self, uid: str, ledger_sequence: int) -> str:
         """The traceparent of the decision that is carried out, "" where it is not known."""
@@ -44,6 +45,10 @@ class StageTimes:
             known, times = self._by_claim[uid] = ledger_sequence, {}
             self._contexts.pop(uid, None)
         return times if known == ledger_sequence else {}  # an older one is over
+
+    def noted(self, uid: str) -> int:
+        """The ledger sequence of the decision of which something is noted, 0 without one."""
+        return self._by_claim.get(uid, (0, {}))[0]
 
     def forget(self, uid: str, ledger_sequence: int) -> None:
         """What became of the decision is stored."""
