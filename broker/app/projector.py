@@ -157,6 +157,8 @@ class Projector:
         if not isinstance(result, Committed):
             raise _NotReadyError(f"{EVENTS_STREAM} goes on without us, or nobody knows: {result}")
         self._last_event = result.last_sequence
+        if self._told:
+            _log.warning("events are projected again")
         self._told, self._retry_s = "", RETRY_S
 
     def _outgoing(self, found: ProjectedEvent, entry: StoredMessage) -> OutgoingMessage:

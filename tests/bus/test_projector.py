@@ -172,4 +172,5 @@ async def test_a_stream_that_was_deleted_is_filled_again(
             while told.projected < last:  # noqa: ASYNC110
                 await anyio.sleep(0.02)
             tasks.cancel_scope.cancel()
+    assert caplog.text.count("events are projected again") == 1
     assert ids(await stored(connection)) == ["main.3", "main.4", "main.5"]
