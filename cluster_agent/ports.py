@@ -98,6 +98,10 @@ class Cluster(Protocol):
 class Objects(Protocol):
     """Objects of a cluster, without namespace, that are kept there as the broker says. Errors as those of Cluster."""
 
+    async def list_objects(self, kind: Kind) -> Listing:
+        """See Cluster."""
+        ...
+
     async def create_object(self, kind: Kind, obj: ApiObject) -> ApiObject:
         """POST it. Returns: the object as it is stored."""
         ...

@@ -393,7 +393,7 @@ class Agent:
     def _seen(self, kind: Kind, listing: Listing) -> list[ObjectSeen]:
         """What is listed is what there is."""
         if kind in self._projections:
-            self._projections[kind].listed(listing.objects)
+            self._projections[kind].listed(listing.objects, listing.resource_version)
         return [
             ObjectSeen(kind, each, _version_of(each), listing.errors.get(each["metadata"].get("uid", ""), ""), now_us())
             for each in listing.objects

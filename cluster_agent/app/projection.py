@@ -18,6 +18,7 @@ from cluster_agent.mirror.taint_rules import project_rule
 from cluster_agent.ports import (
     UNANSWERED,
     ApiConflictError,
+    ApiError,
     ApiInvalidError,
     ApiNotFoundError,
     ApiObject,
@@ -49,6 +50,8 @@ class Projection(ABC):
         self._retry_first_s = retry_first_s
         self._objects = objects
         self._found: dict[str, ApiObject] = {}
+        self._complete_at = 0  # resourceVersion up to which it has all that list and watch say; answers may be later
+        self._conflicts: dict[str, int] = {}  # in a row, by name
         self._changed = anyio.Event()
         self.problems: dict[str, str] = {}
 
@@ -59,21 +62,36 @@ class Projection(ABC):
 
     # --- what is so
 
-    def listed(self, objects: list[ApiObject]) -> None:
+    def listed(self, objects: list[ApiObject], resource_version: str) -> None:
         """The cluster has these objects and no others."""
-        self._found = {each["metadata"]["name"]: each for each in objects}
+        self._take_all(objects, resource_version)
         self._changed.set()
+
+    def _take_all(self, objects: list[ApiObject], resource_version: str) -> None:
+        self._found = {each["metadata"]["name"]: each for each in objects}
+        self._complete_at = int(resource_version)
 
     def saw(self, event: WatchEvent) -> None:
         """An object of the cluster has changed."""
+        version = int(event.resource_version)
+        if version <= self._complete_at:
+            return  # it was in a list of ours
+        self._complete_at = version
         if event.type == "BOOKMARK":
             return
         name = event.object["metadata"]["name"]
+        if name in self._found and _version_of(self._found[name]) >= version:
+            return  # a write of ours came after it
         if event.type == "DELETED":
             self._found.pop(name, None)
         else:
             self._found[name] = event.object
         self._changed.set()
+
+    def _written(self, obj: ApiObject) -> None:
+        """The answer of a write. The watch may have brought this and what came of it before."""
+        if _version_of(obj) > self._complete_at:
+            self._found[obj["metadata"]["name"]] = obj
 
     @abstractmethod
     def _names(self) -> Iterable[str]:
@@ -95,40 +113,63 @@ class Projection(ABC):
             self._changed = anyio.Event()
             names = sorted(self._names())
             self.problems = {name: text for name, text in self.problems.items() if name in names}
+            self._conflicts = {name: count for name, count in self._conflicts.items() if name in names}
             are_right = [await self._put_right(name) for name in names]
             failures = 0 if all(are_right) else failures + 1
 
     async def _put_right(self, name: str) -> bool:
         """Whether nothing more is to be done until something changes."""
         step = self._step(name, self._found.get(name))
-        problem, is_right = "", True
+        problem, is_right, conflicts = "", True, 0
         try:
             if isinstance(step, Foreign):
                 problem = f"is somebody else's (no label {PROJECTED_LABEL}): {self.what_to_do}"
             elif step is not None:
                 await self._write(name, step)
-        except (ApiConflictError, ApiNotFoundError):
-            is_right = False  # it has changed: the watch says how
+        except (ApiConflictError, ApiNotFoundError) as error:
+            conflicts, is_right = self._conflicts.get(name, 0) + 1, False  # it has changed: the watch says how
+            if conflicts > 1:
+                problem = _problem(error)
+                await self._list_again()
         except (*UNANSWERED, ApiInvalidError) as error:
-            problem, is_right = f"cannot be written, trying again: {error}", False
+            problem, is_right = _problem(error), False
         if problem and problem != self.problems.get(name):
             _log.warning("%s %s of %s %s", self.noun, name, self._cluster, problem)
-        self.problems[name] = problem
+        self.problems[name], self._conflicts[name] = problem, conflicts
         return is_right
+
+    async def _list_again(self) -> None:
+        """No event has explained a conflict: look at what there is."""
+        try:
+            listing = await self._objects.list_objects(self.kind)
+        except UNANSWERED as error:
+            _log.debug("%ss of %s are not listed: %s", self.noun, self._cluster, error)  # a write says so, too
+            return
+        if int(listing.resource_version) >= self._complete_at:
+            self._take_all(listing.objects, listing.resource_version)
 
     async def _write(self, name: str, step: Create | Update | Delete) -> None:
         match step:
             case Create():
-                self._found[name] = await self._objects.create_object(self.kind, step.object)
+                self._written(await self._objects.create_object(self.kind, step.object))
                 done = "is there now"
             case Update():
-                self._found[name] = await self._objects.update_object(self.kind, step.object)
+                self._written(await self._objects.update_object(self.kind, step.object))
                 done = "is again as it should be"
             case Delete():
                 await self._objects.delete_object(self.kind, step.object)
-                self._found.pop(name, None)
+                if self._found.get(name) is step.object:
+                    del self._found[name]
                 done = "is gone, as it should be"
         _log.info("%s %s of %s %s", self.noun, name, self._cluster, done)
+
+
+def _problem(error: ApiError) -> str:
+    return f"cannot be written, trying again: {error}"
+
+
+def _version_of(obj: ApiObject) -> int:
+    return int(obj["metadata"]["resourceVersion"])
 
 
 class ClassProjection(Projection):
