@@ -310,6 +310,7 @@ def release_if_rejected(core: Core, claim: Claim) -> None:
             namespace=claim.namespace,
             name=claim.name,
             grant_sequence=grant.ledger_sequence,
+            resource_version=claim.resource_version,
             holds=list(grant.holds),
             reason=rejected.reason[:TEXT_LENGTH_MAX],
             message=rejected.message[:TEXT_LENGTH_MAX],

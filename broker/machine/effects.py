@@ -7,7 +7,7 @@ import msgspec
 from schemas.wire.calls import Ask, DeadLetter
 from schemas.wire.ledger import AnyEntry
 
-ALGORITHM = 1  # of the allocation core; a decision is replayed by the algorithm that made it
+ALGORITHM = 2  # of the allocation core; a decision is replayed by the algorithm that made it
 
 
 NoticeLevel = Literal["info", "warning", "error"]

@@ -52,7 +52,7 @@ from cluster_agent.mirror.tracked import (
 )
 from schemas.resource.untyped import allocation_of, as_dict
 from schemas.wire.calls import Beat
-from schemas.wire.ledger import Allocate, Release
+from schemas.wire.ledger import Release
 from schemas.wire.state import (
     NO_OBJECT,
     ClaimState,
@@ -376,8 +376,7 @@ class Mirror:
 
     def _is_still_to_come(self, event: DecisionSeen) -> bool:
         """It was decided on a state of its claim that our watch has not brought yet, and another agent's has."""
-        decision = event.decision
-        return isinstance(decision, Allocate) and _version(decision.resource_version) > self._watched.get("claim", 0)
+        return _version(event.decision.resource_version) > self._watched.get("claim", 0)
 
     # --- rejections
 

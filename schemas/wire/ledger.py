@@ -351,13 +351,17 @@ class Allocate(Entry, frozen=True, tag="dev.dragoman.ledger.allocate.v1", kw_onl
 
 
 class Release(Entry, frozen=True, tag="dev.dragoman.ledger.release.v1", kw_only=True):
-    """Clear the allocation of the grant `grant_sequence`, and only that one."""
+    """Clear the allocation of the grant `grant_sequence`, and only that one.
+
+    resource_version: of the claim when it was decided; "" of an older broker.
+    """
 
     cluster: str
     uid: str
     namespace: str
     name: str
     grant_sequence: int
+    resource_version: str = ""
     holds: list[DeviceHold]
     reason: str
     message: str = ""

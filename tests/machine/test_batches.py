@@ -3,6 +3,7 @@
 from collections import Counter
 
 from broker.machine.core import MAX_BATCH, ROOM_FOR_MESSAGE, STEPS_WITHOUT_BATCH
+from broker.machine.effects import ALGORITHM
 from schemas.wire.codec import decode_entry
 from schemas.wire.ledger import (
     PLAIN_STEPS,
@@ -167,7 +168,12 @@ def test_inputs_say_what_was_seen_in_each_step_since_the_last_batch(machine: Dri
         Step(start + 4, 1_000_030),
     ]
     assert (inputs.epochs, inputs.synced, inputs.position_expired) == ({}, {}, False)
-    assert (inputs.leader_epoch, inputs.settings_digest, inputs.build, inputs.algorithm) == (2, "settings", "test", 1)
+    assert (inputs.leader_epoch, inputs.settings_digest, inputs.build, inputs.algorithm) == (
+        2,
+        "settings",
+        "test",
+        ALGORITHM,
+    )
     digest = StateDigest()
     for message in machine.log[start : inputs.steps[-1].position]:
         digest.add(message)

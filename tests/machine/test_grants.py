@@ -399,6 +399,7 @@ def test_a_rejected_allocation_is_asked_back_and_the_devices_are_avoided(machine
         namespace="default",
         name="train",
         grant_sequence=sequence,
+        resource_version=machine.claim(EAST, claim).resource_version,
         holds=machine.last(Allocate)[1].holds,
         reason="Unschedulable",
         message="no node",

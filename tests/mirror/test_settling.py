@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from cluster_agent.mirror.actions import (
@@ -149,6 +150,15 @@ def test_a_decision_for_a_claim_that_the_watch_has_still_to_bring_is_not_done() 
     assert not driven.mirror.has_published_outcome(UID, 50)
     driven.tell(seen(protected(), 100))
     assert driven.only(WriteAllocation).object["metadata"]["resourceVersion"] == "100"
+
+
+def test_a_release_for_a_claim_that_the_watch_has_still_to_bring_is_not_done() -> None:
+    driven = Driven().started(listed_at={"claim": 90})  # its allocation is another agent's, who has taken over
+    release = msgspec.structs.replace(a_release(), resource_version="100")
+    assert driven.tell(decides(release)) == []
+    assert not driven.mirror.has_published_outcome(UID, 50)
+    driven.tell(seen(allocated(protected()), 100))
+    assert driven.only(ClearAllocation).object["metadata"]["resourceVersion"] == "100"
 
 
 def test_a_decision_for_a_claim_that_the_watch_has_passed_is_done() -> None:

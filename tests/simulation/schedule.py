@@ -24,6 +24,13 @@ def run(sim: Simulation, steps: int) -> None:
             happen(sim)
         sim.events += 1
         faults.end(sim)
+    for _ in range(DRAWS):  # where so many claims came that there was no room
+        if len(sim.faults) >= KINDS_OF_FAULT:
+            break
+        faults.happen(sim)
+        happen(sim)
+        sim.events += 1
+        faults.end(sim)
 
 
 def happen(sim: Simulation) -> None:

@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from broker.adapters.ledger_store import Committed, LedgerStore
+from broker.machine.effects import ALGORITHM
 from schemas.wire.bus import MESSAGE_ID, OutgoingMessage
 from schemas.wire.subjects import ledger_stream, ledger_subject
 from tests.processes.harness import DEADLINE_S, Federation, a_federation
@@ -110,7 +111,7 @@ async def test_agents_first_then_brokers_and_back(mixed: Federation, previous: P
     await check_agents(mixed, await check_end(mixed, len(rows) - 20))
     assert mixed.view.segments >= 3
     assert mixed.view.collisions == 0
-    assert mixed.view.algorithms == {1}
+    assert mixed.view.algorithms == {1, ALGORITHM}, "that of the previous build, and ours"
     assert await mixed.dead_letters() == 0
     await check_audit(mixed)
 
