@@ -16,6 +16,7 @@ from schemas.client.connection import REQUEST_DEADLINE_S, Connection
 from schemas.client.errors import BusRefusedError, BusUnavailableError
 from schemas.client.follow import PositionExpired, StreamState, follow, stream_state
 from schemas.wire.bus import StoredMessage, stored_from_api, stored_from_direct_get
+from schemas.wire.subjects import PREFIX
 
 NO_MESSAGE_FOUND = 10037
 PROGRESS_DEADLINE_S = 30.0  # a read of many messages ends when none came for so long
@@ -85,6 +86,8 @@ class StreamReader:
         up_to: the last one at or below this sequence, where the stream still has it.
         Raises: as `read`.
         """
+        # Never ">": for that the server names a message that it does not find again by its subject (one with 0x7f).
+        filters = filters or (f"{PREFIX}.>",)
         last = await self._last_of(filters)
         by_subject: dict[str, StoredMessage] = {}
         if last == 0:

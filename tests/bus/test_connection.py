@@ -6,17 +6,11 @@ import signal
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
-from hypothesis import given
-from hypothesis import strategies as st
-from nats.aio.client import Client
 
 from broker.adapters.api_service import serve_api
 from broker.adapters.embedded_nats import EmbeddedNats
-from schemas.client.client import BusClient
 from schemas.client.connection import Connection
 from tests.nats_fixture import connect_to
-
-NAMES = [b"ce-id", b" ce-type", b"Nats-Msg-Id\t", b"a b", "\u00e9".encode(), b""]
 
 pytestmark = pytest.mark.anyio
 
@@ -62,16 +56,3 @@ async def test_goes_on_when_an_answer_comes_after_its_deadline(own_nats: Embedde
 
 async def echo(payload: bytes) -> bytes:
     return payload
-
-
-@given(
-    st.lists(
-        st.one_of(
-            st.binary(max_size=20),
-            st.tuples(st.sampled_from(NAMES), st.binary(max_size=9)).map(b":".join),
-        ),
-        max_size=6,
-    ).map(b"\r\n".join)
-)
-def test_headers_are_read_as_nats_py_reads_them(raw: bytes) -> None:
-    assert BusClient._parse_header_lines(raw) == Client._parse_header_lines(raw)

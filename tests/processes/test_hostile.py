@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import anyio
 import pytest
 from anyio import to_thread
 
@@ -12,66 +11,68 @@ from broker.cli.demo import CLUSTERS, write_manifests
 from broker.cli.main import main
 from schemas.client.connection import Connection
 from schemas.client.reader import StreamReader
+from schemas.wire.calls import Beat
+from schemas.wire.codec import encode
 from schemas.wire.subjects import STATE_STREAM
 from tests.cli.live import Live, live_up
+from tests.hostile import published, published_with, say
 from tests.manifests import claim_manifest
 from tests.manifests import write_manifests as write_more
 from tests.nats_fixture import connect_to
 
 pytestmark = [pytest.mark.anyio, pytest.mark.processes]
 
-CONNECT = b'CONNECT {"verbose":false,"headers":true,"lang":"test","version":"1"}\r\n'
-KEYS = (b"claim.\xff", b"claim.\xf0\x9f\x98", b"\xff.a", b"claim.a\x00b", b"agent.\xff", b"claim." + b"a" * 3_000)
+KEYS = (
+    b"claim.\xff",
+    b"claim.\xf0\x9f\x98",
+    b"\xff.a",
+    b"claim.a\x00b",
+    b"agent.\xff",
+    b"claim." + b"a" * 3_000,
+    b"claim.a\x0bb",
+    b"claim.a\x0c7",
+    b"claim.a\x7fb",
+)
 HEADERS = {
     "bytes": b"Dra-Times: \xff\xfe\r\ntraceparent: \xff",
     "no names": b"\x00\xff\r\n:::\r\n: x",
     "half a line": b"traceparent: 00-a\nDra-Times: sent=1\rx",
     "many": b"\r\n".join(b"A%d: b" % number for number in range(2_000)),
 }
+STATUSES = (b"NATS/1.0 200 \xff\r\n\r\n", b"NATS/1.0 \xff\xff\xff\r\n\r\n", b"NATS/1.0", b"N", b"\xff\r\n\r\n")
 
 
 def frames(honest: list[tuple[bytes, bytes]]) -> Iterator[bytes]:
     """What is published, as NATS' protocol has it; the bodies are honest ones with something else in one place."""
     prefix = b"dra.v1.state.west."
-    for key in (
-        b"claim.\xff",
-        b"claim.\xf0\x9f\x98",
-        b"\xff.a",
-        b"claim.a\x00b",
-        b"agent.\xff",
-        b"claim." + b"a" * 3_000,
-    ):
-        yield _pub(prefix + key, b"{}")
+    for key in KEYS:
+        yield published(prefix + key, b"{}")
     for number, block in enumerate(HEADERS.values()):
-        yield _hpub(b"%sclaim.headers-%d" % (prefix, number), block, b"{}")
+        yield published_with(b"%sclaim.headers-%d" % (prefix, number), b"NATS/1.0\r\n" + block + b"\r\n\r\n", b"{}")
     for subject, body in honest:
-        yield _pub(subject, body[: len(body) // 2])
-        yield _pub(subject, b"[" * 100_000)
+        yield published(subject, body[: len(body) // 2])
+        yield published(subject, b"[" * 100_000)
         # Each text in turn is not UTF-8 any more.
         at = body.find(b':"')
         while at >= 0:
-            yield _pub(subject, body[: at + 2] + b"\xff" + body[at + 2 :])
+            yield published(subject, body[: at + 2] + b"\xff" + body[at + 2 :])
             at = body.find(b':"', at + 1)
 
 
-def _pub(subject: bytes, body: bytes) -> bytes:
-    return b"PUB %s %d\r\n%s\r\n" % (subject, len(body), body)
-
-
-def _hpub(subject: bytes, block: bytes, body: bytes) -> bytes:
-    headers = b"NATS/1.0\r\n" + block + b"\r\n\r\n"
-    return b"HPUB %s %d %d\r\n%s%s\r\n" % (subject, len(headers), len(headers) + len(body), headers, body)
-
-
-async def say(url: str, said: Iterator[bytes]) -> None:
-    """Returns when the server has taken all of it."""
-    host, _, port = url.rpartition("/")[2].partition(":")
-    async with await anyio.connect_tcp(host, int(port)) as stream:
-        await stream.send(CONNECT + b"".join(said) + b"PING\r\n")
-        answer = b""
-        while b"PONG" not in answer:
-            answer += await stream.receive()
-        assert b"-ERR" not in answer, answer
+def calls() -> Iterator[bytes]:
+    """What is published to those who hear it at once, and where no stream keeps it."""
+    for subject in (b"dra.v1.beat.west", b"dra.v1.api.join.west", b"dra.v1.api.explain"):
+        for block in STATUSES:
+            yield published_with(subject, block, b"")
+            yield published_with(subject, block, b"{}")
+        for word in (b"\xff", b"\x0b", b"\x0c7", b"\x00\x7f"):
+            yield published(subject + b" " + word, b"{}")
+    honest = encode(Beat(agent_epoch=1, digest="00", last_sequence=1))
+    odd = [encode(Beat(number, "\ud7ff\x00", number)) for number in (-1, -(2**63), 2**63, 2**64 - 1)]
+    for body in (b"", b"{}", b"\xff", b"[" * 100_000, honest[:-1], honest.replace(b"00", b"\xff"), *odd):
+        yield published(b"dra.v1.beat.west", body)
+        yield published(b"dra.v1.beat.\xff", body)
+        yield published(b"dra.v1.beat.nobody", body)
 
 
 async def honest_messages(connection: Connection) -> list[tuple[bytes, bytes]]:
@@ -104,6 +105,8 @@ async def test_nobody_ends_by_what_an_agent_says(tmp_path: Path, capsys: pytest.
             assert len(said) > 50
             await say(url, iter(said))
             await still_decides(live, "later")
+            await say(url, calls())
+            await still_decides(live, "after-calls")
             kept = await DeadLetters(connection).all()
             assert len(kept) >= len(said) // 2
     async with live_up(directories, options) as live:  # what was said is still there
