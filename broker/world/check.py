@@ -25,7 +25,7 @@ def check(world: World) -> None:
     if granted != set(world.granted):
         raise InvariantError(f"index of granted devices differs: {sorted(map(str, granted ^ set(world.granted)))}")
     for device in set(world.granted) | set(world.shown):
-        use = use_of((world.holder_name(claim), hold) for claim, hold in world.holds_on(device))
+        use = use_of(world.holds_on(device), world.holder_name)
         known = world.in_use.get(device)
         if use is None or known is None or replace(known, holders=use.holders) != use:
             raise InvariantError(f"device {device} is used by {use}, and counts as {known}")

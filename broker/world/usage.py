@@ -3,7 +3,8 @@
 What a held device draws from its pool's counters is not here: that is in its slice, and follows from its being held.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, MutableMapping
+from typing import TypeVar
 
 import msgspec
 
@@ -13,6 +14,8 @@ from schemas.quantity import Quantity, QuantityError
 from schemas.wire.ledger import DeviceHold
 
 _NONE: Mapping[str, "Use"] = {}
+
+Holder = TypeVar("Holder", bound=Hashable)
 
 
 class Use(msgspec.Struct, frozen=True):
@@ -30,15 +33,16 @@ class Use(msgspec.Struct, frozen=True):
     consumed: Mapping[str, int] = {}
 
 
-def use_of(holds: Iterable[tuple[str, DeviceHold]]) -> Use | None:
-    """What holds of one device come to, each with its holder's name; None if there is none.
+def use_of(holds: Iterable[tuple[Holder, DeviceHold]], name_of: Callable[[Holder], str] = str) -> Use | None:
+    """What holds of one device come to, each with who has it; None if there is none.
 
     A hold counts once, however many sources tell of it. A share whose amounts cannot be read counts as all of it.
+    name_of: how people call a holder. Two holders may be called alike, and each has what it has.
     """
-    held = {(holder, hold.share_id, *hold.consumed_capacity.items()): hold for holder, hold in holds}
+    held = {(holder, (hold.share_id, *hold.consumed_capacity.items())): hold for holder, hold in holds}
     if not held:
         return None
-    holders = tuple(dict.fromkeys([str(holder) for holder, *_ in held]))
+    holders = tuple(dict.fromkeys([name_of(holder) for holder in dict.fromkeys([holder for holder, _ in held])]))
     shares = [share for share in map(share_amounts, held.values()) if share is not None]
     consumed: dict[str, int] = {}
     for share in shares:

@@ -197,7 +197,7 @@ class World:
         return found
 
     def _refresh(self, device: DeviceKey) -> None:
-        use = use_of([(self.holder_name(claim), hold) for claim, hold in self.holds_on(device)])
+        use = use_of(self.holds_on(device), self.holder_name)
         if use == self.in_use.get(device):
             return  # as when an allocation of ours is reported as applied: nothing changed for anybody
         if use is not None:

@@ -24,6 +24,7 @@ from schemas.resource import (
     DeviceAllocationResult,
     DeviceCounterConsumption,
     DeviceRequestAllocationResult,
+    ObjectMeta,
     ResourceClaim,
     ResourceClaimStatus,
     ResourceSlice,
@@ -186,6 +187,16 @@ def test_found_shares_are_adopted_as_far_as_they_fit() -> None:
     (collision,) = of_kind(third, CollisionFound)
     assert len(collision.held_by) == 2
     assert len(of_kind(stage.delete(wanting("b")), Adopted)) == 1
+
+
+def test_shares_of_two_claims_with_one_name_are_two_shares() -> None:
+    stage = Stage(a_shared_slice())
+    for uid in ("a", "b"):
+        metadata = ObjectMeta(namespace="default", name="twin", uid=uid)
+        twin = msgspec.structs.replace(wanting("twin"), metadata=metadata)
+        assert len(of_kind(stage.claim(twin, a_result("s", share="x", memory="3")), Adopted)) == 1
+    assert [use.consumed for use in stage.machine.world.in_use.values()] == [{"memory": 6 * 10**9}]
+    assert of_kind(stage.claim(wanting("c", "3")), Allocate) == []
 
 
 def test_a_whole_device_and_a_share_of_it_collide() -> None:

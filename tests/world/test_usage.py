@@ -44,6 +44,11 @@ def test_use_of(holds: list[tuple[str, DeviceHold]], expected: Use | None) -> No
     assert use_of(holds) == expected
 
 
+def test_two_holders_that_are_called_alike_have_what_each_of_them_has() -> None:
+    holds = [(1, a_hold("x", memory="1")), (2, a_hold("x", memory="1"))]
+    assert use_of(holds, lambda holder: "a") == Use(("a",), False, True, {"memory": 2_000_000_000})
+
+
 def test_devices_in_use_by_pool_and_with_a_version() -> None:
     in_use = InUse({DEVICE: Use(("a",))})
     first = in_use.version_of(POOL)
