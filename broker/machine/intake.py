@@ -30,7 +30,16 @@ from schemas.wire.codec import (
     decode_claim_state,
     decode_object_state,
 )
-from schemas.wire.state import AgentMessage, AgentStarted, ClaimState, ObjectName, ObjectState, SyncFinished, SyncPart
+from schemas.wire.state import (
+    AgentMessage,
+    AgentStarted,
+    ClaimState,
+    ObjectName,
+    ObjectState,
+    SyncFinished,
+    SyncPart,
+    why_no_list,
+)
 from schemas.wire.subjects import KINDS, RUN_KEY, StateSubject, parse_state_subject
 
 BODY_BYTES_MAX = 2 * 1024 * 1024  # unpacked; an API server stores objects of at most 1.5 MiB
@@ -90,8 +99,12 @@ def read(message: StoredMessage, subject: StateSubject) -> Said:
     if subject.kind != "agent":
         return decode_object_state(payload)
     said = decode_agent_message(payload)
-    if isinstance(said, AgentStarted) and subject.key != RUN_KEY:
-        raise WireError("Malformed", f"an agent starts on agent.{RUN_KEY}, not on agent.{subject.key}")
+    if not isinstance(said, AgentStarted):
+        wrong = why_no_list(said, subject.key)
+    else:
+        wrong = f"an agent starts on agent.{RUN_KEY}, not on agent.{subject.key}" if subject.key != RUN_KEY else ""
+    if wrong:
+        raise WireError("Malformed", wrong)
     return said
 
 

@@ -13,11 +13,11 @@ from broker.machine.machine import Machine
 from broker.world import fold
 from broker.world.keys import ClusterId
 from broker.world.records import Eviction
-from schemas.wire.bus import StoredMessage
+from schemas.wire.bus import CONTENT_ENCODING, StoredMessage
 from schemas.wire.calls import Ask
 from schemas.wire.codec import WireError
 from schemas.wire.ledger import AnyEntry
-from schemas.wire.state import AgentStarted, ObjectName, SyncFinished
+from schemas.wire.state import AgentStarted, ObjectName, SyncFinished, SyncPart
 from schemas.wire.subjects import KINDS, StateSubject, parse_state_subject, sync_part_subject
 
 
@@ -58,9 +58,9 @@ class LastBelieved:
             if not isinstance(heard, _Heard):
                 continue
             if isinstance(heard.said, WireError):
-                self._unreadable[message.subject] = heard
+                self._unreadable[message.subject] = heard.as_kept()
             else:
-                self._last[message.subject] = heard
+                self._last[message.subject] = heard.as_kept()
                 self._unreadable.pop(message.subject, None)
                 self._keep_if_it_counted(heard)
 
@@ -73,10 +73,11 @@ class LastBelieved:
             for heard in (*self._last.values(), *self._unreadable.values(), *self._counted, *counts_now)
         }
         for _, heard in sorted(kept.items()):
-            if isinstance(heard.said, WireError):
-                intake.unreadable(self._core, heard.message, heard.subject, heard.said)
+            said = heard.said or _said(heard.message, heard.subject)
+            if isinstance(said, WireError):
+                intake.unreadable(self._core, heard.message, heard.subject, said)
             else:
-                intake.take_in(self._core, heard.message, heard.subject, heard.said)
+                intake.take_in(self._core, heard.message, heard.subject, said)
         self._last, self._unreadable, self._counted = {}, {}, []
         for heard in counts_now:
             del self._may_count[heard.subject.cluster]
@@ -145,11 +146,23 @@ def _evictions(machine: Machine) -> dict[ClusterId, Eviction]:
 
 
 class _Heard(NamedTuple):
-    """A message that counts; said: what it says, or why that cannot be read."""
+    """A message that counts; said: what it says, or why that cannot be read; None: to be read again."""
 
     message: StoredMessage
     subject: StateSubject
-    said: intake.Said | WireError
+    said: intake.Said | WireError | None
+
+    def as_kept(self) -> "_Heard":
+        """Until it is taken in: what takes far more memory once it is read is read again then."""
+        grows = isinstance(self.said, SyncPart | WireError) or CONTENT_ENCODING in self.message.headers
+        return self._replace(said=None) if grows else self
+
+
+def _said(message: StoredMessage, subject: StateSubject) -> intake.Said | WireError:
+    try:
+        return intake.read(message, subject)
+    except WireError as error:
+        return error
 
 
 class _Belief:
@@ -169,10 +182,9 @@ class _Belief:
             return "unexpected"
         record = self._core.world.cluster(ClusterId(subject.cluster))
         is_silenced = record.is_silenced(message.stream_sequence)  # it was evicted then, or since
-        try:
-            said = intake.read(message, subject)
-        except WireError as error:
-            return "late" if is_silenced else _Heard(message, subject, error)
+        said = _said(message, subject)
+        if isinstance(said, WireError):
+            return "late" if is_silenced else _Heard(message, subject, said)
         epoch = message.stream_sequence if isinstance(said, AgentStarted) else said.agent_epoch
         final = record.epoch
         is_late = epoch < self._newest.get(subject.cluster, 0) or epoch < final <= message.stream_sequence

@@ -54,6 +54,7 @@ from schemas.resource.untyped import allocation_of, as_dict
 from schemas.wire.calls import Beat
 from schemas.wire.ledger import Release
 from schemas.wire.state import (
+    NAMES_IN_PART,
     NO_OBJECT,
     ClaimState,
     ObjectName,
@@ -66,7 +67,6 @@ from schemas.wire.state import (
 )
 from schemas.wire.subjects import KINDS, RUN_KEY
 
-NAMES_IN_PART = 2_000  # of a full sync's list; at most about half a MiB
 BROKERED_LABEL = "dragoman.dev/brokered"
 
 

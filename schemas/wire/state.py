@@ -9,8 +9,16 @@ from typing import Literal
 
 import msgspec
 
+from schemas.wire.subjects import RUN_KEY
+
 NO_OBJECT = msgspec.Raw(b"null")  # of a tombstone
 Outcome = Literal["Applied", "Conflict", "Gone", "Failed"]
+
+# The list of a full sync. Kubernetes is made for 5,000 nodes and 150,000 pods: with a claim for each pod and ten
+# slices on each node that is half of what fits. What is longer is not read, or few bytes would fill a broker's memory.
+NAMES_IN_PART = 2_000  # in one message; at most about half a MiB
+PARTS_MAX = 200  # messages before the last one, so 402,000 objects
+NAMES_BYTES_MAX = 2_000 * 260  # of all names in one message: a name has at most 253 characters
 
 
 class Consumer(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -112,8 +120,8 @@ class SyncPart(
 
     agent_epoch: int
     sync: int  # counts an agent's syncs; parts of another one are not part of this
-    part: int  # from 1
-    objects: list[ObjectName]
+    part: int  # from 1 to PARTS_MAX, as in its subject
+    objects: list[ObjectName]  # at most NAMES_IN_PART
 
 
 class SyncFinished(
@@ -126,14 +134,36 @@ class SyncFinished(
 
     agent_epoch: int
     sync: int
-    parts: int  # how many SyncPart messages came before
-    objects: list[ObjectName] = []
+    parts: int  # how many SyncPart messages came before, at most PARTS_MAX
+    objects: list[ObjectName] = []  # at most NAMES_IN_PART
     readmission: int = 0
 
 
 AgentMessage = AgentStarted | SyncPart | SyncFinished
 
 DIGEST_BITS = 128
+
+
+def why_no_list(message: SyncPart | SyncFinished, key: str) -> str:
+    """Why no agent writes this list of a full sync on `agent.KEY`, "" if one may have."""
+    if isinstance(message, SyncFinished):
+        if key != RUN_KEY:
+            return f"a full sync ends on agent.{RUN_KEY}, not on agent.{key}"
+        if not 0 <= message.parts <= PARTS_MAX:
+            return f"a full sync of {message.parts} parts, where at most {PARTS_MAX} are read"
+    elif not 1 <= message.part <= PARTS_MAX:
+        return f"part {message.part} of a full sync, where parts 1 to {PARTS_MAX} are read"
+    elif key != f"sync-{message.part}":
+        return f"part {message.part} of a full sync on agent.{key}"
+    if len(message.objects) > NAMES_IN_PART:
+        return f"{len(message.objects)} objects in one part of a full sync, where at most {NAMES_IN_PART} are read"
+    size = sum(_memory_bytes(name.kind) + _memory_bytes(name.key) for name in message.objects)
+    return f"names of {size} bytes in one part of a full sync" if size > NAMES_BYTES_MAX else ""
+
+
+def _memory_bytes(text: str) -> int:
+    """At most: one letter that is not ASCII makes all of them wide."""
+    return len(text) if text.isascii() else 4 * len(text)
 
 
 def object_digest(name: ObjectName, stream_sequence: int) -> int:

@@ -15,6 +15,7 @@ from schemas.wire.bus import StoredMessage
 from schemas.wire.codec import encode
 from schemas.wire.ledger import Allocate, AnyEntry, LeaderElected, SegmentOpened
 from schemas.wire.state import (
+    NAMES_IN_PART,
     NO_OBJECT,
     AgentStarted,
     ClaimState,
@@ -28,7 +29,6 @@ from schemas.wire.subjects import run_subject, state_subject, sync_part_subject
 from tests.builders import CLASS, a_class
 
 CLUSTERS = (ClusterId("east"), ClusterId("west"))
-_NAMES_IN_PART = 2_000
 _NOW_MS = 1_780_000_000_000
 
 
@@ -60,7 +60,7 @@ class Log:
         self._syncs += 1
         for cluster in CLUSTERS:
             names = sorted(self._living[cluster])
-            parts = [names[at : at + _NAMES_IN_PART] for at in range(0, len(names), _NAMES_IN_PART)]
+            parts = [names[at : at + NAMES_IN_PART] for at in range(0, len(names), NAMES_IN_PART)]
             epoch = self._epochs[cluster]
             for number, part in enumerate(parts[:-1], start=1):
                 self._put(sync_part_subject(cluster, number), SyncPart(epoch, self._syncs, number, part))

@@ -1,19 +1,37 @@
 """Runs of agents and full syncs: when a cluster counts as heard, what a sync ends, and when it is asked for again."""
 
+import tracemalloc
+
 import pytest
 
+from broker.machine import Machine
+from broker.machine.recovery import LastBelieved
 from broker.machine.syncs import on_beat
 from broker.world.federation import FABRIC_LABEL, Federation
 from broker.world.keys import ClusterId
+from broker.world.world import World
+from schemas.wire.bus import OutgoingMessage, pack
 from schemas.wire.calls import Ask, Beat
 from schemas.wire.codec import encode
 from schemas.wire.ledger import Adopted, Allocate, ClaimForgotten, GrantEnded, Inputs, OutcomeRecorded
-from schemas.wire.state import ObjectName, SyncPart, add_to_digest, object_digest
-from schemas.wire.subjects import sync_part_subject
+from schemas.wire.state import (
+    NAMES_IN_PART,
+    PARTS_MAX,
+    AgentMessage,
+    ClaimState,
+    ObjectName,
+    SyncFinished,
+    SyncPart,
+    add_to_digest,
+    object_digest,
+)
+from schemas.wire.subjects import run_subject, state_subject, sync_part_subject
+from tests.believing import fold_ledger
 from tests.builders import CLASS, a_claim, a_request, a_slice, some_devices
 from tests.machine.conftest import Starter
 from tests.machine.driven import (
     EAST,
+    IDENTITY,
     WEST,
     Agent,
     Driven,
@@ -268,3 +286,114 @@ def test_the_first_cluster_in_the_config_is_the_source_of_a_label_fabric(start: 
     machine.run()
     assert [each.code for each in machine.notices] == ["NotTheSource"]
     assert "whose source is east" in machine.notices[0].message
+
+
+# --- how long a list may be
+
+
+def names_of(count: int) -> list[ObjectName]:
+    """All different, and so much alike that they hardly take space on the wire."""
+    return [name_of(f"u{number:0100}") for number in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("subject", "said"),
+    [
+        pytest.param(sync_part_subject(EAST, 1), SyncPart(1, 9, 2, []), id="the number of another part"),
+        pytest.param(sync_part_subject(EAST, 0), SyncPart(1, 9, 0, []), id="part 0"),
+        pytest.param(run_subject(EAST), SyncPart(1, 9, 1, []), id="a part where runs begin"),
+        pytest.param(state_subject(EAST, "agent", "sync-01"), SyncPart(1, 9, 1, []), id="a number with a zero"),
+        pytest.param(
+            sync_part_subject(EAST, PARTS_MAX + 1), SyncPart(1, 9, PARTS_MAX + 1, []), id="a part above the last"
+        ),
+        pytest.param(
+            sync_part_subject(EAST, 1),
+            SyncPart(1, 9, 1, names_of(NAMES_IN_PART + 1)),
+            id="more names than go into a part",
+        ),
+        pytest.param(
+            sync_part_subject(EAST, 1), SyncPart(1, 9, 1, [name_of("u" * 1_000_000)]), id="a name of a megabyte"
+        ),
+        pytest.param(
+            sync_part_subject(EAST, 1), SyncPart(1, 9, 1, [ObjectName("k" * 1_000_000, "u")]), id="a kind of a megabyte"
+        ),
+        pytest.param(
+            sync_part_subject(EAST, 1),
+            SyncPart(1, 9, 1, [name_of("\N{SNOWMAN}" * 300_000)]),
+            id="names of wide letters",
+        ),
+        pytest.param(sync_part_subject(EAST, 1), SyncFinished(1, 9, 0), id="a sync that ends elsewhere"),
+        pytest.param(run_subject(EAST), SyncFinished(1, 9, PARTS_MAX + 1), id="a sync of too many parts"),
+        pytest.param(run_subject(EAST), SyncFinished(1, 9, -1), id="a sync of less than no parts"),
+        pytest.param(
+            run_subject(EAST), SyncFinished(1, 9, 0, names_of(NAMES_IN_PART + 1)), id="a sync with too long a list"
+        ),
+    ],
+)
+def test_a_list_that_no_agent_writes_is_a_dead_letter(machine: Driven, subject: str, said: AgentMessage) -> None:
+    everyone_heard(machine)
+    before = machine.world.cluster(EAST).synced_sequence
+    sequence = machine.put(subject, encode(said))
+    machine.run()
+    (letter,) = machine.letters
+    assert (letter.reason, letter.stream_sequence) == ("Malformed", sequence)
+    assert machine.world.cluster(EAST).sync_parts == {}
+    assert machine.world.cluster(EAST).synced_sequence == before
+
+
+def test_the_longest_list_counts(machine: Driven) -> None:
+    east = Agent(machine, EAST)
+    east.tells(an_immediate_claim())
+    machine.run()
+    epoch = east.epoch
+    for part in range(1, PARTS_MAX + 1):
+        machine.put(sync_part_subject(EAST, part), encode(SyncPart(epoch, 9, part, [])))
+    sequence = machine.put(run_subject(EAST), encode(SyncFinished(epoch, 9, PARTS_MAX, sorted(east.living))))
+    machine.run()
+    assert machine.letters == []
+    assert machine.world.cluster(EAST).synced_sequence == sequence
+
+
+def put_packed(machine: Driven, subject: str, said: AgentMessage | ClaimState) -> int:
+    """As an agent publishes it; returns the bytes that it took on the wire."""
+    packed = pack(OutgoingMessage(subject, encode(said)))
+    machine.put(subject, bytes(bytearray(packed.payload)), packed.headers)  # a compressor's output keeps its buffer
+    return len(packed.payload)
+
+
+def test_parts_of_few_bytes_do_not_become_a_large_world(machine: Driven) -> None:
+    east, _ = everyone_heard(machine)
+    epoch = east.epoch
+    many = SyncPart(epoch, 9, 1, [name_of("x")] * 20_000)
+    tracemalloc.start()
+    try:
+        wire = sum(put_packed(machine, sync_part_subject(EAST, part), many) for part in range(1, 41))
+        machine.run()
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert wire < 50_000
+    assert kept < 2_000_000
+
+
+def test_what_is_believed_again_is_kept_as_it_is_stored_until_it_is_taken_in(machine: Driven) -> None:
+    east, _ = everyone_heard(machine)
+    epoch = east.epoch
+    large = ClaimState(agent_epoch=epoch, error="e" * 1_000_000)
+    wire = sum(
+        put_packed(machine, sync_part_subject(EAST, part), SyncPart(epoch, 9, part, names_of(NAMES_IN_PART)))
+        for part in range(1, 41)
+    )
+    wire += sum(put_packed(machine, state_subject(EAST, "claim", f"u{number}"), large) for number in range(20))
+    machine.run()
+    started = Machine(World(machine.federation), machine.index, IDENTITY)
+    fold_ledger(started, machine.ledger)
+    believed = LastBelieved(started)
+    tracemalloc.start()
+    try:
+        believed.add(machine.log)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert wire < 500_000
+    assert kept < 2_000_000

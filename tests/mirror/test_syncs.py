@@ -1,8 +1,7 @@
 """A full sync: nothing comes between its list and its last message, and the list is what was published before it."""
 
 from cluster_agent.mirror.actions import Asked, Exit, LastMessage, Publish, PublishRefused, Tick
-from cluster_agent.mirror.mirror import NAMES_IN_PART
-from schemas.wire.state import ObjectName, ObjectState, SyncFinished, SyncPart
+from schemas.wire.state import NAMES_IN_PART, ObjectName, ObjectState, SyncFinished, SyncPart
 from tests.mirror.driven import EPOCH, TRAIN, Driven, a_manifest, a_state, an_object, gone, raw_of, seen, told
 
 SLICE = ObjectName("slice", "s1")
