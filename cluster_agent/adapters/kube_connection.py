@@ -252,6 +252,9 @@ class KubeConnection:
         self._trust_is_stale = False
 
     async def _begin_session(self, configuration: Configuration) -> None:
+        # Whoever calls limits what he asks at once. A call that waited for a connection would be over time before it is
+        # sent, and a write then counts as one of which nobody knows.
+        configuration.connection_pool_maxsize = 0
         before, rest = self._rest, RESTClientObject(configuration)
         # A PUT that aiohttp sends again by itself, because a kept connection was cut, would find that it has landed and
         # tell of a conflict where there was none.

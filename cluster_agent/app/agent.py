@@ -109,6 +109,7 @@ T = TypeVar("T")
 KINDS: tuple[Kind, ...] = ("namespace", "node", "slice", "class", "pod", "claim", "taintrule")
 EVENTS_WAITING = 1_000  # then whoever has news waits
 PUBLISHES_AT_ONCE = 64
+READS_AT_ONCE = 16  # of single objects; thousands of claims may have to be read at one moment
 WRITES_AT_ONCE = 8  # four to eight are fastest on a real API server
 BUSY = 4  # actions under way: Events on claims wait
 RETRY_FIRST_S = 0.1
@@ -195,6 +196,7 @@ class Agent:
         self._bus = bus
         self._settings = settings
         self._publish_limit = anyio.CapacityLimiter(PUBLISHES_AT_ONCE)
+        self._read_limit = anyio.CapacityLimiter(READS_AT_ONCE)
         self._write_limit = anyio.CapacityLimiter(WRITES_AT_ONCE)
         self.synced = anyio.Event()  # a run has published its first full sync; how this one stands: is_synced
         self._runs = 0
@@ -655,7 +657,7 @@ class Agent:
 
     async def _is_running(self, action: ClearAllocation) -> bool:
         for name, uid in action.unless_running:
-            pod = await self._until_answered(partial(self._cluster.get_pod, action.claim.namespace, name))
+            pod = await self._until_read(partial(self._cluster.get_pod, action.claim.namespace, name))
             found = consumer_of(pod) if pod is not None else None
             if found is not None and found.uid == uid and found.is_running:
                 return True
@@ -685,10 +687,19 @@ class Agent:
 
     async def _read(self, action: ReadClaim) -> None:
         ref = action.claim
-        found = await self._until_answered(lambda: self._cluster.get_claim(ref.namespace, ref.name))
+        found = await self._until_read(partial(self._cluster.get_claim, ref.namespace, ref.name))
         if found is not None and found["metadata"].get("uid") != ref.uid:
             found = None  # another claim of that name: ours is gone
         await self._send.send(ClaimRead(action, found, _version_of(found) if found else 0))
+
+    async def _until_read(self, read: Callable[[], Awaitable[T]]) -> T:
+        """Read one object. One that gives no answer keeps others waiting no longer than that is waited for."""
+
+        async def in_turn() -> T:
+            async with self._read_limit:
+                return await read()
+
+        return await self._until_answered(in_turn)
 
     # --- small things
 

@@ -137,7 +137,7 @@ class Mirror:
                 tracked = self.tracked.get(ObjectName("claim", event.action.claim.uid))
                 if tracked is not None:
                     self._look_for_running(tracked)
-                    self._actions += settling.answer(tracked, event)
+                    self._actions += settling.answer(tracked, event, self._now_ms)
                     self._advance(tracked)
                     self._forget_if_done(tracked)
             case Asked():
@@ -664,7 +664,7 @@ class Mirror:
         self._now_ms = event.now_ms
         old = event.now_ms - self.refresh_ms
         for tracked in list(self.tracked.values()):
-            if tracked.job is not None and tracked.job.stage == "stuck":
+            if tracked.job is not None and tracked.job.is_due(event.now_ms):
                 self._actions += settling.settle(tracked, tracked.job)
                 self._advance(tracked)
             if tracked.removal == "failed":

@@ -70,7 +70,7 @@ def settle(tracked: Tracked, job: Job) -> list[Action]:
     return [ReadClaim(tracked.ref, job.ledger_sequence)]
 
 
-def answer(tracked: Tracked, event: Wrote | WriteFailed | ClaimRead) -> list[Action]:
+def answer(tracked: Tracked, event: Wrote | WriteFailed | ClaimRead, now_ms: int) -> list[Action]:
     """What an action of ours led to."""
     action = event.action
     if isinstance(event, Wrote):
@@ -86,7 +86,7 @@ def answer(tracked: Tracked, event: Wrote | WriteFailed | ClaimRead) -> list[Act
         case Wrote():
             return _wrote(tracked, job, event)
         case WriteFailed():
-            return _failed(tracked, job, event)
+            return _failed(tracked, job, event, now_ms)
         case ClaimRead():
             return _read(tracked, job, event)
         case _:
@@ -131,11 +131,11 @@ def _wrote(tracked: Tracked, job: Job, event: Wrote) -> list[Action]:
     return []
 
 
-def _failed(tracked: Tracked, job: Job, event: WriteFailed) -> list[Action]:
+def _failed(tracked: Tracked, job: Job, event: WriteFailed, now_ms: int) -> list[Action]:
     job.half_way = 0
     if isinstance(event.action, Void) or isinstance(job.decision, Cleaning):
         if event.cause == "invalid":  # refused for what it says, an admission policy perhaps: not at once again
-            job.stage = "stuck"
+            job.note_refusal(now_ms)
             return []
         return settle(tracked, job)
     if event.cause == "running":

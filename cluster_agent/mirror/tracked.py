@@ -15,6 +15,8 @@ from schemas.wire.state import ClaimState, ObjectName, ObjectState, Outcome, Rej
 DELETE_PROTECTION = "resource.kubernetes.io/delete-protection"
 HELD = "dragoman.dev/held"
 VOIDED_ANNOTATION = "dragoman.dev/voided"
+STUCK_FIRST_MS = 1_000
+STUCK_MOST_MS = 60_000  # so long after its policy is right again a claim may have to wait
 
 _sorted = msgspec.json.Encoder(order="sorted")
 
@@ -23,7 +25,8 @@ _sorted = msgspec.json.Encoder(order="sorted")
 class Job:
     """A decision that is being settled.
 
-    stage: start, nothing was sent; sent, an action is under way; stuck, tried again when time passes.
+    stage: start, nothing was sent; sent, an action is under way; stuck, tried again at `again_ms`.
+    refusals: how often what it takes was refused for what it says.
     failure: what to report once it is certain that nothing of it can land any more.
     half_way: resourceVersion of our write of finalizers while the allocation that follows it is under way; else 0.
     """
@@ -36,6 +39,18 @@ class Job:
     voids: int = 0
     half_way: int = 0
     is_in_use: bool = False  # a pod was found to run with what is to be cleared
+    refusals: int = 0
+    again_ms: int = 0
+
+    def note_refusal(self, now_ms: int) -> None:
+        """Stuck, for longer each time: a policy that is wrong refuses the writes of all claims, perhaps for hours."""
+        self.stage = "stuck"
+        self.again_ms = now_ms + min(STUCK_FIRST_MS << min(self.refusals, 10), STUCK_MOST_MS)
+        self.refusals += 1
+
+    def is_due(self, now_ms: int) -> bool:
+        """It was stuck for long enough; or the clock was set back."""
+        return self.stage == "stuck" and not 0 < self.again_ms - now_ms <= STUCK_MOST_MS
 
 
 @dataclass(slots=True)

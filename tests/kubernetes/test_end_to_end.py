@@ -8,10 +8,14 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
+import anyio
 import msgspec
 import pytest
 from aiohttp import web
+from anyio import to_thread
 
+from broker.cli.main import main
+from cluster_agent.app.agent import READS_AT_ONCE
 from schemas.client.connection import Connection
 from tests.controlplane.api import Object, path_of, wait_for
 from tests.controlplane.plane import Options, start
@@ -250,9 +254,7 @@ async def test_a_deleted_claim_that_is_free_goes_without_kube_controller_manager
     running.proxy.fail("PUT", "/resourceclaims/c/status", answers(422, "Invalid"), times=1_000)
     await running.api.create(a_pod("p", namespace, "c"))
     # Its finalizers are written, its allocation was refused, and that can not land any more.
-    await running.api.until(
-        "ResourceClaim", "c", namespace, lambda claim: "dragoman.dev/voided" in claim["metadata"].get("annotations", {})
-    )
+    await running.api.until("ResourceClaim", "c", namespace, is_voided)
     await running.plane.delete_pod("p", namespace)
     running.proxy.faults.clear()
     await running.plane.controller_manager.kill()
@@ -437,6 +439,47 @@ def empty_at(resource_version: str) -> Answer:
 async def no_event(_request: web.Request, _body: bytes) -> web.StreamResponse:
     """A watch that ends without any."""
     return web.Response(body=b"")
+
+
+def is_voided(claim: Object) -> bool:
+    return "dragoman.dev/voided" in claim["metadata"].get("annotations", {})
+
+
+class Reads:
+    """Of claims: how many were under way at once, at most. They wait for one another, as far as they are allowed."""
+
+    def __init__(self, proxy: FaultyProxy) -> None:
+        self._proxy = proxy
+        self._under_way = self.most = 0
+        self._are_enough = anyio.Event()
+
+    async def answer(self, request: web.Request, body: bytes) -> web.StreamResponse:
+        self._under_way += 1
+        self.most = max(self.most, self._under_way)
+        if self.most == READS_AT_ONCE:
+            self._are_enough.set()
+        await self._are_enough.wait()
+        try:
+            return await self._proxy.forward(request, body)
+        finally:
+            self._under_way -= 1
+
+
+async def test_claims_that_have_to_be_read_are_not_read_all_at_once(running: Running, namespace: str) -> None:
+    """All of them have to when their cluster comes back from an eviction."""
+    names = [f"c-{number}" for number in range(5 * READS_AT_ONCE)]
+    for name in names:
+        await running.claim(namespace, name)
+    path, reads = f"/namespaces/{namespace}/resourceclaims/c-", Reads(running.proxy)
+    running.proxy.fail("GET", path, reads.answer, times=len(names))
+    await running.federation.processes["east"].until_it_says("first sync of")
+    for arguments in (["evict", "east", "--fenced", "--yes"], ["readmit", "east"]):
+        order = [*arguments, "--reason", "smoke", "--operator", "ada", "--nats", running.federation.nats.url]
+        assert await to_thread.run_sync(main, ["cluster", *order]) == 0
+    await wait_for(lambda: have_gone_wrong(running))
+    for name in names:
+        await running.api.until("ResourceClaim", name, namespace, is_voided)
+    assert reads.most == READS_AT_ONCE
 
 
 async def test_a_claim_that_is_nested_too_deeply_harms_nobody_else(running: Running, namespace: str) -> None:

@@ -35,6 +35,8 @@ from tests.kubernetes.faulty_proxy import (
 pytestmark = pytest.mark.anyio
 
 SILENT_S = 1.0
+CONNECTIONS = 100  # that kubernetes-asyncio would keep at most
+CALLS = CONNECTIONS + 50
 DISCOVERY = "/apis/resource.k8s.io"
 
 
@@ -109,6 +111,20 @@ async def test_a_server_that_does_not_answer_is_given_up(proxy: FaultyProxy, nam
         proxy.fail("GET", "/api/v1/namespaces", hang)
         with pytest.raises(ApiUncertainError, match="gave no answer"):
             await connection.call("GET", "/api/v1/namespaces", where=Where(), answer_s=0.2)
+
+
+async def test_a_call_does_not_wait_for_others_that_have_no_answer(
+    proxy: FaultyProxy, cluster: KubernetesCluster, claim: ApiObject
+) -> None:
+    """Else its time would be over before it is sent, and nobody could say whether it was done."""
+    proxy.fail("GET", "/api/v1/nodes", hang, times=CALLS)
+    async with anyio.create_task_group() as tasks:
+        for _ in range(CALLS):
+            tasks.start_soon(cluster.list_objects, "node")
+        await wait_for(lambda: _is_true(proxy.count("GET", "/api/v1/nodes") >= CONNECTIONS))
+        with anyio.fail_after(10):
+            await cluster.update_claim(with_metadata(claim, labels={"a": "b"}))
+        tasks.cancel_scope.cancel()
 
 
 # --- answers that no API server gives to a read

@@ -91,7 +91,7 @@ def test_a_refused_write_is_tried_again_when_time_passes() -> None:
     driven.tell(read(driven.take(ReadClaim), allocated(protected()), 100))
     driven.tell(failed(driven.take(ClearAllocation), "invalid"))
     assert driven.pending == []
-    driven.tell(Tick(1))
+    driven.tell(Tick(1_000))
     driven.tell(read(driven.take(ReadClaim), allocated(protected()), 100))
     driven.take(ClearAllocation)
 

@@ -1,5 +1,6 @@
 """Decisions: what is written for them, guarded by what, and when it is certain what became of them."""
 
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -290,6 +291,24 @@ def test_a_void_that_is_refused_for_what_it_says_is_tried_again_with_time() -> N
     driven.tell(seen(protected(annotations={VOIDED_ANNOTATION: "50-2"}), 102))
     driven.store()
     assert driven.said().decision.outcome == "Conflict"
+
+
+def test_a_void_that_is_refused_again_and_again_is_tried_ever_more_seldom() -> None:
+    """A policy that is wrong refuses those of all claims, and it may stay so for hours."""
+    driven = a_started()
+    driven.tell(decides(an_allocate(99)))
+    tried = []
+    for second in range(600):
+        now_ms = 1_000 * second
+        driven.tell(Tick(now_ms))
+        if driven.pending:
+            tried.append(second)
+            driven.tell(read(driven.take(ReadClaim), protected(), 100))
+            driven.tell(failed(driven.take(Void), "invalid"))
+    assert tried[:8] == [0, 1, 3, 7, 15, 31, 63, 123]
+    assert {later - earlier for earlier, later in pairwise(tried[6:])} == {60}
+    driven.tell(Tick(0))  # somebody has set the clock back
+    driven.take(ReadClaim)
 
 
 def test_settles_one_decision_at_a_time_and_ignores_what_is_settled() -> None:
