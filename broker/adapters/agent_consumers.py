@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from broker.adapters.api_service import ApiError
-from schemas.client.connection import Connection
+from schemas.client.connection import Connection, read_answer
 from schemas.client.errors import BusError, BusRefusedError
 from schemas.client.follow import CONSUMER_LIFE_S, WINDOW, create_consumer
 from schemas.client.reader import StreamReader
@@ -58,7 +58,8 @@ class AgentConsumers:
         kind = {"ledger": "claim", "classes": "class"}.get(last_of)
         if kind is not None:
             last = await self._offer_last(ledger, name, f"{PREFIX}.ledger.*.*.{cluster}.{kind}.>")
-        info = msgspec.json.decode(await self._connection.api(f"STREAM.INFO.{STATE_STREAM}"), type=_StreamInfo)
+        request = f"STREAM.INFO.{STATE_STREAM}"
+        info = read_answer(request, await self._connection.api(request), _StreamInfo)
         return Joined(info.config.max_age / _NS, state_last, [LedgerSegment(ledger, last)])
 
     async def _offer_last(self, stream: str, name: str, subjects: str) -> int:

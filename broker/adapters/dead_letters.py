@@ -2,11 +2,14 @@
 
 import msgspec
 
-from schemas.client.connection import REQUEST_DEADLINE_S, Connection, raise_api_error
-from schemas.client.errors import BusUnavailableError
+from schemas.client.connection import REQUEST_DEADLINE_S, Connection, raise_api_error, read_answer
 from schemas.client.reader import StreamReader
 from schemas.wire.bus import OutgoingMessage, StoredMessage
 from schemas.wire.subjects import DEAD_LETTER_STREAM, PREFIX
+
+
+class _PubAck(msgspec.Struct):
+    seq: int
 
 
 class DeadLetters:
@@ -23,11 +26,9 @@ class DeadLetters:
         """
         assert message.subject.startswith(f"{PREFIX}.deadletter."), message.subject
         reply = await self._connection.request(message.subject, message.payload, message.headers, deadline_s=deadline_s)
-        raise_api_error(f"a dead letter on {message.subject}", reply.payload)
-        try:
-            return int(msgspec.json.decode(reply.payload, type=dict[str, msgspec.Raw])["seq"])
-        except (KeyError, msgspec.MsgspecError) as error:
-            raise BusUnavailableError(f"the ack of {message.subject} cannot be read: {reply.payload!r}") from error
+        what = f"a dead letter on {message.subject}"
+        raise_api_error(what, reply.payload)
+        return read_answer(what, reply.payload, _PubAck).seq
 
     async def all(self, cluster: str = "*") -> list[StoredMessage]:
         """What is kept (of one cluster), oldest first. Raises: BusUnavailableError, BusRefusedError."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from broker.errors import REMEDY, LedgerLostError
+from broker.errors import REMEDY, InvariantError, LedgerLostError
 
 
 class StreamSettingsError(Exception):
@@ -21,7 +21,7 @@ class StreamSettingsError(Exception):
         self.differences = tuple(differences)
 
 
-class BatchTooLargeError(ValueError):
+class BatchTooLargeError(InvariantError):
     """A batch holds more messages than the server takes as one: nothing was sent."""
 
     def __init__(self, count: int, limit: int) -> None:
@@ -30,7 +30,7 @@ class BatchTooLargeError(ValueError):
         self.limit = limit
 
 
-class LedgerTornError(Exception):
+class LedgerTornError(LedgerLostError):
     """The ledger holds a part of a batch, although batches are atomic: it is damaged. Append nothing, stop."""
 
     def __init__(self, stream: str, first_sequence: int, found: int, count: int) -> None:

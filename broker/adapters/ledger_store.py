@@ -14,7 +14,7 @@ import msgspec
 from broker.adapters.errors import BatchTooLargeError, LedgerGoneError, LedgerTornError
 from broker.adapters.streams import STREAM_NOT_FOUND
 from schemas.client.client import as_published
-from schemas.client.connection import REQUEST_DEADLINE_S, Connection, raise_api_error
+from schemas.client.connection import REQUEST_DEADLINE_S, Connection, raise_api_error, read_answer
 from schemas.client.errors import BusRefusedError, BusUnavailableError, StreamGapError
 from schemas.client.reader import StreamReader
 from schemas.wire.bus import OutgoingMessage, StoredMessage, header_block
@@ -278,7 +278,7 @@ class LedgerStore:
         last = messages[-1]
         reply = await self._connection.request(last.subject, last.payload, headers[-1], deadline_s=deadline_s)
         raise_api_error(f"the batch for {self.stream}", reply.payload)
-        return msgspec.json.decode(reply.payload, type=_PubAck)
+        return read_answer(f"the batch for {self.stream}", reply.payload, _PubAck)
 
 
 def as_batches(messages: Sequence[OutgoingMessage]) -> Iterator[list[OutgoingMessage]]:

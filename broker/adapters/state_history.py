@@ -7,7 +7,7 @@ from types import TracebackType
 import msgspec
 
 from broker.adapters.streams import PER_SUBJECT
-from schemas.client.connection import Connection
+from schemas.client.connection import Connection, read_answer
 from schemas.client.follow import stream_state
 from schemas.client.reader import StreamReader
 from schemas.wire.bus import StoredMessage
@@ -167,8 +167,8 @@ class StateHistory:
 
     async def _page(self, subjects: str, offset: int) -> _Page:
         asked = {"subjects_filter": subjects, "offset": offset} if subjects else {}
-        answer = await self._connection.api(f"STREAM.INFO.{STATE_STREAM}", asked, deadline_s=PAGE_S)
-        return msgspec.json.decode(answer, type=_Page)
+        request = f"STREAM.INFO.{STATE_STREAM}"
+        return read_answer(request, await self._connection.api(request, asked, deadline_s=PAGE_S), _Page)
 
     async def _close(self) -> None:
         if self._batches is not None:

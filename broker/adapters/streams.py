@@ -13,8 +13,8 @@ import msgspec
 
 from broker.adapters.durability import DEFAULT, Durability, server_problems
 from broker.adapters.errors import StreamSettingsError
-from schemas.client.connection import Connection
-from schemas.client.errors import BusRefusedError
+from schemas.client.connection import Connection, read_answer
+from schemas.client.errors import BusRefusedError, BusUnavailableError
 from schemas.wire.bus import unix_ms
 from schemas.wire.subjects import DEAD_LETTER_STREAM, EVENTS_STREAM, PREFIX, STATE_STREAM, ledger_stream
 
@@ -149,7 +149,12 @@ class _StreamInfo(msgspec.Struct):
     ts: str
 
 
+class _StreamSettings(msgspec.Struct):
+    config: dict[str, Any]
+
+
 class _StreamNames(msgspec.Struct):
+    total: int
     streams: list[str] | None = None
 
 
@@ -260,19 +265,23 @@ async def ledger_segments(connection: Connection, shard: str) -> list[int]:
 
 async def stream_end(connection: Connection, stream: str) -> StreamEnd:
     """What the stream's leader says of its end. Raises: BusUnavailableError, BusRefusedError."""
-    info = msgspec.json.decode(await connection.api(f"STREAM.INFO.{stream}"), type=_StreamInfo)
+    request = f"STREAM.INFO.{stream}"
+    info = read_answer(request, await connection.api(request), _StreamInfo)
     # By the server's clock, as the times of messages are; it is read after the state. The age alone would not do where
     # messages have expired under a shorter one. Nor would the last message's time: a server may not know it (it says
     # year 1 then), and clocks of servers that keep two streams differ by more than passes between their messages.
-    expired_ms = unix_ms(info.ts) - info.config.max_age // 1_000_000 if info.config.max_age else 0
-    over_ms = max(unix_ms(info.state.last_ts), expired_ms)
+    try:
+        expired_ms = unix_ms(info.ts) - info.config.max_age // 1_000_000 if info.config.max_age else 0
+        over_ms = max(unix_ms(info.state.last_ts), expired_ms)
+    except ValueError as error:
+        raise BusUnavailableError(f"NATS' answer to {request} cannot be read: {error}") from error
     return StreamEnd(info.config.allow_atomic, info.state.messages, info.state.last_seq, over_ms)
 
 
 async def stream_names(connection: Connection, subject: str) -> list[str]:
     """The streams that may hold messages on `subject`. Raises: BusUnavailableError, BusRefusedError."""
     answer = await connection.api("STREAM.NAMES", {"subject": subject})
-    return msgspec.json.decode(answer, type=_StreamNames).streams or []
+    return read_answer("STREAM.NAMES", answer, _StreamNames).streams or []
 
 
 async def _present(connection: Connection, config: dict[str, Any]) -> tuple[dict[str, Any], bool]:
@@ -293,8 +302,7 @@ async def _present(connection: Connection, config: dict[str, Any]) -> tuple[dict
                 answer = await connection.api(f"STREAM.INFO.{name}")
             except BusRefusedError:
                 raise refused from None
-    present: dict[str, Any] = msgspec.json.decode(answer)["config"]
-    return present, is_new
+    return read_answer(f"STREAM.INFO.{name}", answer, _StreamSettings).config, is_new
 
 
 def _differences(wanted: dict[str, Any], present: dict[str, Any], *, exactly: bool = False) -> list[tuple[str, str]]:

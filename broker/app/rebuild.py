@@ -3,7 +3,6 @@
 import msgspec
 
 from broker.adapters.durability import Durability
-from broker.adapters.errors import LedgerTornError
 from broker.adapters.ledger_store import LedgerStore, Refused, as_batches
 from broker.adapters.streams import StreamSettings, ensure_streams, ledger_segments, stream_names
 from broker.allocation.cel.engine import default_engine
@@ -100,7 +99,7 @@ async def _what_is_left(
     start = LedgerStart(segments, new_machine)
     try:
         await read_segments(connection, shard, start)
-    except (LedgerLostError, InvariantError, WireError, LedgerTornError, StreamGapError, StreamLostError) as error:
+    except (LedgerLostError, InvariantError, WireError, StreamGapError, StreamLostError) as error:
         return start.machine.world, str(error)
     return start.machine.world, ""
 

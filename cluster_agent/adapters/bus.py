@@ -14,7 +14,7 @@ import msgspec
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from schemas.client.api import ApiError, call_api
-from schemas.client.connection import REQUEST_DEADLINE_S, Connection, raise_api_error
+from schemas.client.connection import REQUEST_DEADLINE_S, Connection, raise_api_error, read_answer
 from schemas.client.errors import BusError, BusRefusedError, BusUnavailableError
 from schemas.client.follow import WINDOW, Delivered, Pull
 from schemas.client.reader import PROGRESS_DEADLINE_S, StreamReader
@@ -112,7 +112,7 @@ class AgentBus:
         try:
             reply = await self._connection.request(packed.subject, packed.payload, headers, deadline_s=deadline_s)
             raise_api_error(f"state on {packed.subject}", reply.payload)
-            ack = msgspec.json.decode(reply.payload, type=_PubAck)
+            ack = read_answer(f"state on {packed.subject}", reply.payload, _PubAck)
         except BusRefusedError as error:
             if error.err_code != WRONG_LAST_SEQUENCE:
                 return Uncertain(str(error))

@@ -9,7 +9,7 @@ import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import anyio
@@ -22,9 +22,11 @@ from nats.aio.subscription import Subscription
 
 from schemas.client.client import BusClient, Sink
 from schemas.client.errors import BusRefusedError, BusUnavailableError, MessageTooLargeError
+from schemas.errors import UNREADABLE
 from schemas.wire.bus import ReceivedMessage
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 CONNECT_DEADLINE_S = 10.0
 REQUEST_DEADLINE_S = 5.0
@@ -355,10 +357,18 @@ def raise_api_error(request: str, answer: bytes) -> None:
     """Raises: BusRefusedError if JetStream's JSON answer is an error; BusUnavailableError if it is no such answer."""
     try:
         error = msgspec.json.decode(answer, type=_ApiAnswer).error
-    except msgspec.MsgspecError as broken:
+    except UNREADABLE as broken:
         raise BusUnavailableError(f"NATS' answer to {request} cannot be read: {broken}") from broken
     if error is not None:
         raise BusRefusedError(request, error.code, error.err_code, error.description)
+
+
+def read_answer(request: str, answer: bytes, shape: type[T]) -> T:
+    """Raises: BusUnavailableError if the answer has another shape: it is none of the JetStream that we know."""
+    try:
+        return msgspec.json.decode(answer, type=shape)
+    except UNREADABLE as error:
+        raise BusUnavailableError(f"NATS' answer to {request} cannot be read: {error}") from error
 
 
 class _ApiError(msgspec.Struct):

@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 import msgspec
 
-from schemas.client.connection import REQUEST_DEADLINE_S, Connection
+from schemas.client.connection import REQUEST_DEADLINE_S, Connection, read_answer
 from schemas.client.errors import BusError, BusRefusedError, BusUnavailableError, StreamLostError
 from schemas.wire.bus import Delivery, HeaderBlock, StoredMessage, parse_delivery, status_of
 
@@ -56,8 +56,8 @@ class _Info(msgspec.Struct):
 
 async def stream_state(connection: Connection, stream: str, deadline_s: float = REQUEST_DEADLINE_S) -> StreamState:
     """What the stream's leader says of it. Raises: BusUnavailableError, BusRefusedError."""
-    answer = await connection.api(f"STREAM.INFO.{stream}", deadline_s=deadline_s)
-    state = msgspec.json.decode(answer, type=_Info).state
+    request = f"STREAM.INFO.{stream}"
+    state = read_answer(request, await connection.api(request, deadline_s=deadline_s), _Info).state
     # Of a stream that never had a message the server says that it begins at 0.
     first = max(state.first_seq, 1) if state.messages else state.last_seq + 1
     return StreamState(first, state.last_seq, state.messages)

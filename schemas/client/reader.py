@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import msgspec
 
-from schemas.client.connection import REQUEST_DEADLINE_S, Connection
+from schemas.client.connection import REQUEST_DEADLINE_S, Connection, read_answer
 from schemas.client.errors import BusRefusedError, BusUnavailableError
 from schemas.client.follow import PositionExpired, StreamState, follow, stream_state
 from schemas.wire.bus import StoredMessage, stored_from_api, stored_from_direct_get
@@ -50,13 +50,17 @@ class StreamReader:
         return await self._get({"last_by_subj": subject}, deadline_s)
 
     async def _get(self, what: dict[str, Any], deadline_s: float) -> StoredMessage | None:
+        request = f"STREAM.MSG.GET.{self.stream}"
         try:
-            answer = await self._connection.api(f"STREAM.MSG.GET.{self.stream}", what, deadline_s=deadline_s)
+            answer = await self._connection.api(request, what, deadline_s=deadline_s)
         except BusRefusedError as error:
             if error.err_code == NO_MESSAGE_FOUND:
                 return None
             raise
-        return stored_from_api(msgspec.json.decode(answer, type=_Got).message)
+        try:
+            return stored_from_api(read_answer(request, answer, _Got).message)
+        except ValueError as error:
+            raise BusUnavailableError(f"NATS' answer to {request} cannot be read: {error}") from error
 
     async def read(
         self, after: int, until: int | None = None, filters: Sequence[str] = ()
@@ -121,9 +125,12 @@ class StreamReader:
         status = reply.headers.get("Status", "") if "Nats-Sequence" not in reply.headers else ""
         if status == "404":
             return None
-        if status:
-            raise BusRefusedError(request, int(status), 0, reply.headers.get("Description", "without a reason"))
-        return stored_from_direct_get(reply)
+        try:
+            if status:
+                raise BusRefusedError(request, int(status), 0, reply.headers.get("Description", "without a reason"))
+            return stored_from_direct_get(reply)
+        except ValueError as error:
+            raise BusUnavailableError(f"NATS' answer to {request} cannot be read: {error}") from error
 
     async def _last_of(self, filters: Iterable[str]) -> int:
         """The sequence of the last message that matches, 0 without one."""

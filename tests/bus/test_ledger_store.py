@@ -10,6 +10,7 @@ from broker.adapters.embedded_nats import EmbeddedNats
 from broker.adapters.errors import BatchTooLargeError, LedgerTornError
 from broker.adapters.ledger_store import AppendResult, Committed, LedgerStore, Refused, Uncertain
 from broker.adapters.streams import StreamSettings, ensure_streams
+from broker.errors import InvariantError, LedgerLostError
 from schemas.client.connection import Connection
 from schemas.client.errors import BusRefusedError, MessageTooLargeError, StreamGapError, StreamLostError
 from schemas.client.follow import follow
@@ -80,8 +81,9 @@ async def test_says_so_when_only_a_part_of_a_batch_is_there(connection: Connecti
     result = await ledger.append(batch, expected_last=0)
     assert isinstance(result, Uncertain)
     assert result.visible == 2
-    with pytest.raises(LedgerTornError, match="holds only 2 of the 3"):
+    with pytest.raises(LedgerTornError, match="holds only 2 of the 3") as torn:
         await ledger.append_until_known(batch, expected_last=0, retry_after_s=0.1)
+    assert isinstance(torn.value, LedgerLostError)  # what commands end with, in a sentence
     await store(connection, an_entry("another"))
     with pytest.raises(LedgerTornError, match="holds only 2 of the 3"):
         await ledger.append(batch, expected_last=0)
@@ -112,8 +114,9 @@ async def test_of_two_writers_exactly_one_wins_each_position(nats_url: str, conn
 
 
 async def test_a_batch_of_1000_is_stored_and_a_larger_one_is_not_even_sent(ledger: LedgerStore) -> None:
-    with pytest.raises(BatchTooLargeError, match="1001 messages: the server takes at most 1000"):
+    with pytest.raises(BatchTooLargeError, match="1001 messages: the server takes at most 1000") as refused:
         await ledger.append(a_batch("large", 1001), expected_last=0)
+    assert isinstance(refused.value, InvariantError)
     assert await ledger.append(a_batch("full", 1000), expected_last=0) == Committed(1000)
 
 
