@@ -280,8 +280,18 @@ async def stream_end(connection: Connection, stream: str) -> StreamEnd:
 
 async def stream_names(connection: Connection, subject: str) -> list[str]:
     """The streams that may hold messages on `subject`. Raises: BusUnavailableError, BusRefusedError."""
-    answer = await connection.api("STREAM.NAMES", {"subject": subject})
-    return read_answer("STREAM.NAMES", answer, _StreamNames).streams or []
+    names: list[str] = []
+    total = 0
+    while True:  # a page has 1,024 of them
+        asked = {"subject": subject, "offset": len(names)}
+        page = read_answer("STREAM.NAMES", await connection.api("STREAM.NAMES", asked), _StreamNames)
+        if names and page.total != total:
+            names = []  # one was made or deleted in between: pages of two moments miss some
+            continue
+        total = page.total
+        names += page.streams or []
+        if len(names) >= total or not page.streams:
+            return names
 
 
 async def _present(connection: Connection, config: dict[str, Any]) -> tuple[dict[str, Any], bool]:

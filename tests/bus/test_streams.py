@@ -11,6 +11,7 @@ from broker.adapters.streams import (
     MADE_BY_US,
     StreamSettings,
     ensure_streams,
+    ledger_segments,
     set_up_streams,
     stream_configs,
     stream_end,
@@ -163,3 +164,13 @@ async def test_events_that_an_earlier_build_kept_do_not_stop_a_start(nats_url: s
         assert not (await stream_end(connection, "DRA_EVENTS")).takes_batches
         await set_up_streams(connection, StreamSettings())
         assert (await stream_end(connection, "DRA_EVENTS")).takes_batches
+
+
+async def test_every_segment_is_seen_however_many_there_are(nats_url: str) -> None:
+    """The server names 1,024 at a time, in the order of text: 1023 comes before 999."""
+    async with connect_to(nats_url) as connection:
+        for number in range(1_100):
+            name = f"DRA_LEDGER_main_{number}"
+            config = {"name": name, "subjects": [f"dra.v1.ledger.main.{number}.>"], "storage": "memory"}
+            await connection.api(f"STREAM.CREATE.{name}", config)
+        assert await ledger_segments(connection, "main") == list(range(1_100))
