@@ -191,6 +191,14 @@ async def ensure_streams(
         _log.warning("not safe, but allowed by --allow-unsafe-durability: %s", sentence)
 
 
+async def ensure_dead_letters(connection: Connection, settings: StreamSettings) -> bool:
+    """Make DRA_DEADLETTER if it is absent; whether it was. Raises: BusUnavailableError, BusRefusedError."""
+    configs = stream_configs(await _with_replicas(connection, settings), "main", 0)
+    (config,) = (each for each in configs if each["name"] == DEAD_LETTER_STREAM)
+    _, is_new = await _present(connection, config)
+    return is_new
+
+
 async def set_up_streams(
     connection: Connection,
     settings: StreamSettings,

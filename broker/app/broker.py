@@ -24,7 +24,6 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from broker.adapters.agent_consumers import AgentConsumers
 from broker.adapters.api_service import serve_api
 from broker.adapters.asks import Asks
-from broker.adapters.dead_letters import DeadLetters
 from broker.adapters.durability import Durability
 from broker.adapters.ledger_store import LedgerStore, Refused, as_batches
 from broker.adapters.state_reader import PositionExpired, read_state
@@ -33,6 +32,7 @@ from broker.allocation.cel.engine import SelectorEngine
 from broker.allocation.index import DeviceIndex
 from broker.app import api
 from broker.app.envelopes import Envelopes
+from broker.app.letters import Letters
 from broker.app.metrics import BrokerMetrics
 from broker.app.projector import Projector
 from broker.app.stage_times import Decided, StageTimes
@@ -143,7 +143,7 @@ class Broker:
         self._settings = settings
         self._tell = tell
         self._asks = Asks(connection)
-        self._dead_letters = DeadLetters(connection)
+        self._letters = Letters(connection, settings.streams)
         self._agent_consumers = AgentConsumers(connection, ledger_stream(SHARD, 0), settings.federation.clusters)
         self._ends_at = 0  # the ledger, as far as we have appended
         self._last_message: StoredMessage | OutgoingMessage | None = None  # that we have read of the ledger or appended
@@ -506,6 +506,7 @@ class Broker:
         elif isinstance(item, HeardOurselves):
             for mark in self._silence.marks(machine.world, _now_ms()):
                 machine.order(mark)
+            await self._letters.keep([])
         elif isinstance(item, HeardBeat):
             self._silence.hear(machine.world, item.cluster, item.beat.agent_epoch, _now_ms())
             ask = on_beat(machine.core, item.cluster, item.beat)
@@ -543,10 +544,10 @@ class Broker:
 
     async def _carry_out(self, steps: list[Step]) -> None:
         # Before the append, which moves our position on: after a crash in between nobody would look at them again.
-        for letter in chain.from_iterable(step.effects.dead_letters for step in steps):
-            outgoing = self._envelopes.dead_letter(letter, _now_ms())
-            await self._until_available(partial(self._dead_letters.keep, outgoing))
+        dead = chain.from_iterable(step.effects.dead_letters for step in steps)
+        await self._letters.keep([self._envelopes.dead_letter(letter, _now_ms()) for letter in dead])
         await self._append_all([step for step in steps if step.effects.entries])
+        await self._letters.keep([])  # where NATS did not answer for a while it does now
         self.metrics.decided([each for step in steps for each in step.decided], time.time_ns() // 1_000)
         for refusal in chain.from_iterable(step.effects.answers for step in steps):
             commanded = self._commands.popleft()

@@ -12,7 +12,7 @@ from anyio import to_thread
 
 from broker.cli.main import main
 from schemas.client.reader import StreamReader
-from schemas.wire.subjects import STATE_STREAM
+from schemas.wire.subjects import DEAD_LETTER_STREAM, STATE_STREAM
 from tests.manifests import claim_manifest, class_manifest, slice_manifest
 from tests.processes.harness import DEADLINE_S, Federation, a_federation
 
@@ -208,6 +208,23 @@ async def test_what_clusters_have_said_is_lost(tmp_path: Path, capsys: pytest.Ca
         await goes_on(federation, before)
         assert (await StreamReader(federation.connection, STATE_STREAM).state()).first_sequence > last
         await verified(federation, capsys)
+
+
+async def test_dead_letters_are_lost_and_the_leader_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The stream is made again by the next dead letter, and given its age again by `nats-setup`."""
+    async with a_federation(tmp_path, follows_ledger=False) as federation:
+        before = await start(federation)
+        await federation.connection.api(f"STREAM.DELETE.{DEAD_LETTER_STREAM}")
+        await federation.connection.publish("dra.v1.state.east.claim.none", b"{")
+        await is_told(federation, "broker", "DRA_DEADLETTER was gone, with all that it had: made anew")
+        await goes_on(federation, before)
+        kept = await StreamReader(federation.connection, DEAD_LETTER_STREAM).state()
+        assert (kept.messages, await federation.dead_letters()) == (1, 1)
+        setup = ["nats-setup", "--nats", federation.nats.url, "--dead-letters-age", "90d"]
+        assert await to_thread.run_sync(main, setup) == 0
+        assert "DRA_DEADLETTER" in capsys.readouterr().out
+        told = federation.processes["broker"].said().count("DRA_DEADLETTER was gone")
+        assert told == 1
 
 
 def store_of(federation: Federation) -> Path:
