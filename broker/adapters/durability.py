@@ -16,6 +16,7 @@ from schemas.client.connection import Connection
 _log = logging.getLogger(__name__)
 
 SERVER_VERSION_MIN = (2, 14, 6)  # earlier ones can skip the sync to disk although `sync_interval: always` is set
+PAYLOAD_BYTES_MIN = 1024 * 1024  # the server's default; larger ones of ours, as a checkpoint, go in parts
 MONITOR_DEADLINE_S = 5.0
 VARZ_BYTES_MAX = 4 * 1024 * 1024
 
@@ -55,6 +56,11 @@ async def server_problems(connection: Connection, durability: Durability) -> lis
     problems = []
     if connection.server_version < SERVER_VERSION_MIN:
         problems.append(_too_old(f"nats-server at {connection.places}", connection.server_version))
+    if connection.payload_bytes_max < PAYLOAD_BYTES_MIN:
+        problems.append(
+            f"nats-server at {connection.places}: max_payload is {connection.payload_bytes_max} bytes: set"
+            f" `max_payload: 1MB` there, which is its default; ledger entries, and what agents say, may need as much"
+        )
     for url in durability.monitors:
         problems += await to_thread.run_sync(_monitor_problems, url)
     if not durability.monitors and not durability.is_embedded:

@@ -87,6 +87,8 @@ def _server(plan: NatsPlan, index: int) -> str:
         "\n"
         "# An acknowledged decision must not vanish with the power.\n"
         f'jetstream {{ store_dir: "{plan.store_dir}/{name}", sync_interval: always }}\n'
+        "# Entries of the ledger may need as much; it is nats-server's default.\n"
+        "max_payload: 1MB\n"
         "\n"
         f"{_tls(name)}"
         f"include ./accounts.conf\n"

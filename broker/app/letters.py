@@ -10,12 +10,15 @@ from collections import deque
 from collections.abc import Iterable
 
 import anyio
+from msgspec.structs import replace
 
 from broker.adapters.dead_letters import DeadLetters
 from broker.adapters.streams import StreamSettings, ensure_dead_letters
 from schemas.client.connection import Connection
-from schemas.client.errors import BusRefusedError, BusUnavailableError
+from schemas.client.errors import BusRefusedError, BusUnavailableError, MessageTooLargeError
 from schemas.wire.bus import OutgoingMessage
+from schemas.wire.calls import DeadLetter
+from schemas.wire.codec import decode_call, encode
 from schemas.wire.subjects import DEAD_LETTER_STREAM
 
 _log = logging.getLogger(__name__)
@@ -68,6 +71,11 @@ class Letters:
                 try:
                     await self._stream.keep(letter, patience_s)
                     return ""
+                except MessageTooLargeError as error:
+                    problem = str(error)
+                    if (bare := _without_payload(letter, problem)) != letter:
+                        letter = bare
+                        continue
                 except (BusUnavailableError, BusRefusedError) as error:
                     problem = str(error)
                 try:
@@ -93,3 +101,12 @@ class Letters:
         while len(self._waiting) > WAITING_MAX:
             self._waiting.pop()
             self._lost += 1
+
+
+def _without_payload(message: OutgoingMessage, why: str) -> OutgoingMessage:
+    """The same letter, which says what it lacks: DRA_STATE has the payload; itself where it has none."""
+    letter = decode_call(message.payload)
+    if not isinstance(letter, DeadLetter) or not letter.payload:
+        return message
+    text = f"{letter.message} (kept without its payload of {len(letter.payload)} bytes: {why})"
+    return OutgoingMessage(message.subject, encode(replace(letter, message=text, payload=b"")), message.headers)

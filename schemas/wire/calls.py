@@ -62,7 +62,7 @@ class DeadLetter(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="typ
     """A message that could not be applied, kept with its reason.
 
     payload: the message's bytes as stored (base64 in JSON), the first 512 KiB of them. DRA_STATE has all of it at
-    `stream_sequence`, for as long as it keeps it.
+    `stream_sequence`, for as long as it keeps it. Empty, and `message` says so, where NATS takes no message so large.
     """
 
     cluster: str

@@ -62,3 +62,11 @@ async def test_an_old_server_is_named_with_what_is_needed(nats_url: str, monkeyp
     async with connect_to(nats_url) as connection:
         (problem,) = await server_problems(connection, Durability(is_embedded=True))
     assert problem.endswith("99.0.0 or later is needed: install it")
+
+
+async def test_a_server_that_takes_too_small_messages_stops_the_start(tmp_path: Path) -> None:
+    config, url, monitor = a_config(tmp_path)
+    config.write_text(config.read_text() + "max_payload: 512KB\n")
+    async with servers(config), connect_to(url) as connection:
+        with pytest.raises(StreamSettingsError, match="max_payload is 524288 bytes: set `max_payload: 1MB` there"):
+            await ensure_streams(connection, StreamSettings(), durability=Durability((monitor,)))

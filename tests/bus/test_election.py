@@ -1,9 +1,14 @@
 """A broker is elected behind the entries that it has read, and leads behind no others."""
 
+from pathlib import Path
 from unittest.mock import patch
 
+import anyio
+import msgspec
 import pytest
 
+from broker.adapters.dead_letters import DeadLetters
+from broker.adapters.durability import DEFAULT, Durability
 from broker.adapters.ledger_store import Committed, LedgerStore
 from broker.adapters.streams import StreamSettings, ensure_streams
 from broker.allocation.cel.engine import default_engine
@@ -14,9 +19,14 @@ from broker.errors import LedgerLostError
 from broker.world.federation import Federation
 from schemas.client.connection import Connection
 from schemas.client.follow import StreamState, stream_state
+from schemas.wire.bus import OutgoingMessage
+from schemas.wire.calls import DeadLetter
 from schemas.wire.codec import decode_entry
 from schemas.wire.ledger import AnyEntry, LeaderElected, SegmentClosed, SegmentOpened
+from tests.bus.builders import store
 from tests.bus.conftest import LEDGER
+from tests.bus.test_durability import a_config
+from tests.nats_fixture import connect_to, servers
 
 pytestmark = pytest.mark.anyio
 
@@ -26,8 +36,10 @@ BEGUN: list[AnyEntry] = [
 ]
 
 
-def a_broker(connection: Connection) -> Broker:
-    settings = BrokerSettings(Federation(), instance="new", build="", settings_digest="", is_alone=True)
+def a_broker(connection: Connection, durability: Durability = DEFAULT) -> Broker:
+    settings = BrokerSettings(
+        Federation(), instance="new", build="", settings_digest="", durability=durability, is_alone=True
+    )
     return Broker(connection, default_engine(), settings)
 
 
@@ -66,3 +78,24 @@ async def test_a_broker_does_not_lead_behind_entries_that_it_has_not_read(
     # And nobody else takes it for a ledger that goes on.
     with pytest.RaisesGroup(pytest.RaisesExc(LedgerLostError, match="abandoned after segment 0")):
         await a_broker(connection).run()
+
+
+async def test_a_dead_letter_that_is_too_large_is_kept_without_its_payload(tmp_path: Path) -> None:
+    """As where `max_payload` is lowered below its default: no broker ends by it."""
+    config, url, _ = a_config(tmp_path)
+    config.write_text(config.read_text() + "max_payload: 256KB\n")
+    async with servers(config), connect_to(url) as connection:
+        await ensure_streams(connection, StreamSettings(), durability=Durability(allow_unsafe=True))
+        subject = "dra.v1.state.east.claim.u1"
+        payloads = (b"x" * 100_000, b"x" * 240_000, b"z")
+        await store(connection, *(OutgoingMessage(subject, payload) for payload in payloads))
+        letters: list[DeadLetter] = []
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(a_broker(connection, Durability(allow_unsafe=True)).run)
+            with anyio.fail_after(10):
+                while len(letters) < len(payloads):
+                    kept = await DeadLetters(connection).all()
+                    letters = [msgspec.json.decode(each.payload, type=DeadLetter) for each in kept]
+            tasks.cancel_scope.cancel()
+    assert [letter.payload for letter in letters] == [payloads[0], b"", payloads[2]]
+    assert "kept without its payload of 240000 bytes" in letters[1].message
