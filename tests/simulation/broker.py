@@ -220,6 +220,9 @@ class BrokerRun:
         """Read the ledger's tail: ours, another's, or nothing."""
         assert self.batch is not None
         self.must_look = False
+        if self._ledger.is_gone:
+            self.stop("the ledger is gone")
+            return
         if self._ledger.last_sequence < self.batch.expected_last:
             self.find_entries_lost()
             return

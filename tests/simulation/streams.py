@@ -161,11 +161,12 @@ class Ledger:
     """A ledger: append-only, whole batches, and only after the expected last entry of the batch's segment.
 
     messages: of all segments; the numbers go on from one to the next, unless that was rebuilt. on_stored: told of each
-    batch in the moment in which it is stored.
+    batch in the moment in which it is stored. is_gone: there is no stream any more, until an operator makes one.
     """
 
     def __init__(self, on_stored: Callable[[Batch], None] = lambda _: None) -> None:
         self.messages: list[StoredMessage] = []
+        self.is_gone = False
         self.decisions: dict[str, list[tuple[int, Allocate | Release]]] = {}  # Allocate and Release by cluster
         self._begins = [0]  # how many entries there are before each segment
         self._before = [0]  # the sequence before the first one of each segment
@@ -202,7 +203,7 @@ class Ledger:
 
     def begin_again(self, begins_at: int) -> int:
         """Make a stream that begins there, for an operator who rebuilds: the first, if none is left; returns which."""
-        self.decisions = {}
+        self.decisions, self.is_gone = {}, False
         if self.messages:
             self._begin_segment(begins_at - 1)
         else:
@@ -224,7 +225,7 @@ class Ledger:
     def lose(self, after: int = 0) -> None:
         """The entries after this one are gone; without any left the next one gets the sequence 1."""
         left = self.messages[: self._index(after + 1)]
-        self.messages = left
+        self.messages, self.is_gone = left, not left
         self.decisions, self.evictions, self.latest, self.rebuilt = {}, {}, {}, {}
         self._opening, self._restated = None, []
         self._begins = [each for each in self._begins if not each or each <= len(left)]
@@ -234,6 +235,8 @@ class Ledger:
 
     def append(self, batch: Batch) -> bool:
         """Store the batch whole, or nothing of it."""
+        if self.is_gone:
+            return False
         if batch.segment != self.segments[-1]:
             return self._append_behind_the_close(batch)
         if batch.expected_last != self.last_sequence:
