@@ -48,7 +48,7 @@ from broker.world.world import World
 from schemas.client.connection import Connection
 from schemas.client.errors import BusError, BusRefusedError, BusUnavailableError, StreamLostError
 from schemas.client.follow import stream_state
-from schemas.wire.bus import OutgoingMessage, StoredMessage
+from schemas.wire.bus import OutgoingMessage, ReceivedMessage, StoredMessage
 from schemas.wire.calls import Ask, Beat, LeaderBeacon, LedgerGoesOn
 from schemas.wire.codec import WireError, decode_call, encode
 from schemas.wire.ledger import (
@@ -273,12 +273,23 @@ class Broker:
         async with self._asks.follow_leader(SHARD) as beacons, anyio.create_task_group() as tg:
             tg.start_soon(world.keep)
             tg.start_soon(self._note_beats)
-            while True:
-                with anyio.move_on_after(SILENT_AFTER_S) as silence:
-                    await beacons.receive()
-                if silence.cancelled_caught:
-                    tg.cancel_scope.cancel()
-                    return
+            while not await self._is_silent(beacons):
+                pass
+            tg.cancel_scope.cancel()
+
+    async def _is_silent(self, beacons: MemoryObjectReceiveStream[ReceivedMessage]) -> bool:
+        """Whether no leader is heard for a while on a connection that is well: on another all are silent."""
+        await self._connection.wait_until_up()
+        losses = self._connection.losses
+        with self._connection.wait_scope(SILENT_AFTER_S) as silence:
+            await beacons.receive()
+        if not silence.cancelled_caught or self._connection.losses != losses:
+            return False
+        # What the server sent before its answer comes before it: also where the link, or this process, stood still.
+        with anyio.move_on_after(SILENT_AFTER_S) as asking:
+            await self._connection.flush()
+        is_well = self._connection.is_up and self._connection.losses == losses and not asking.cancelled_caught
+        return is_well and not beacons.statistics().current_buffer_used
 
     async def _note_beats(self) -> None:
         self._beats.clear()

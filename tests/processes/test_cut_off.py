@@ -1,10 +1,12 @@
 """Processes that live on and hear nothing: a leader that is stopped, an agent that is cut off from NATS."""
 
+import time
 from pathlib import Path
 
 import anyio
 import pytest
 
+from broker.app.broker import SILENT_AFTER_S
 from tests.chaos.links import open_link
 from tests.processes.harness import Process, a_federation
 from tests.processes.ledger_view import LedgerView
@@ -98,4 +100,33 @@ async def test_a_cluster_that_is_cut_off_keeps_what_it_has_and_catches_up(tmp_pa
                 assert row.state == "Allocated", "a claim lost its devices while its cluster was cut off"
         assert federation.view.collisions == 0
         await check_agents(federation, rows)
+        links.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("how", ["cut", "silent", "stopped"])
+async def test_a_standby_that_hears_nothing_itself_leaves_the_leader_alone(tmp_path: Path, how: str) -> None:
+    async with a_federation(tmp_path) as federation, anyio.create_task_group() as links:
+        await start_and_wait(federation)
+        link = await open_link(federation.nats.port, links)
+        url = f"nats://127.0.0.1:{link.port}"
+        standby = Process(
+            "broker-2", ["broker", "--config", str(tmp_path / "config.yaml"), "--nats", url], tmp_path / "b2.log"
+        )
+        federation.processes["broker-2"] = standby
+        await standby.start()
+        await standby.until_it_says("stands by with a warm world")
+        write_claims(federation, "east")
+        await federation.until("150 claims of east allocated", lambda view: len(view.allocated) == DEVICES)
+
+        {"cut": link.cut, "silent": link.silence, "stopped": standby.suspend}[how]()
+        await anyio.sleep(SILENT_AFTER_S + 1.0)
+        (standby.resume if how == "stopped" else link.heal)()
+        await anyio.sleep(SILENT_AFTER_S + 1.0)
+        assert len(federation.view.leaders) == 1, "the standby took its own deafness for the leader's end"
+
+        federation.say("the leader is killed")
+        began = time.monotonic()
+        await federation.processes["broker"].kill()
+        await federation.until("the standby leads", lambda view: len(view.leaders) == 2)
+        assert time.monotonic() - began < 2 * SILENT_AFTER_S
         links.cancel_scope.cancel()
