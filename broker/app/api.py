@@ -18,6 +18,7 @@ from schemas.wire.ledger import Command, DeviceCommand, DeviceVerb, OperatorComm
 
 T = TypeVar("T")
 
+NAME_LENGTH_MAX = 300  # of a cluster, device, pool or driver; scopes have a word more than names
 OPERATOR_LENGTH_MAX = 253
 REASON_LENGTH_MAX = 1_000
 
@@ -156,6 +157,10 @@ def _why_nobody(call: ClusterCall | DeviceCall) -> str:
         return "operator: the ledger keeps who ordered it; give a name"
     if not call.reason.strip() and call.verb != "uncordon":
         return f"reason: the ledger keeps why; {call.verb} needs one"
+    texts: dict[str, object] = msgspec.structs.asdict(call)
+    for field in ("cluster", "driver", "pool", "device", "scope"):
+        if len(str(texts.get(field, ""))) > NAME_LENGTH_MAX:
+            return f"{field}: at most {NAME_LENGTH_MAX} characters"
     if len(call.operator) > OPERATOR_LENGTH_MAX or len(call.reason) > REASON_LENGTH_MAX:
         return f"operator, reason: at most {OPERATOR_LENGTH_MAX} and {REASON_LENGTH_MAX} characters"
     return ""

@@ -30,6 +30,7 @@ from schemas.wire.state import ClaimState, ObjectName
 HELD = "dragoman.dev/held"  # the agent's finalizer
 BACK_OFF_FIRST_MS = 1_000
 ERRORS_TOLD = 5
+HOLDERS_TOLD = 20
 TEXT_LENGTH_MAX = 1_000  # of what a cluster says and the ledger repeats
 BACK_OFF_MOST_MS = 300_000
 
@@ -158,7 +159,10 @@ def adopt(core: Core) -> None:
             )
             device_taints.take_reports(core, claim, {})
         elif claim.collision != claim.shown:
-            held_by = [f"{world.holder_name(grant.claim)} (grant {grant.ledger_sequence})" for grant in in_the_way]
+            first = in_the_way[:HOLDERS_TOLD]  # of shares there may be any number
+            held_by = [f"{world.holder_name(grant.claim)} (grant {grant.ledger_sequence})" for grant in first]
+            if len(in_the_way) > len(first):
+                held_by.append(f"{len(in_the_way) - len(first)} more")
             core.record(
                 CollisionFound(
                     cluster=claim.key.cluster,

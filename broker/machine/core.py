@@ -16,16 +16,21 @@ from broker.world.keys import ClaimKey, ClusterId, DeviceKey
 from broker.world.world import World
 from schemas.wire.bus import StoredMessage
 from schemas.wire.calls import Ask, DeadLetter
+from schemas.wire.codec import encode
 from schemas.wire.ledger import AnyEntry, CheckpointEnds, EndCause, Inputs, Order, StateDigest, Step, entry_place
 from schemas.wire.state import ObjectName
 from schemas.wire.subjects import state_subject
 
 MAX_BATCH = 1000  # messages in one of JetStream's atomic batches
 ROOM_FOR_MESSAGE = 64  # entries that one message can cause at once, with a margin: 32 devices that are all broken
+ENTRY_BYTES_MAX = 896 * 1024  # of any entry as JSON: a message may have a MiB, of which its headers need some thousand
+SAID_BYTES_MAX = 128 * 1024  # of orders, epochs and syncs in one batch's inputs, beside which there are only positions
 LETTER_PAYLOAD_MAX = 512 * 1024  # bytes kept of a message; in base64 that is as much as one message may have
 LETTER_TEXT_MAX = 4_000
 STEPS_WITHOUT_BATCH = 256  # then the position is recorded even though nothing happened, lest it expires
 
+
+_NUMBER_BYTES = 24  # of a stream sequence, quotation marks and commas
 
 # All that decides what a claim can get: cluster, spec as JSON, whether it may have admin access, devices to avoid.
 Likeness = tuple[ClusterId, bytes, bool, tuple[str, ...]]
@@ -57,6 +62,7 @@ class Core:
         self._epochs: dict[str, int] = {}
         self._synced: dict[str, int] = {}
         self._position_expired = False
+        self._said_bytes = 0  # of what the batch's inputs have got besides positions, about
         self._applied = StateDigest()
         self._entries: list[AnyEntry] = []
         self._causes: list[int] = []
@@ -75,8 +81,9 @@ class Core:
         return self.world.position >= self.world.decides_from
 
     def has_room(self, entries: int = ROOM_FOR_MESSAGE) -> bool:
-        """Whether the batch can take `entries` more."""
-        return len(self._entries) + entries + 1 <= MAX_BATCH  # the last one may be the inputs
+        """Whether the batch can take `entries` more, and its inputs an order or a message."""
+        fits = len(self._entries) + entries + 1 <= MAX_BATCH  # the last one may be the inputs
+        return fits and self._said_bytes < SAID_BYTES_MAX
 
     def next_sequence(self) -> int:
         """The ledger sequence that the next recorded entry gets."""
@@ -107,11 +114,18 @@ class Core:
         """A new run of a cluster's agent is believed from here on."""
         self.world.cluster(cluster).epoch = epoch
         self._epochs[cluster] = epoch
+        self._said_bytes += len(cluster) + _NUMBER_BYTES
 
     def note_synced(self, cluster: ClusterId, stream_sequence: int) -> None:
         """A full sync of the cluster is finished."""
         self.world.cluster(cluster).synced_sequence = stream_sequence
         self._synced[cluster] = stream_sequence
+        self._said_bytes += len(cluster) + _NUMBER_BYTES
+
+    def note_order(self, order: Order) -> None:
+        """An order is carried out in this step."""
+        self.orders.append(order)
+        self._said_bytes += len(encode(order))
 
     def note_applied(self, message: StoredMessage) -> None:
         """A message of DRA_STATE is applied in this step; the next batch has a digest of all of them."""
@@ -202,7 +216,8 @@ class Core:
         first = self.world.ledger_last + 1
         effects = Effects([], first, self._dead_letters, self._asks, self._notices, self.answers)
         self._dead_letters, self._asks, self._notices, self.orders, self.answers = [], [], [], [], []
-        if not (self._entries or self.must_record) and len(self._steps) < STEPS_WITHOUT_BATCH:
+        is_full = len(self._steps) >= STEPS_WITHOUT_BATCH or self._said_bytes >= SAID_BYTES_MAX
+        if not (self._entries or self.must_record or is_full):
             return effects
         inputs = Inputs(
             leader_epoch=self.world.leader_epoch,
@@ -220,8 +235,13 @@ class Core:
         effects.causes = [*self._causes, *[0] * (len(effects.entries) - len(self._causes))]
         self.world.ledger_last += len(effects.entries)
         self._entries, self._causes, self._steps = [], [], []
-        self._epochs, self._synced, self._position_expired = {}, {}, False
+        self._epochs, self._synced, self._position_expired, self._said_bytes = {}, {}, False, 0
         return effects
+
+
+def fits(entry: AnyEntry) -> bool:
+    """Whether the ledger takes the entry: one that is too long for a message ends every broker that makes it."""
+    return len(encode(entry)) <= ENTRY_BYTES_MAX
 
 
 def _ended(entries: list[AnyEntry], inputs: Inputs) -> list[AnyEntry]:

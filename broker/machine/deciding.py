@@ -18,7 +18,7 @@ from broker.allocation.result import with_share_ids
 from broker.allocation.snapshot import Snapshot
 from broker.errors import InvariantError
 from broker.machine.claims import check, release_if_rejected
-from broker.machine.core import Core, Likeness
+from broker.machine.core import ENTRY_BYTES_MAX, Core, Likeness, fits
 from broker.machine.specs import STEP_BUDGET
 from broker.world.federation import ALLOCATE_ANNOTATION, BROKERED_LABEL
 from broker.world.fold import waiting_of
@@ -26,7 +26,8 @@ from broker.world.keys import ClusterId, cluster_scope, fabric_scope
 from broker.world.observe import allocation_holds
 from broker.world.pools import Pool
 from broker.world.records import Claim, Cluster
-from schemas.resource import AllocationResult, DeviceClass, ResourceClaim
+from schemas.resource import AllocationResult, DeviceClass, ResourceClaim, limits
+from schemas.wire.codec import encode
 from schemas.wire.ledger import Allocate, ConsumerRef, ReasonChanged, RequestState
 
 HARD_CLAIMS_IN_ROUND = 1  # of those whose search was given up before: they wait for each other, nobody waits for them
@@ -245,7 +246,16 @@ def _decide(core: Core, turn: Round, claim: Claim) -> Verdict | None:
     found = turn.allocate(claim, spec)
     if isinstance(found, Verdict):
         return found
-    _record_allocate(core, claim, found)
+    entry = _allocate(core, claim, found)
+    if entry is None:
+        text = (
+            "its allocation would be too long: use fewer devices, tolerations or pods in one claim, or less"
+            " configuration in it and in its classes"
+        )
+        topics = {*_class_topics(core, claim, spec), *turn.reached(claim.key.cluster).topics}
+        topics.add(f"nodes:{claim.key.cluster}")
+        return Verdict("Pending", "AllocationTooLarge", text, tuple(sorted(topics)))
+    core.record(entry)
     return None
 
 
@@ -359,28 +369,40 @@ def _no_fit_verdict(core: Core, turn: Round, claim: Claim, found: NoFit) -> Verd
     return Verdict("Pending", found.reason.value, found.message, tuple(sorted(topics)), until_ms, explanation)
 
 
-def _record_allocate(core: Core, claim: Claim, found: AllocationResult) -> None:
+def _allocate(core: Core, claim: Claim, found: AllocationResult) -> Allocate | None:
+    """The decision; None where the ledger, or an API server, would not take it."""
     world = core.world
+    if len(found.devices.config) > limits.ALLOCATION_CONFIG_MAX or _is_too_long(found):
+        return None
     found = with_share_ids(found, claim.key.uid, core.next_sequence())
     found = msgspec.structs.replace(found, allocation_timestamp=_timestamp(core.now_ms))
     holds = allocation_holds(found)
     assert holds is not None
     live = sorted(ConsumerRef(pod.uid, pod.name) for pod in claim.consumers if pod.is_live)
-    core.record(
-        Allocate(
-            cluster=claim.key.cluster,
-            uid=claim.key.uid,
-            namespace=claim.namespace,
-            name=claim.name,
-            resource_version=claim.resource_version,
-            state_sequence=claim.state_sequence,
-            allocation=msgspec.to_builtins(found),
-            holds=list(holds),
-            scopes=[world.device_key(claim.key.cluster, hold).pool.scope for hold in holds],
-            reserved_for=live,
-            unscheduled=sorted(claim.live_unscheduled),
-        )
+    entry = Allocate(
+        cluster=claim.key.cluster,
+        uid=claim.key.uid,
+        namespace=claim.namespace,
+        name=claim.name,
+        resource_version=claim.resource_version,
+        state_sequence=claim.state_sequence,
+        allocation=msgspec.to_builtins(found),
+        holds=list(holds),
+        scopes=[world.device_key(claim.key.cluster, hold).pool.scope for hold in holds],
+        reserved_for=live,
+        unscheduled=sorted(claim.live_unscheduled),
     )
+    return entry if fits(entry) else None
+
+
+def _is_too_long(found: AllocationResult) -> bool:
+    """So long that it need not be written out: what a request says is in each of its results."""
+    left = ENTRY_BYTES_MAX
+    for each in (*found.devices.results, *found.devices.config):
+        left -= len(encode(each))
+        if left < 0:
+            return True
+    return False
 
 
 def _wait(core: Core, claim: Claim, verdict: Verdict) -> None:

@@ -46,6 +46,7 @@ BODY_BYTES_MAX = 2 * 1024 * 1024  # unpacked; an API server stores objects of at
 CONSUMERS_MAX = 4_096  # pods that use one claim; more than 256 are refused, with a reason
 NAME_LENGTH_MAX = 253  # of a name, a namespace or a UID
 RESULTS_MAX = 32  # devices in one allocation
+AMOUNTS_MAX = 32  # capacities in one result: a device has no more
 
 Said = ClaimState | ObjectState | AgentMessage
 
@@ -146,8 +147,10 @@ def _claim(core: Core, message: StoredMessage, subject: StateSubject, state: Cla
                 error = f"a name or namespace has more than {NAME_LENGTH_MAX} characters"
             elif len(_results_of(found)) > RESULTS_MAX:
                 error = f"status.allocation.devices.results: {len(_results_of(found))} items, at most {RESULTS_MAX}"
+            elif any(len(each.consumed_capacity) > AMOUNTS_MAX for each in _results_of(found)):
+                error = f"status.allocation.devices.results: consumedCapacity has more than {AMOUNTS_MAX} entries"
             elif any(_has_too_long(_names_in(each)) for each in _results_of(found)):
-                error = f"status.allocation.devices.results: a name has more than {NAME_LENGTH_MAX} characters"
+                error = f"status.allocation.devices.results: a text has more than {NAME_LENGTH_MAX} characters"
             elif found.metadata.uid != subject.key:
                 error = f"claim of UID {found.metadata.uid!r} on the subject of {subject.key!r}"
             else:
@@ -167,7 +170,10 @@ def _results_of(claim: ResourceClaim) -> list[DeviceRequestAllocationResult]:
 
 def _names_in(result: DeviceRequestAllocationResult) -> tuple[str, ...]:
     """All of a result that the ledger repeats."""
-    return result.request, result.driver, result.pool, result.device, result.share_id or ""
+    names = (result.request, result.driver, result.pool, result.device, result.share_id or "")
+    return (
+        (*names, *result.consumed_capacity, *result.consumed_capacity.values()) if result.consumed_capacity else names
+    )
 
 
 def _has_too_long(names: tuple[str, ...]) -> bool:

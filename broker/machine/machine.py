@@ -117,7 +117,7 @@ class Machine:
         while self._orders and core.has_room() and not core.to_end:
             order = self._orders.popleft()
             core.cause = 0
-            core.orders.append(order)
+            core.note_order(order)
             if isinstance(order, LivenessMark):
                 clusters.take_mark(core, order)
             elif isinstance(order, DeviceCommand):

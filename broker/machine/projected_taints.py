@@ -8,15 +8,17 @@ been allocated. Other effects are not told: they concern who gets a device, and 
 
 import hashlib
 
-from broker.machine.core import Core
+from broker.machine.core import ENTRY_BYTES_MAX, Core
 from broker.world.federation import Federation
 from broker.world.keys import ClusterId, PoolKey, cluster_scope, fabric_scope
 from broker.world.taint_rules import selects_pool
 from broker.world.world import World
+from schemas.wire.codec import encode
 from schemas.wire.ledger import TaintRule, TaintRulesChanged
 
-RULES_MOST = 500  # in one cluster: with the longest names they are half of what a message may have
+RULES_MOST = 500  # in one cluster
 _REASON_LENGTH_MAX = 200
+_BESIDE_RULES = 64 * 1024  # for all else that the entry says
 _NAME_DIGITS = 12  # of a SHA-256, in hex
 
 
@@ -38,12 +40,12 @@ def tell(core: Core) -> None:
         rules = wanted(world, cluster) if cluster in to_write else {}
         if cluster in to_write and not _all_have_spoken(world):
             rules = {rule.name: rule for rule in told} | rules  # what nobody has confirmed yet is not taken back
-        now = tuple(sorted(list(rules.values())[:RULES_MOST]))
+        now = tuple(sorted(_as_many_as_fit(list(rules.values())[:RULES_MOST])))
         if now == told:
             continue
         core.record(TaintRulesChanged(cluster=cluster, rules=list(now)))
-        if len(rules) > RULES_MOST:
-            text = f"{len(rules)} DeviceTaintRules would be in {cluster}: {RULES_MOST} are"
+        if len(rules) > len(now):
+            text = f"{len(rules)} DeviceTaintRules would be in {cluster}: {len(now)} are"
             core.notice("error", "TooManyTaintRules", f"cluster {cluster}", text)
     core.taints_told_at = _state(world)
 
@@ -92,6 +94,16 @@ def are_written_for(federation: Federation, scope: str) -> bool:
         or any(name in fabric.clusters for fabric in federation.fabrics if fabric_scope(fabric.name) == scope)
         for name in federation.device_taint_rules.clusters
     )
+
+
+def _as_many_as_fit(rules: list[TaintRule]) -> list[TaintRule]:
+    """The first ones that one entry can have: all, unless their texts are long and full of what JSON escapes."""
+    left = ENTRY_BYTES_MAX - _BESIDE_RULES
+    for count, rule in enumerate(rules):
+        left -= len(encode(rule)) + 1
+        if left < 0:
+            return rules[:count]
+    return rules
 
 
 def _told(world: World, cluster: ClusterId) -> tuple[TaintRule, ...]:

@@ -3,7 +3,7 @@
 import msgspec
 
 from broker.machine import claims, pools
-from broker.machine.core import Core
+from broker.machine.core import Core, fits
 from broker.world import observe
 from broker.world.federation import BROKERED_LABEL
 from broker.world.keys import ClusterId
@@ -152,8 +152,16 @@ def tell_classes(core: Core) -> None:
         for name in sorted(classes.keys() | told.keys()):
             if not core.has_room():
                 return  # the rest in the next step
-            if classes.get(name) != told.get(name):
-                core.record(ClassBrokered(cluster=member, name=name, spec=classes.get(name)))
+            if classes.get(name) == told.get(name):
+                continue
+            entry = ClassBrokered(cluster=member, name=name, spec=classes.get(name))
+            if not fits(entry):
+                text = f"it is too long to be told to {member}, whose claims can have its devices all the same"
+                core.notice("warning", "ClassTooLarge", f"DeviceClass {name} of {hub}", text)
+                if name not in told:
+                    continue
+                entry = ClassBrokered(cluster=member, name=name)
+            core.record(entry)
     core.classes_changed = False
 
 

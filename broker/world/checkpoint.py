@@ -65,7 +65,7 @@ def checkpoint(world: World, shard: str, segment: int, rebuilt: LedgerRebuilt | 
     ]
     claims = [claim for _, claim in sorted(world.claims.items()) if _is_kept(claim)]
     entries: list[AnyEntry] = [] if rebuilt is None else [rebuilt]
-    entries.append(CheckpointWorld(position=world.position, leader_epoch=world.leader_epoch, clusters=clusters))
+    entries += _world_parts(world, clusters)
     entries += _parts(claims)
     for (cluster, name), spec in sorted(world.told_classes.items(), key=lambda each: each[0]):
         entries.append(ClassBrokered(cluster=cluster, name=name, spec=spec))
@@ -254,6 +254,20 @@ def _is_kept(claim: Claim) -> bool:
         or claim.waiting
         or claim.collision is not None
     )
+
+
+def _world_parts(world: World, clusters: Iterable[ClusterKept]) -> Iterator[CheckpointWorld]:
+    """How far the world had come, once, or again with each part of the clusters where there are very many."""
+    part: list[ClusterKept] = []
+    size = 0
+    for kept in clusters:
+        size_of = len(encode(kept))
+        if part and size + size_of > PART_BYTES:
+            yield CheckpointWorld(position=world.position, leader_epoch=world.leader_epoch, clusters=part)
+            part, size = [], 0
+        part.append(kept)
+        size += size_of
+    yield CheckpointWorld(position=world.position, leader_epoch=world.leader_epoch, clusters=part)
 
 
 def _parts(claims: Iterable[Claim]) -> Iterator[CheckpointClaims]:

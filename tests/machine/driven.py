@@ -23,7 +23,15 @@ from broker.world.federation import ALLOCATE_ANNOTATION, BROKERED_LABEL, Fabric,
 from broker.world.keys import ClaimKey, ClaimUid, ClusterId, DeviceKey, PoolKey
 from broker.world.records import Claim
 from broker.world.world import World
-from schemas.resource import DeviceClass, DeviceRequest, DeviceTaintRule, Node, ResourceClaim, ResourceSlice
+from schemas.resource import (
+    DeviceClass,
+    DeviceRequest,
+    DeviceTaintRule,
+    Node,
+    OpaqueDeviceConfiguration,
+    ResourceClaim,
+    ResourceSlice,
+)
 from schemas.wire.bus import StoredMessage
 from schemas.wire.calls import Ask, DeadLetter
 from schemas.wire.codec import decode_entry, encode
@@ -61,6 +69,7 @@ from tests.builders import CLASS, DRIVER, a_claim, a_class, a_slice, some_device
 
 EAST, WEST, HUB = ClusterId("east"), ClusterId("west"), ClusterId("hub")
 RACK = "rack7"
+PAYLOAD_MAX = 1024 * 1024 - 64 * 1024  # of an entry: a server takes 1 MiB, with the headers
 IDENTITY = Identity("broker-0", "test", "settings")
 
 # Two clusters reach one fabric, whose slices east publishes.
@@ -272,7 +281,9 @@ class Driven:
         return start.machine
 
     def _append(self, entries: Iterable[AnyEntry]) -> None:
-        self.ledger += as_stored(entries, len(self.ledger) + 1)
+        stored = as_stored(entries, len(self.ledger) + 1)
+        assert all(len(each.payload) <= PAYLOAD_MAX for each in stored), "a message that no server takes"
+        self.ledger += stored
 
 
 def without_inputs(entries: Iterable[AnyEntry]) -> list[AnyEntry]:
@@ -387,9 +398,11 @@ def everyone_heard(driven: Driven, *, devices: int = 1, brokered: bool = True) -
     return east, west
 
 
-def a_brokered_class(name: str = CLASS, *expressions: str) -> DeviceClass:
+def a_brokered_class(
+    name: str = CLASS, *expressions: str, config: Iterable[OpaqueDeviceConfiguration] = ()
+) -> DeviceClass:
     """A class whose claims are the broker's business."""
-    return a_class(name, *expressions, labels={BROKERED_LABEL: "true"})
+    return a_class(name, *expressions, config=config, labels={BROKERED_LABEL: "true"})
 
 
 def an_immediate_claim(name: str = "train", *requests: DeviceRequest) -> ResourceClaim:
