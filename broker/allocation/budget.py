@@ -7,7 +7,7 @@ What is charged: compiling a claim's own expressions, by their length; looking a
 narrowing, search and reports; and each try of a candidate with all that it means for constraints, counters and
 capacities. What is not: evaluating expressions on devices. However long that takes, the claim must be placed, and it is
 done once for all claims that come; so it is done ahead, a piece at a time (`allocate` with an allowance), and a budget
-says how large a piece.
+says how large a piece. How long one evaluation can take is known from the expression (`cel.work`).
 """
 
 # A fifth of what it takes, which is some 11 us: else a selector as long as the API allows, 10 KiB, would be too long
@@ -15,7 +15,6 @@ says how large a piece.
 _COMPILE_STEPS_PER_BYTE = 2
 _EVALUATION_STEPS = 15  # most of it for making a device ready
 _BYTES_PER_STEP = 25
-_COST_PER_STEP = 30  # in Kubernetes' units: a comprehension of 1,000 rounds costs 10,000 and takes 0.3 ms
 
 
 class BudgetExceededError(Exception):
@@ -60,9 +59,9 @@ def compile_steps(expression: str) -> int:
     return 1 + _COMPILE_STEPS_PER_BYTE * len(expression)
 
 
-def evaluation_steps(expression: str, cost: int) -> int:
-    """What it takes to evaluate an expression once: its parts, and its loops.
+def evaluation_steps(expression: str, steps: int) -> int:
+    """What it takes to evaluate an expression once, device and all.
 
-    cost: at worst, in Kubernetes' units.
+    steps: the evaluation alone, at worst.
     """
-    return _EVALUATION_STEPS + len(expression) // _BYTES_PER_STEP + cost // _COST_PER_STEP
+    return _EVALUATION_STEPS + len(expression) // _BYTES_PER_STEP + steps

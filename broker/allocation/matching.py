@@ -152,7 +152,7 @@ class Matching:
         compiled = self.compile_attribute(expression)
         assert not isinstance(compiled, SelectorCompileError), f"{expression!r} was not compiled before its use"
         if allowance is not None:
-            allowance.begin(evaluation_steps(expression, compiled.cost))
+            allowance.begin(evaluation_steps(expression, compiled.steps))
         device = block.columns.reduced(block.devices[index], fields) if is_readable else block.devices[index]
         value = compiled.evaluate(self._engine.bind(block.slice.spec.driver, device))
         found = value if isinstance(value, SelectorFailure) else derived_values(value)
@@ -227,7 +227,7 @@ class Matching:
         if known is not None and known.layout is pool.layout:
             return
         before = self._before(pool, matched)
-        steps = evaluation_steps(chain[-1], matched.selector.cost)
+        steps = evaluation_steps(chain[-1], matched.selector.steps)
         for block, mask in pool.layout.split(before.possible & ~before.failing):
             allowance.begin(_STEPS_FOR_BLOCK)
             alike = matched.alike_by_block.get(block)

@@ -33,7 +33,7 @@ class CountedSelector:
 
     def __init__(self, selector: Selector, asked: list[str]) -> None:
         self.expression = selector.expression
-        self.cost = selector.cost
+        self.steps = selector.steps
         self._selector = selector
         self._asked = asked
 

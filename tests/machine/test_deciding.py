@@ -471,7 +471,7 @@ class _Failing:
     """A selector that raises, as none may."""
 
     expression = BAD_LUCK
-    cost = 1
+    steps = 1
 
     def evaluate(self, device: BoundDevice) -> Verdict:
         raise RuntimeError("out of luck")

@@ -53,6 +53,22 @@ DIFFERENCES = [
         [Example("lists.range(101).all(a, lists.range(101).all(b, a + b >= 0))", T, E)],
     ),
     Difference(
+        "what can stop the broker for too long is refused, however little it costs in Kubernetes' units",
+        lambda _, upstream, ours: ours.outcome is R and "evaluating it once can take" in ours.text,
+        [
+            Example("lists.range(3000).map(a, a).size() == 3000", T, R),
+            Example('lists.range(200).all(a, !device.driver.matches("(a|aa){1,500}b"))', T, R),
+        ],
+    ),
+    Difference(
+        "patterns that need large programs are refused, and those that are computed fail sooner than others",
+        lambda _, upstream, ours: "more than 20,000 instructions" in ours.text or "pattern too large" in ours.text,
+        [
+            Example('"a".matches("(.*){1000}(.*){1000}")', T, R),
+            Example('"a".matches("(a.*){1000}".trim())', F, E),
+        ],
+    ),
+    Difference(
         "cel-expr-python parses 32 levels of nesting, cel-go 250",
         lambda _, upstream, ours: ours.outcome is R and "nested too deeply" in ours.text,
         [Example("(" * 34 + "true" + ")" * 34, T, R)],

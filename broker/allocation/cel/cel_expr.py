@@ -5,9 +5,9 @@ declares them, and evaluated in another, where a device is a plain map; `rewrite
 
 Limits differ from Kubernetes' in two places. Kubernetes counts costs while it evaluates, up to 1,000,000 units;
 cel-expr-python has no such meter, but lets all comprehensions of one evaluation together take at most 10,000 steps. So
-the worst case is estimated when an expression is compiled (`cost`), as the API server does on admission, and what
-nests loops deeply over long lists may fail here although kube-scheduler could just afford it. And cel-expr-python
-parses 32 levels of nesting, where cel-go parses 250.
+the worst case is estimated when an expression is compiled (`cost`), as the API server does on admission, and again in
+time (`work`), and what nests loops deeply over long lists may fail here although kube-scheduler could just afford it.
+And cel-expr-python parses 32 levels of nesting, where cel-go parses 250.
 
 Verdicts differ where upstream's are accidents that no selector should rest on: format() of maps and of exponents, lists
 of versions compared with lists of strings, duplicate keys in a map literal.
@@ -39,9 +39,9 @@ from broker.allocation.cel.checks import (
     SELECTOR_RESULTS,
     check_cost,
     check_expression,
+    check_steps,
     raise_first,
 )
-from broker.allocation.cel.cost import worst_case_cost
 from broker.allocation.cel.engine import (
     AttributeValue,
     BoundDevice,
@@ -55,6 +55,7 @@ from broker.allocation.cel.library import COMPARABLE_TYPES, FUNCTIONS, OPAQUE_TY
 from broker.allocation.cel.rewrite import OPAQUE_FIELD, evaluable, python_name
 from broker.allocation.cel.syntax import Identifier, Node, Parsed, Select, Type, read, walk, write
 from broker.allocation.cel.values import DeviceValues, device_values
+from broker.allocation.cel.work import worst_case_steps
 from schemas.resource import Device
 from schemas.semver import Semver
 
@@ -78,24 +79,26 @@ class CelExprEngine:
         self.compile("true")  # environments are built at their first use; what is wrong with them should show here
 
     def compile(self, expression: str) -> "CelExprSelector":
-        program, cost = self._compile(expression, SELECTOR_RESULTS)
-        return CelExprSelector(expression, program, cost)
+        program, steps = self._compile(expression, SELECTOR_RESULTS)
+        return CelExprSelector(expression, program, steps)
 
     def compile_attribute(self, expression: str) -> "CelExprAttribute":
-        program, cost = self._compile(expression, ATTRIBUTE_RESULTS)
-        return CelExprAttribute(program, cost)
+        program, steps = self._compile(expression, ATTRIBUTE_RESULTS)
+        return CelExprAttribute(program, steps)
 
     def _compile(self, expression: str, results: Sequence[Type]) -> tuple[Any, int]:
         check_length(expression)
         checked = self.parse(expression)
         raise_first(expression, checked, check_expression(checked, self._error_of_constant, results))
         raise_first(expression, checked, check_cost(checked))
+        steps = worst_case_steps(checked)
+        raise_first(expression, checked, check_steps(checked, steps))
         try:
             program = self._evaluating.deserialize(write(evaluable(checked)))
         except (RuntimeError, EncodeError) as error:
             # What was just parsed can only be too deep for the messages that carry it.
             raise SelectorCompileError(_TOO_DEEP) from error
-        return program, worst_case_cost(checked)
+        return program, steps
 
     def parse(self, expression: str) -> Parsed:
         """The tree as it was written, with the types that the checker found.
@@ -154,9 +157,9 @@ class CelExprDevice(msgspec.Struct, frozen=True):
 class CelExprSelector:
     """A program of the evaluating environment."""
 
-    def __init__(self, expression: str, program: Any, cost: int) -> None:
+    def __init__(self, expression: str, program: Any, steps: int) -> None:
         self.expression = expression
-        self.cost = cost
+        self.steps = steps
         self._program = program
 
     def evaluate(self, device: BoundDevice) -> Verdict:
@@ -179,8 +182,8 @@ class CelExprSelector:
 class CelExprAttribute:
     """A program of the evaluating environment that computes an attribute."""
 
-    def __init__(self, program: Any, cost: int) -> None:
-        self.cost = cost
+    def __init__(self, program: Any, steps: int) -> None:
+        self.steps = steps
         self._program = program
 
     def evaluate(self, device: BoundDevice) -> AttributeValue | SelectorFailure:

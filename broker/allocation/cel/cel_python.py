@@ -39,7 +39,7 @@ from schemas.semver import Semver
 
 _MACROS = {"all", "exists", "exists_one", "filter", "map"}
 _MAX_MACRO_DEPTH = 2
-_ASSUMED_COST = 1_000  # nothing is known of costs here
+_ASSUMED_STEPS = 1_000  # nothing is known of costs here
 _DEVICE_FIELDS = {"driver", "allowMultipleAllocations", "attributes", "capacity"}
 _DOMAIN_MAPS = {"attributes", "capacity"}
 _NO_BOOLEANS = {"addition", "multiplication", "list_lit"}
@@ -101,7 +101,7 @@ class CelPythonDevice(msgspec.Struct, frozen=True):
 class CelPythonSelector:
     """A tree of cel-python's parser."""
 
-    cost = _ASSUMED_COST
+    steps = _ASSUMED_STEPS
 
     def __init__(self, expression: str, tree: Any) -> None:
         self.expression = expression
@@ -119,7 +119,7 @@ class CelPythonSelector:
 class CelPythonAttribute:
     """A tree of cel-python's parser that computes an attribute."""
 
-    cost = _ASSUMED_COST
+    steps = _ASSUMED_STEPS
 
     def __init__(self, tree: Any) -> None:
         self._tree = tree

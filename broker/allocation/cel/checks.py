@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from broker.allocation.cel.cost import worst_case_cost
-from broker.allocation.cel.engine import MAX_COST, SelectorCompileError
-from broker.allocation.cel.library import compiled_pattern
+from broker.allocation.cel.engine import MAX_COST, MAX_STEPS, SelectorCompileError
+from broker.allocation.cel.library import PROGRAM_MAX, compiled_pattern
 from broker.allocation.cel.syntax import (
     DYN,
     Call,
@@ -67,6 +67,7 @@ def check_expression(
     results: the types that it may evaluate to.
     """
     yield from _result_problems(parsed, results)
+    programs: dict[str, int] = {}
     for node, in_format in _with_format_context(parsed.root, False):
         yield from _hidden_optional(node, parsed)
         match node:
@@ -77,7 +78,7 @@ def check_expression(
             case ListLiteral() | MapLiteral() if not in_format:
                 yield from _mixed_types(node, parsed)
             case Call():
-                yield from _pattern_problems(node)
+                yield from _pattern_problems(node, programs)
                 yield from _conversion_problems(node, error_of_constant)
                 yield from _format_problems(node, parsed)
 
@@ -90,6 +91,13 @@ def check_cost(parsed: Parsed) -> Iterator[Problem]:
             parsed.root,
             f"too complex: its worst case costs {cost:.3g} units, {MAX_COST:,} are allowed",
         )
+
+
+def check_steps(parsed: Parsed, steps: int) -> Iterator[Problem]:
+    """Our own limit: what takes longer stops everybody else for too long."""
+    if steps > MAX_STEPS:
+        taken = f"{steps:,}" if steps < 10**12 else "more than 10^12"
+        yield (parsed.root, f"too complex: evaluating it once can take {taken} steps, {MAX_STEPS:,} are allowed")
 
 
 def _result_problems(parsed: Parsed, results: Sequence[Type]) -> Iterator[Problem]:
@@ -146,7 +154,8 @@ def _hidden_optional(node: Node, parsed: Parsed) -> Iterator[Problem]:
         yield node, "dyn() of an optional value is not supported here: unwrap it with orValue()"
 
 
-def _pattern_problems(call: Call) -> Iterator[Problem]:
+def _pattern_problems(call: Call, programs: dict[str, int]) -> Iterator[Problem]:
+    """programs: how large those of the patterns before are; compiling them takes time, and keeping them memory."""
     if call.function == "matches":
         # Upstream looks at the first argument too where it is the text, not the pattern: matches("[", "a") is refused.
         patterns = list(call.arguments)
@@ -158,9 +167,11 @@ def _pattern_problems(call: Call) -> Iterator[Problem]:
         text = literal_text(pattern)
         if text is not None:
             try:
-                compiled_pattern(text)
+                programs[text] = compiled_pattern(text).programsize
             except ValueError as error:
                 yield pattern, str(error)
+            if sum(programs.values()) > PROGRAM_MAX:
+                yield pattern, f"too complex: patterns of more than {PROGRAM_MAX:,} instructions in an expression"
 
 
 def _conversion_problems(call: Call, error_of_constant: Callable[[Node], str | None]) -> Iterator[Problem]:

@@ -15,6 +15,7 @@ from schemas.semver import Semver
 
 MAX_EXPRESSION_BYTES = 10 * 1024  # CELSelectorExpressionMaxLength
 MAX_COST = 1_000_000  # CELSelectorExpressionMaxCost
+MAX_STEPS = 100_000  # of broker.allocation.budget: an evaluation cannot be divided, and others wait meanwhile
 _KEPT_EXPRESSIONS = 4096
 
 
@@ -116,14 +117,14 @@ class BoundDevice(Protocol):
 class Selector(Protocol):
     """A compiled expression.
 
-    cost: what one evaluation costs at worst, in Kubernetes' units.
+    steps: what one evaluation takes at worst, in steps of broker.allocation.budget; at most MAX_STEPS.
     """
 
     @property
     def expression(self) -> str: ...
 
     @property
-    def cost(self) -> int: ...
+    def steps(self) -> int: ...
 
     def evaluate(self, device: BoundDevice) -> Verdict:
         """Never raises for what a device contains, and ends within the engine's limits."""
@@ -131,10 +132,10 @@ class Selector(Protocol):
 
 
 class DerivedAttribute(Protocol):
-    """A compiled expression whose value is an attribute; `cost` as for selectors."""
+    """A compiled expression whose value is an attribute; `steps` as for selectors."""
 
     @property
-    def cost(self) -> int: ...
+    def steps(self) -> int: ...
 
     def evaluate(self, device: BoundDevice) -> AttributeValue | SelectorFailure:
         """Never raises for what a device contains, and ends within the engine's limits."""

@@ -87,6 +87,12 @@ def _function(*overloads: tuple[str, Callable[..., Any]]) -> tuple[Overload, ...
     return tuple(found)
 
 
+def takes_no_container(name: str, arguments: int, place: int) -> bool:
+    """Whether a function with so many arguments can never do anything with a list or map at this place."""
+    fitting = [each.parameters[place] for each in FUNCTIONS[name] if len(each.parameters) == arguments]
+    return bool(fitting) and all(each in _PYTHON_TYPES for each in fitting)
+
+
 def opaque_text(value: Any) -> tuple[str, str] | None:
     """The type and the text that stand for a value of Kubernetes' types: equal values have equal texts."""
     match value:
@@ -195,26 +201,54 @@ def compiled_pattern(pattern: str) -> Any:
 
     Raises: ValueError.
     """
+    return _compiled(pattern, _PATTERN_OPTIONS)
+
+
+@lru_cache(maxsize=1024)
+def _computed_pattern(pattern: str) -> Any:
+    """The same for a pattern that is not written in the expression: who charged for it did not see it."""
+    return _compiled(pattern, _COMPUTED_OPTIONS)
+
+
+def _compiled(pattern: str, options: Any) -> Any:
     try:
-        return re2.compile(pattern, _PATTERN_OPTIONS)
+        return re2.compile(pattern, options)
     except re2.error as error:
         text = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else str(error)
         raise ValueError(f"invalid regular expression {pattern!r}: {text}") from error
 
 
-_PATTERN_OPTIONS = re2.Options()
-_PATTERN_OPTIONS.log_errors = False
+def _options(program_max: int) -> Any:
+    options = re2.Options()
+    options.log_errors = False
+    options.max_mem = program_max * _BYTES_FOR_INSTRUCTION
+    return options
+
+
+_BYTES_FOR_INSTRUCTION = 12  # RE2's limit is one of memory, of which it lets programs have a part
+PROGRAM_MAX = 20_000  # instructions of a pattern; compiling one takes about a microsecond
+COMPUTED_PROGRAM_MAX = 2_000
+_PATTERN_OPTIONS = _options(PROGRAM_MAX)
+_COMPUTED_OPTIONS = _options(COMPUTED_PROGRAM_MAX)
 
 
 def _find(text: str, pattern: str) -> str:
-    match = compiled_pattern(pattern).search(text)
+    return _first_match(compiled_pattern(pattern), text)
+
+
+def _first_match(compiled: Any, text: str) -> str:
+    match = compiled.search(text)
     return match[0] if match else ""
 
 
 def _find_all(text: str, pattern: str, limit: int = -1) -> list[str]:
+    return _all_matches(compiled_pattern(pattern), text, limit)
+
+
+def _all_matches(compiled: Any, text: str, limit: int) -> list[str]:
     found: list[str] = []
     end = -1
-    for match in compiled_pattern(pattern).finditer(text):
+    for match in compiled.finditer(text):
         # Go passes over an empty match right behind another match, Python does not.
         if match.start() == match.end() == end:
             continue
@@ -423,5 +457,18 @@ FUNCTIONS |= {
     "@notComparable": _function(("() -> bool", _not_comparable)),
     "@tooLong": _function(("() -> dyn", _too_long)),
     "@notConvertible": _function(("() -> int", _not_convertible)),
+    "@matchesComputed": _function(
+        ("(string, string) -> bool", lambda text, pattern: _computed_pattern(pattern).search(text) is not None)
+    ),
+    "@findComputed": _function(
+        ("(string, string) -> string", lambda text, pattern: _first_match(_computed_pattern(pattern), text))
+    ),
+    "@findAllComputed": _function(
+        ("(string, string) -> list(string)", lambda text, pattern: _all_matches(_computed_pattern(pattern), text, -1)),
+        (
+            "(string, string, int) -> list(string)",
+            lambda text, pattern, limit: _all_matches(_computed_pattern(pattern), text, limit),
+        ),
+    ),
     "@mapInsert": _function(("(map, dyn, dyn) -> map", _insert), ("(map, map) -> map", _merge)),
 }

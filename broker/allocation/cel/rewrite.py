@@ -9,7 +9,7 @@ of all arguments, since cel-expr-python chooses among Python functions by the ki
 from collections.abc import Callable
 from itertools import count
 
-from broker.allocation.cel.library import FUNCTIONS, MAX_LIST, OPAQUE_TYPES, call, opaque_text
+from broker.allocation.cel.library import FUNCTIONS, MAX_LIST, OPAQUE_TYPES, call, opaque_text, takes_no_container
 from broker.allocation.cel.syntax import (
     DYN,
     Call,
@@ -24,6 +24,7 @@ from broker.allocation.cel.syntax import (
     Parsed,
     Select,
     Type,
+    literal_text,
     rebuild,
     walk,
 )
@@ -95,7 +96,7 @@ class _Rewriter:
     def _rewrite_call(self, node: Call, changed: Call) -> Node:
         name = qualified_name(node, self._parsed)
         if name is not None:
-            return self._rewrite_namespaced(name, changed)
+            return self._rewrite_namespaced(name, node, changed)
         receiver = self._parsed.type_of(node.operands[0]) if node.operands else DYN
         operands = changed.operands
         match node.function:
@@ -114,7 +115,10 @@ class _Rewriter:
             case "@in" if self._is_constant_list(node.arguments[1]) and receiver == DYN:
                 return self._no_version(changed)
             case "validate":
-                return self._call("optional.ofNonZeroValue", self._in_python("validate", *operands))
+                return self._call(
+                    "optional.ofNonZeroValue",
+                    self._in_python("validate", *self._without_containers("validate", node.operands, operands)),
+                )
             case "cel.@mapInsert":
                 return self._in_python("@mapInsert", *operands)
             case "string" if receiver.name not in ("kubernetes.IP", "kubernetes.CIDR"):
@@ -124,22 +128,45 @@ class _Rewriter:
             case "int" if receiver == DYN:
                 # cel-expr-python converts bools too.
                 return self._once(operands[0], self._int)
+            case "matches" | "find" | "findAll" if literal_text(node.operands[1]) is None:
+                function = f"@{node.function}Computed"
+                return self._in_python(function, *self._without_containers(function, node.operands, operands))
             case function if function in FUNCTIONS:
-                return self._in_python(function, *operands)
+                return self._in_python(function, *self._without_containers(function, node.operands, operands))
         return changed
 
-    def _rewrite_namespaced(self, name: str, changed: Call) -> Node:
+    def _without_containers(self, function: str, written: tuple[Node, ...], operands: tuple[Node, ...]) -> list[Node]:
+        """Arguments of which none is a full list or map where the function has no use for one.
+
+        It refuses those, but would get them in Python first, which takes long if they are large.
+        """
+        return [
+            self._once(operand, self._emptied)
+            if self._parsed.type_of(before) == DYN and takes_no_container(function, len(operands), place)
+            else operand
+            for place, (before, operand) in enumerate(zip(written, operands, strict=True))
+        ]
+
+    def _emptied(self, value: Node) -> Node:
+        otherwise = value
+        for name, empty in (("map", MapLiteral(self._id(), "", ())), ("list", ListLiteral(self._id(), ()))):
+            is_one = self._call("_==_", self._call("type", value), Identifier(self._id(), name))
+            otherwise = self._call("_?_:_", is_one, empty, otherwise)
+        return otherwise
+
+    def _rewrite_namespaced(self, name: str, node: Call, changed: Call) -> Node:
         match name:
             case "cel.@mapInsert":
                 return self._in_python("@mapInsert", *changed.arguments)
             case "lists.range":
-                return self._in_python("@range", *changed.arguments)
+                return self._in_python("@range", *self._without_containers("@range", node.arguments, changed.arguments))
             case "optional.unwrap":
                 return self._unwrapped(*changed.arguments)
             case "format.named":
-                return self._call("optional.ofNonZeroValue", self._in_python(name, *changed.arguments))
+                arguments = self._without_containers(name, node.arguments, changed.arguments)
+                return self._call("optional.ofNonZeroValue", self._in_python(name, *arguments))
             case _ if name in FUNCTIONS:
-                return self._in_python(name, *changed.arguments)
+                return self._in_python(name, *self._without_containers(name, node.arguments, changed.arguments))
         return changed
 
     def _is_domain_map(self, node: Node) -> bool:
