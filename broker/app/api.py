@@ -1,7 +1,7 @@
 """What the broker answers to people and tools: verbs of `dra.v1.api`, JSON in and out."""
 
 from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -21,6 +21,8 @@ T = TypeVar("T")
 NAME_LENGTH_MAX = 300  # of a cluster, device, pool or driver; scopes have a word more than names
 OPERATOR_LENGTH_MAX = 253
 REASON_LENGTH_MAX = 1_000
+PAGE_ROWS = 2_500
+PAGE_BYTES = 512 * 1024  # of rows in one answer; NATS takes messages of 1 MiB
 
 
 class ExplainCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -29,6 +31,24 @@ class ExplainCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     namespace: str
     name: str
     cluster: str | None = None
+
+
+class ListCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A part of a list, in the order of its rows' keys; who calls with nothing at all gets all rows in one answer.
+
+    cluster: of this one only, where the rows are claims. after: the key behind which it begins (`Page.more_after`).
+    """
+
+    cluster: str | None = None
+    after: list[str] = []
+    limit: int = PAGE_ROWS
+
+
+class Page(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Rows as JSON. more_after: ask on with this as `after`; empty: that was the last of them."""
+
+    rows: list[msgspec.Raw]
+    more_after: list[str] = []
 
 
 class ClusterCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -90,15 +110,23 @@ def handlers(world: World) -> dict[str, Handler]:
             raise ApiError(404, f"no claim {call.namespace}/{call.name} is known{where}")
         return msgspec.json.encode(found)
 
-    async def claims(_: bytes) -> bytes:
-        return msgspec.json.encode(await world.ask_world(lambda machine: report.claim_rows(machine.world)))
+    async def claims(payload: bytes) -> bytes:
+        if not payload:
+            return msgspec.json.encode(await world.ask_world(lambda machine: report.claim_rows(machine.world)))
+        call = _list_call(payload)
+        after, limit = tuple(call.after), call.limit + 1
+        rows = await world.ask_world(lambda machine: report.claim_rows(machine.world, call.cluster, after, limit))
+        return _page(rows, ("cluster", "namespace", "name", "uid"), call)
 
-    async def pools(_: bytes) -> bytes:
-        return msgspec.json.encode(await world.ask_world(lambda machine: report.pool_rows(machine.world)))
+    async def pools(payload: bytes) -> bytes:
+        return await listed(payload, lambda machine: report.pool_rows(machine.world), ("scope", "driver", "pool"))
 
-    async def clusters(_: bytes) -> bytes:
-        rows = await world.ask_world(lambda machine: cluster_rows(machine.world, world.heard_ms))
-        return msgspec.json.encode(rows)
+    async def clusters(payload: bytes) -> bytes:
+        return await listed(payload, lambda machine: cluster_rows(machine.world, world.heard_ms), ("cluster",))
+
+    async def listed(payload: bytes, read: Callable[[Machine], list[Any]], key: tuple[str, ...]) -> bytes:
+        rows = await world.ask_world(read)
+        return _page(rows, key, _list_call(payload)) if payload else msgspec.json.encode(rows)
 
     async def cluster(payload: bytes) -> bytes:
         try:
@@ -111,10 +139,12 @@ def handlers(world: World) -> dict[str, Handler]:
             raise ApiError(400, problem)
         command = OperatorCommand(call.verb, call.cluster, call.operator, call.reason, call.fenced)
         await order(command, "cluster")
-        return await clusters(b"")
+        rows = await world.ask_world(lambda machine: cluster_rows(machine.world, world.heard_ms))
+        return msgspec.json.encode([row for row in rows if row.cluster == call.cluster])
 
-    async def devices(_: bytes) -> bytes:
-        return msgspec.json.encode(await world.ask_world(lambda machine: device_rows(machine.world)))
+    async def devices(payload: bytes) -> bytes:
+        key = ("scope", "driver", "pool", "device")
+        return await listed(payload, lambda machine: device_rows(machine.world), key)
 
     async def device(payload: bytes) -> bytes:
         try:
@@ -129,7 +159,10 @@ def handlers(world: World) -> dict[str, Handler]:
         if problem:
             raise ApiError(400, problem)
         await order(msgspec.convert(msgspec.to_builtins(call) | {"order": "device-command"}, DeviceCommand), "device")
-        return await devices(b"")
+        rows = await world.ask_world(lambda machine: device_rows(machine.world))
+        about = (call.driver, call.pool, call.device)
+        ordered = [row for row in rows if (row.driver, row.pool, row.device) == about]
+        return msgspec.json.encode([row for row in ordered if call.scope in ("", row.scope)])
 
     async def order(command: Command, listing: str) -> None:
         try:
@@ -149,6 +182,37 @@ def handlers(world: World) -> dict[str, Handler]:
         "devices": devices,
         "device": device,
     }
+
+
+def _list_call(payload: bytes) -> ListCall:
+    """Raises: ApiError."""
+    try:
+        call = msgspec.json.decode(payload, type=ListCall)
+    except UNREADABLE as error:
+        raise ApiError(400, f'a list takes {{"cluster"?, "after"?, "limit"?}}: {error}') from error
+    if call.limit < 1:
+        raise ApiError(400, f"limit: {call.limit} is no number of rows")
+    return msgspec.structs.replace(call, limit=min(call.limit, PAGE_ROWS))
+
+
+def _page(rows: list[Any], key: tuple[str, ...], call: ListCall) -> bytes:
+    """As many rows after `call.after` as the caller wants and one answer has room for.
+
+    rows: in the order of their key, of which these are the fields.
+    """
+    chosen: list[msgspec.Raw] = []
+    size, last = 0, call.after
+    for row in rows:
+        its_key = [getattr(row, field) for field in key]
+        if its_key <= call.after:
+            continue
+        text = msgspec.json.encode(row)
+        size += len(text)
+        if len(chosen) == call.limit or (chosen and size > PAGE_BYTES):
+            return msgspec.json.encode(Page(chosen, last))
+        chosen.append(msgspec.Raw(text))
+        last = its_key
+    return msgspec.json.encode(Page(chosen))
 
 
 def _why_nobody(call: ClusterCall | DeviceCall) -> str:

@@ -7,7 +7,7 @@ import msgspec
 
 from broker.app.api import DeviceCall
 from broker.cli.bus import add_nats_arguments
-from broker.cli.calls import call, login
+from broker.cli.calls import call, call_list, login
 from broker.cli.errors import CommandError
 from broker.cli.output import console, device_table, print_json
 from broker.machine.device_report import DeviceRow
@@ -76,7 +76,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def run_list(options: argparse.Namespace) -> int:
     """Ask and print."""
-    answer = call(options, "devices")
+    answer = call_list(options, "devices")
     if options.output == "json":
         print_json(msgspec.Raw(answer))
     else:

@@ -5,7 +5,7 @@ import argparse
 import msgspec
 
 from broker.cli.bus import add_nats_arguments
-from broker.cli.calls import call
+from broker.cli.calls import call_list
 from broker.cli.output import claim_table, console, pool_table, print_json
 from broker.machine.report import ClaimRow, PoolRow
 
@@ -57,7 +57,7 @@ def run_claims(options: argparse.Namespace) -> int:
     asked = (options.cluster, options.namespace, options.state)
     rows = [
         row
-        for row in msgspec.json.decode(call(options, "claims"), type=list[ClaimRow])
+        for row in msgspec.json.decode(call_list(options, "claims", options.cluster), type=list[ClaimRow])
         if all(want in (None, is_) for want, is_ in zip(asked, (row.cluster, row.namespace, row.state), strict=True))
     ]
     if options.output == "json":
@@ -69,7 +69,7 @@ def run_claims(options: argparse.Namespace) -> int:
 
 def run_pools(options: argparse.Namespace) -> int:
     """Ask and print."""
-    answer = call(options, "pools")
+    answer = call_list(options, "pools")
     if options.output == "json":
         print_json(msgspec.Raw(answer))
     else:

@@ -17,7 +17,7 @@ from anyio import to_thread
 
 from broker.app.api import ClusterCall
 from broker.cli.bus import add_nats_arguments
-from broker.cli.calls import call, login
+from broker.cli.calls import call, call_list, login
 from broker.cli.errors import CommandError
 from broker.errors import flat
 from broker.machine.cluster_report import ClusterRow
@@ -225,7 +225,7 @@ async def _row(options: argparse.Namespace) -> ClusterRow:
 
 async def _rows(options: argparse.Namespace) -> list[ClaimRow]:
     """Its claims, as the broker has them."""
-    answer = await to_thread.run_sync(call, options, "claims")
+    answer = await to_thread.run_sync(call_list, options, "claims", options.cluster)
     return [row for row in msgspec.json.decode(answer, type=list[ClaimRow]) if row.cluster == options.cluster]
 
 

@@ -1,6 +1,7 @@
 """The world for people and for machines: where each claim is, and why. Read only after a batch is stored."""
 
 from collections.abc import Iterator
+from heapq import nsmallest
 from itertools import islice
 from typing import Literal
 
@@ -80,10 +81,21 @@ class Explanation(msgspec.Struct, frozen=True):
     devices: list[DeviceStatusRow] = []  # that it has, and what their driver reports of them
 
 
-def claim_rows(world: World) -> list[ClaimRow]:
-    """All claims, by cluster, namespace and name."""
-    rows = [_as_known(world, claim, claim_row(claim)) for claim in world.claims.values() if claim.state_sequence]
-    return sorted(rows, key=lambda row: (row.cluster, row.namespace, row.name, row.uid))
+def claim_rows(
+    world: World, cluster: str | None = None, after: tuple[str, ...] = (), limit: int | None = None
+) -> list[ClaimRow]:
+    """Claims (of one cluster) by cluster, namespace, name and UID: the first so many after `after`, or all of them."""
+    claims = (
+        claim
+        for claim in world.claims.values()
+        if claim.state_sequence and cluster in (None, claim.key.cluster) and _place(claim) > after
+    )
+    chosen = sorted(claims, key=_place) if limit is None else nsmallest(limit, claims, key=_place)
+    return [_as_known(world, claim, claim_row(claim)) for claim in chosen]
+
+
+def _place(claim: Claim) -> tuple[str, ...]:
+    return claim.key.cluster, claim.namespace, claim.name, claim.key.uid
 
 
 def claim_row(claim: Claim) -> ClaimRow:

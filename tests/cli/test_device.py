@@ -3,12 +3,16 @@
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 from anyio import to_thread
 
+from broker.app.api import ClusterCall
 from broker.cli.main import main
+from schemas.client.api import call_api
 from tests.cli.live import Live, live_up
 from tests.manifests import DRIVER, claim_manifest, class_manifest, holding, slice_manifest, write_manifests
+from tests.nats_fixture import connect_to
 
 pytestmark = [pytest.mark.anyio, pytest.mark.processes]
 
@@ -78,6 +82,19 @@ async def test_shows_a_broken_device_and_drains_another(
         }
         code, out, _ = await dragoman(live, capsys, "device", "list")
         assert "fan is loud" in out
+
+        # An order is answered with what it is about, however much else there is.
+        async with connect_to(await live.url()) as connection:
+            for verb in ("taint", "untaint"):
+                call = {"verb": verb, "driver": DRIVER, "pool": "rack", "device": "gpu-1", "key": "ada.dev/loud"}
+                call |= {"operator": "ada", "reason": "still loud"}
+                answer = await call_api(connection, "device", json.dumps(call).encode())
+                assert [row["device"] for row in json.loads(answer)] == ["gpu-1"]
+            cordon = ClusterCall("cordon", "west", "ada", "maintenance")
+            answer = await call_api(connection, "cluster", msgspec.json.encode(cordon))
+            assert [row["cluster"] for row in json.loads(answer)] == ["west"]
+            uncordon = msgspec.structs.replace(cordon, verb="uncordon")
+            await call_api(connection, "cluster", msgspec.json.encode(uncordon))
         code, _, err = await dragoman(live, capsys, "device", "untaint", f"{DRIVER}/rack/gpu-0", *order)
         assert code == 1
         assert "east/default/found holds device fabric/rack/" in err
