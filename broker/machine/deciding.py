@@ -307,6 +307,8 @@ def _class_verdict(core: Core, turn: Round, claim: Claim, spec: ResourceClaim) -
         text = f"there is no DeviceClass {missing[0]} in {owner}; create it, or name another in the claim"
         return Verdict("Pending", "UnknownDeviceClass", text)
     ours = [name for name in named if classes[name].metadata.labels.get(BROKERED_LABEL) == "true"]
+    if not named:
+        return Verdict("Pending", "ClassNotBrokered", "the claim asks for no device, and names no brokered DeviceClass")
     if not ours:
         text = (
             f'no DeviceClass of the claim is brokered: label {named[0]} with {BROKERED_LABEL}: "true" if it should be'

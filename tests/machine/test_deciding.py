@@ -5,9 +5,17 @@ import pytest
 
 from broker.allocation.cel.engine import BoundDevice, DerivedAttribute, Selector, SelectorEngine, Verdict
 from broker.machine.deciding import MAX_RESERVED_FOR, TRY_HARD_AGAIN_MS
-from schemas.resource import DeviceRequest, DeviceTaint, DeviceTaintRule, Node, NodeStatus, ObjectMeta
+from schemas.resource import (
+    DeviceRequest,
+    DeviceTaint,
+    DeviceTaintRule,
+    Node,
+    NodeStatus,
+    ObjectMeta,
+    ResourceClaimSpec,
+)
 from schemas.resource.taint_rule import DeviceTaintRuleSpec, DeviceTaintSelector
-from schemas.wire.ledger import Allocate, ClassBrokered, ReasonChanged
+from schemas.wire.ledger import Adopted, Allocate, ClassBrokered, GrantEnded, ReasonChanged
 from schemas.wire.state import Consumer
 from tests.builders import (
     CLASS,
@@ -166,6 +174,23 @@ def test_each_class_reason_passes_when_the_class_changes(machine: Driven) -> Non
     machine.run()
     assert reasons(machine, claim) == ["UnknownDeviceClass", "ClassNotBrokered"]
     assert len(machine.recorded(Allocate)) == 1
+
+
+def test_a_claim_that_asks_for_nothing_is_not_the_brokers_business(machine: Driven) -> None:
+    """kube-scheduler gives it an allocation without results, which holds nothing."""
+    _, west = everyone_heard(machine)
+    claim = msgspec.structs.replace(an_immediate_claim(), spec=ResourceClaimSpec())
+    west.tells(claim)
+    machine.run(after_ms=1_000_000)
+    assert (reasons(machine, claim), machine.letters) == (["ClassNotBrokered"], [])
+    assert machine.machine.wake_at_ms() is None
+    west.tells(claim, {"devices": {}})
+    machine.run()
+    assert machine.last(Adopted)[1].holds == []
+    west.tells(claim)
+    machine.run()
+    assert machine.last(GrantEnded)[1].cause == "AllocationCleared"
+    assert reason(machine, west, claim) == "ClassNotBrokered"
 
 
 def test_names_the_class_that_is_missing_and_where(machine: Driven) -> None:

@@ -229,6 +229,14 @@ def test_random_problems_are_solved_alike(oracle: Oracle, capsys: pytest.Capture
     assert comparison.claims["allocated"] >= comparison.compared // 4, "too few of the problems have a solution"
 
 
+def test_a_claim_that_asks_for_nothing_is_given_nothing(oracle: Oracle) -> None:
+    nothing = ResourceClaim(metadata=ObjectMeta(name="nothing"))
+    problem = Problem(nodes=[OracleNode(metadata=ObjectMeta(name="n1"))], claims=[nothing])
+    comparison = Comparison(oracle)
+    comparison.compare(problem)
+    assert comparison.claims == {"allocated": 1}
+
+
 def test_a_difference_is_told_with_the_least_problem_that_shows_it(oracle: Oracle) -> None:
     problem = Problem(
         slices=[a_slice(some_devices(3), name="s-a"), a_slice(some_devices(2), name="s-b", pool="other")],
