@@ -48,6 +48,13 @@ NAME_LENGTH_MAX = 253  # of a name, a namespace or a UID
 RESULTS_MAX = 32  # devices in one allocation
 AMOUNTS_MAX = 32  # capacities in one result: a device has no more
 
+_KIND_OF: dict[type, str] = {
+    ResourceSlice: "slice",
+    DeviceClass: "class",
+    Node: "node",
+    DeviceTaintRule: "taintrule",
+}
+
 Said = ClaimState | ObjectState | AgentMessage
 
 
@@ -220,34 +227,35 @@ def _object(core: Core, message: StoredMessage, subject: StateSubject, state: Ob
 
 def _take_in(core: Core, message: StoredMessage, cluster: ClusterId, name: ObjectName, found: object) -> str:
     """Returns why the object cannot be used, or ""."""
-    match name.kind, found:
-        case "slice", ResourceSlice():
+    if not isinstance(found, ResourceSlice | DeviceClass | Node | DeviceTaintRule) or (
+        _KIND_OF[type(found)] != name.kind
+    ):
+        return f"a {type(found).__name__} on the subject of {name.kind} {name.key}"
+    what = f"{type(found).__name__} {name.key}"
+    if found.metadata.name != name.key:  # it would be forgotten by its key, and stay
+        return f"{type(found).__name__} {found.metadata.name} on the subject of {name.key}"
+    match found:
+        case ResourceSlice():
             errors = validate_slice(found)
-            if errors:
-                return f"ResourceSlice {name.key}: {errors[0]}"
-            return _slice(core, message, cluster, name, found)
-        case "class", DeviceClass():
+            return f"{what}: {errors[0]}" if errors else _slice(core, message, cluster, name, found)
+        case DeviceClass():
             errors = validate_class(found)
             if errors:
-                return f"DeviceClass {name.key}: {errors[0]}"
+                return f"{what}: {errors[0]}"
             _class(core, cluster, found)
-        case "node", Node():
+        case Node():
             observe.observe_node(core.world, cluster, found)
             core.changed(f"nodes:{cluster}")
-        case "taintrule", DeviceTaintRule():
+        case DeviceTaintRule():
             errors = validate_taint_rule(found)
             if errors:
-                return f"DeviceTaintRule {name.key}: {errors[0]}"
+                return f"{what}: {errors[0]}"
             observe.observe_taint_rule(core.world, cluster, found)
             pools.all_changed(core)
-        case _:
-            return f"a {type(found).__name__} on the subject of {name.kind} {name.key}"
     return ""
 
 
 def _slice(core: Core, message: StoredMessage, cluster: ClusterId, name: ObjectName, found: ResourceSlice) -> str:
-    if found.metadata.name != name.key:
-        return f"ResourceSlice {found.metadata.name} on the subject of {name.key}"
     before = core.world.inventory.placed.get((cluster, name.key))
     placed = observe.observe_slice(core.world, cluster, name.key, found)
     if before is not None and before.key is not None and before.key != placed.key:

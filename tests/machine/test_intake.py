@@ -7,14 +7,14 @@ import pytest
 from broker.machine.core import LETTER_PAYLOAD_MAX
 from broker.machine.intake import BODY_BYTES_MAX, CONSUMERS_MAX
 from broker.world.federation import FABRIC_LABEL, Federation
-from schemas.resource import Device
+from schemas.resource import Device, DeviceTaint, DeviceTaintRule, DeviceTaintRuleSpec, Node, ObjectMeta
 from schemas.wire.bus import OutgoingMessage, StoredMessage, pack
 from schemas.wire.calls import Ask
 from schemas.wire.codec import encode
 from schemas.wire.ledger import Allocate, GrantEnded, Inputs, ReasonChanged
 from schemas.wire.state import AgentStarted, ClaimState, ObjectName, ObjectState, SyncFinished
 from schemas.wire.subjects import run_subject, state_subject
-from tests.builders import DRIVER, a_claim, a_request, a_slice, some_devices
+from tests.builders import DRIVER, a_claim, a_class, a_request, a_slice, some_devices
 from tests.machine.conftest import Starter
 from tests.machine.driven import (
     EAST,
@@ -33,6 +33,11 @@ from tests.machine.driven import (
     settled,
 )
 
+A_NODE = Node(metadata=ObjectMeta(name="n1"))
+A_RULE = DeviceTaintRule(
+    metadata=ObjectMeta(name="drain"),
+    spec=DeviceTaintRuleSpec(taint=DeviceTaint(key="example.com/smoke", effect="NoSchedule")),
+)
 CLAIM_SUBJECT = state_subject(EAST, "claim", "uid-x")
 
 
@@ -193,6 +198,11 @@ def test_learns_an_epoch_from_any_message_of_its_run(machine: Driven) -> None:
         pytest.param("claim", "uid-x", a_slice(), "a ResourceSlice on a claim's subject", id="a slice for a claim"),
         pytest.param("slice", "s9", a_slice(), "ResourceSlice slice-0 on the subject of s9", id="a slice's name"),
         pytest.param("node", "n1", a_slice(), "a ResourceSlice on the subject of node n1", id="a slice for a node"),
+        pytest.param("class", "c", a_class("ghost"), "DeviceClass ghost on the subject of c", id="a class's name"),
+        pytest.param(
+            "node", "n2", Node(metadata=ObjectMeta(name="n1")), "Node n1 on the subject of n2", id="a node's name"
+        ),
+        pytest.param("taintrule", "r", A_RULE, "DeviceTaintRule drain on the subject of r", id="a rule's name"),
         pytest.param("class", "c", {"kind": "DeviceClass"}, "apiVersion", id="no API version"),
         pytest.param(
             "slice", "slice-0", a_slice([Device(name="GPU 0")]), "ResourceSlice slice-0: ", id="an invalid slice"
@@ -211,6 +221,8 @@ def test_an_object_on_the_wrong_subject_or_that_makes_no_sense_is_unreadable(
     assert [each.reason for each in machine.letters] == ["Unreadable"]
     assert says in machine.letters[0].message
     assert ObjectName(kind, key) in machine.world.cluster(EAST).known
+    east.removes(kind, key)
+    machine.run()  # a start, which comes next, finds nothing of it
 
 
 @pytest.mark.parametrize("count", [pytest.param(CONSUMERS_MAX, id="as many as allowed"), CONSUMERS_MAX + 1])
