@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import nkeys
 
-from broker.adapters.nats_roles import LEAF_API, Role, accounts_config, cluster_account, roles
+from broker.adapters.nats_roles import API_MAPPING, Role, accounts_config, cluster_account, roles
 
 CLIENT_PORT = 4222
 LEAF_PORT = 7422
@@ -122,14 +122,13 @@ def _leaf(plan: NatsPlan, cluster: str, accounts: Mapping[str, Any], public: Map
     said = list(dict.fromkeys(of[agent]["publish"]["allow"] + of[leaf]["publish"]["allow"]))
     permissions = {"publish": {"allow": said}, "subscribe": of[agent]["subscribe"]}
     users = [{"nkey": agent, "permissions": permissions}]
-    mappings = {"$JS.API.>": f"{LEAF_API}.>"}
     urls = [f'"tls://{host}:{plan.port_of(LEAF_PORT, index)}"' for index, host in enumerate(plan.hosts)]
     return (
         f"server_name: {name}\n"
         f"listen: 0.0.0.0:{plan.port}\n"
         "\n"
         f"{_tls(name)}"
-        f"{_block('accounts', {account: {'users': users, 'mappings': mappings}})}"
+        f"{_block('accounts', {account: {'users': users, 'mappings': API_MAPPING}})}"
         "\n"
         "leafnodes {\n"
         "  remotes: [ {\n"

@@ -25,11 +25,14 @@ from schemas.wire.subjects import (
 )
 
 OWN_ACCOUNT = "DRAGOMAN"
+TRACER_ACCOUNT = "TRACER"
 SYSTEM_ACCOUNT = "SYS"
 _ACK = "$JS.ACK"
 _API = "$JS.API"
-# A leaf node keeps `$JS.API` to itself; so its account maps that name to this one, which the hub maps back.
-LEAF_API = f"{PREFIX}.js"
+# A leaf node keeps `$JS.API` to itself; so its account maps that name to this one, which the hub maps back. And in an
+# account without JetStream the server answers itself what is asked of `$JS.API`, beside who is asked by an import.
+MAPPED_API = f"{PREFIX}.js"
+API_MAPPING = {f"{_API}.>": f"{MAPPED_API}.>"}
 
 
 class Role(msgspec.Struct, frozen=True):
@@ -74,7 +77,7 @@ def roles(clusters: Sequence[str], leaf_clusters: Sequence[str] = (), subscriber
         if cluster in leaf_clusters:
             # What the agent behind it may say and hear, and the inbox of that agent instead of one of its own.
             heard = (*heard, f"{inbox_prefix(f'agent-{cluster}')}.>")
-            said = tuple(subject.replace(_API, LEAF_API) for subject in said)
+            said = tuple(subject.replace(_API, MAPPED_API) for subject in said)
             found.append(Role(f"leaf-{cluster}", cluster_account(cluster), said, heard))
     for name in subscribers:
         offered = event_exports(name)
@@ -116,6 +119,15 @@ def event_exports(subscriber: str) -> list[Export]:
     ]
 
 
+def tracer_exports() -> list[Export]:
+    """What the tracer may ask: which streams there are, where they begin and end, and what they keep."""
+    unary = ("STREAM.NAMES", "STREAM.INFO.*", "STREAM.MSG.GET.*")
+    return [
+        *(Export("service", f"{_API}.{what}", TRACER_ACCOUNT) for what in unary),
+        Export("service", f"{_API}.DIRECT.GET.*", TRACER_ACCOUNT, has_many_answers=True),
+    ]
+
+
 def _broker() -> Role:
     said = (
         *(f"{PREFIX}.{what}.>" for what in ("ledger", "events", "ask", "deadletter", "lead")),
@@ -136,13 +148,18 @@ def _setup() -> Role:
 
 
 def _operator() -> Role:
-    """People's commands: they ask the broker, read every stream and hear events; they write nothing."""
+    """People's commands: they ask the broker, read every stream and hear events; they write nothing.
+
+    Whoever has the key could write, by the answers to what it asks: it is in the broker's account.
+    """
     return Role("operator", OWN_ACCOUNT, (f"{PREFIX}.api.*", *_reads()), (f"{PREFIX}.events.>",))
 
 
 def _tracer() -> Role:
     """Makes spans of what is in the logs: it reads streams, and says and hears nothing else."""
-    return Role("tracer", OWN_ACCOUNT, _reads())
+    said = [each.subject for each in tracer_exports()]
+    # The server asks for permission before and after it has mapped a subject.
+    return Role("tracer", TRACER_ACCOUNT, (*said, *(subject.replace(_API, MAPPED_API) for subject in said)))
 
 
 def _reads() -> tuple[str, ...]:
@@ -175,13 +192,21 @@ def accounts_config(everybody: Sequence[Role], public_keys: dict[str, str], byte
     for role in everybody:
         if role.name.startswith("subscriber-"):
             offered += event_exports(role.name.removeprefix("subscriber-"))
+        elif role.account == TRACER_ACCOUNT:
+            offered += tracer_exports()
     for each in offered:
         kind: dict[str, Any] = {each.kind: each.subject, "accounts": [each.account]}
         own["exports"].append({**kind, "response_type": "stream"} if each.has_many_answers else kind)
-        imports = accounts[each.account].setdefault("imports", [])
-        imports.append({each.kind: {"account": OWN_ACCOUNT, "subject": each.subject}})
+        account = accounts[each.account]
+        imported: dict[str, Any] = {each.kind: {"account": OWN_ACCOUNT, "subject": each.subject}}
+        mapped = {**imported, "to": each.subject.replace(_API, MAPPED_API)}
+        if each.account == TRACER_ACCOUNT:
+            account["mappings"] = API_MAPPING
+            account.setdefault("imports", []).append(mapped)
+            continue
+        account.setdefault("imports", []).append(imported)
         if each.account in behind_leaves and each.subject.startswith(_API):
-            imports.append({**imports[-1], "to": each.subject.replace(_API, LEAF_API)})
+            account["imports"].append(mapped)
     return accounts
 
 

@@ -9,31 +9,28 @@ segment and from what DRA_STATE has.
 import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 import anyio
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from broker.adapters.log_reader import WINDOW, LogReader
 from broker.adapters.streams import ledger_segments
 from broker.tracing import EntryFacts, Episode, Span, Stories, TraceProblem
 from broker.tracing.facts import entry_facts
 from schemas.client.connection import Connection
 from schemas.client.errors import BusRefusedError, BusUnavailableError, StreamLostError
-from schemas.client.follow import Follower, PositionExpired, follow
 from schemas.client.reader import StreamReader
 from schemas.errors import UNREADABLE
-from schemas.wire.bus import StoredMessage
 from schemas.wire.ledger import SegmentClosed
 from schemas.wire.subjects import PREFIX, STATE_STREAM, ledger_stream
 
 _log = logging.getLogger(__name__)
 
 CLAIMS = f"{PREFIX}.state.*.claim.>"
-WINDOW = 1_000  # messages taken at a time
-GATHER_S = 0.5  # for news of the ledger
-GLANCE_S = 0.05  # for news of claims
+GATHER_S = 0.5  # from one look for news of the ledger to the next
+WAIT_S = 0.05  # for a message of DRA_STATE that is there, as an entry says
 RETRY_FIRST_S, RETRY_MOST_S = 1.0, 30.0
 SPANS_AT_ONCE = 512  # as the SDK's own processors send them
 STATE_DEADLINE_S = 30.0
@@ -158,9 +155,9 @@ class Tracer:
         """Read all lives again up to where we are, and go on. Returns when no segment is there to follow."""
         segment: int | None = await self._segment_of(self._done.ledger)
         stories = Stories(self._tell)
-        async with follow(self._connection, STATE_STREAM, filters=(CLAIMS,)) as states:
-            while segment is not None:
-                segment = await self._follow_segment(segment, stories, states)
+        states = LogReader(self._connection, STATE_STREAM, CLAIMS)
+        while segment is not None:
+            segment = await self._follow_segment(segment, stories, states)
 
     async def _segment_of(self, cursor: int) -> int | None:
         """The last segment that begins at or before the entry after `cursor`, or the first that is still there."""
@@ -171,29 +168,30 @@ class Tracer:
                 return segment
         return segments[0] if segments else None
 
-    async def _follow_segment(self, segment: int, stories: Stories, states: Follower) -> int:
+    async def _follow_segment(self, segment: int, stories: Stories, states: LogReader) -> int:
         """Send what its entries tell; returns the next segment when this one is closed."""
         stream = ledger_stream(self._settings.shard, segment)
         first = (await StreamReader(self._connection, stream).state()).first_sequence
-        async with AsyncExitStack() as stack:
-            entries = await stack.enter_async_context(follow(self._connection, stream, first - 1))
-            while True:
-                found = await _soon(entries, GATHER_S)
-                facts = [each for message in found if (each := entry_facts(message, self._tell)) is not None]
-                episodes = await self._read_states(stories, states, facts, has_more=len(found) == WINDOW)
-                for each in facts:
-                    episodes += stories.told(each)
-                if len(found) < WINDOW:
-                    stories.forget_over()
-                causes = [each.cause for each in facts]
-                await self._send(episodes)
-                self._note(Progress(entries.position, max(states.position, *causes, 0)))
-                for each in facts:
-                    if isinstance(each.entry, SegmentClosed):
-                        return each.entry.next_segment
+        entries = LogReader(self._connection, stream, f"{PREFIX}.ledger.{self._settings.shard}.{segment}.>", first - 1)
+        while True:
+            found = await entries.take()
+            facts = [each for message in found if (each := entry_facts(message, self._tell)) is not None]
+            episodes = await self._read_states(stories, states, facts, has_more=len(found) == WINDOW)
+            for each in facts:
+                episodes += stories.told(each)
+            if len(found) < WINDOW:
+                stories.forget_over()
+            causes = [each.cause for each in facts]
+            await self._send(episodes)
+            self._note(Progress(entries.position, max(states.position, *causes, 0)))
+            for each in facts:
+                if isinstance(each.entry, SegmentClosed):
+                    return each.entry.next_segment
+            if len(found) < WINDOW:
+                await anyio.sleep(GATHER_S)
 
     async def _read_states(
-        self, stories: Stories, states: Follower, facts: Sequence[EntryFacts], *, has_more: bool
+        self, stories: Stories, states: LogReader, facts: Sequence[EntryFacts], *, has_more: bool
     ) -> list[Episode]:
         """What claims said: all that these entries follow from, and where they are the last also what came since."""
         episodes: list[Episode] = []
@@ -204,10 +202,13 @@ class Tracer:
             needed = min(needed, last.stream_sequence if last is not None else 0)
             with anyio.move_on_after(STATE_DEADLINE_S):
                 while states.position < needed:
-                    episodes += [each for message in await _next(states) for each in stories.state(message)]
+                    came = await states.take()
+                    episodes += [each for message in came for each in stories.state(message)]
+                    if not came:
+                        await anyio.sleep(WAIT_S)
             if states.position < needed:
                 _log.warning("message %d of %s does not come: spans are made without it", needed, STATE_STREAM)
-        while not has_more and (came := await _soon(states, GLANCE_S)):
+        while not has_more and (came := await states.take()):
             episodes += [each for message in came for each in stories.state(message)]
         return episodes
 
@@ -253,16 +254,3 @@ class Tracer:
             except (BusUnavailableError, BusRefusedError) as error:
                 _log.warning("trying again: %s", error)
             await anyio.sleep(RETRY_FIRST_S)
-
-
-async def _soon(follower: Follower, deadline_s: float) -> list[StoredMessage]:
-    """What comes within the deadline, [] if nothing does; nothing is lost."""
-    with anyio.move_on_after(deadline_s):
-        return await _next(follower)
-    return []
-
-
-async def _next(follower: Follower) -> list[StoredMessage]:
-    batch = await follower.next_batch(WINDOW)
-    assert not isinstance(batch, PositionExpired), "only said to those who ask for the whole stream"
-    return batch

@@ -17,17 +17,16 @@ import msgspec
 
 from schemas.client.connection import Connection
 from schemas.client.durable import durable_messages
-from schemas.client.errors import BusRefusedError, BusUnavailableError
+from schemas.client.errors import BusUnavailableError
+from schemas.client.kept import KeptMessages
 from schemas.client.since import Since
 from schemas.errors import UNREADABLE
 from schemas.events import AnyEvent, PublicEvent
-from schemas.wire.bus import ReceivedMessage, StoredMessage, parse_headers, status_of, stored_from_direct_get
+from schemas.wire.bus import StoredMessage
 from schemas.wire.subjects import EVENTS_STREAM, PREFIX
 
 __all__ = ["Received", "Since", "subscribe"]
 
-BATCH = 200  # events asked for at a time
-ANSWER_S = 5.0  # without a message of the answer
 IDS_REMEMBERED = 50_000  # of events that were handed out last: what comes again, comes within some minutes
 LOOK_AGAIN_S = 5.0  # also where nothing was heard: a message that only wakes us may be lost
 _events: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
@@ -102,16 +101,16 @@ async def _kept_and_new(
     async with AsyncExitStack() as held:
         if follow:
             await held.enter_async_context(connection.hear(pattern, wake))
-        kept = _Kept(connection, pattern)
+        kept = KeptMessages(connection, EVENTS_STREAM, pattern)
         start: dict[str, object] = {"seq": since.sequence + 1}
         if since.is_new:
-            start = {"seq": await kept.last() + 1}
+            start = {"seq": await kept.last(f"{PREFIX}.events.>") + 1}
         elif since.time is not None:
             start = {"start_time": since.time_text}
         while True:
             news = anyio.Event()  # before asking: what comes while we ask wakes us again
             try:
-                messages = await kept.after(start)
+                messages = await kept.begin(start)
             except BusUnavailableError:
                 if not follow:
                     raise
@@ -124,68 +123,6 @@ async def _kept_and_new(
                     return
                 with anyio.move_on_after(LOOK_AGAIN_S):
                     await news.wait()
-
-
-class _Kept:
-    """What the stream has, by direct get, which a subscriber may."""
-
-    def __init__(self, connection: Connection, pattern: str) -> None:
-        self._connection = connection
-        self._pattern = pattern
-        self._request = f"$JS.API.DIRECT.GET.{EVENTS_STREAM}"
-
-    async def last(self) -> int:
-        """The stream sequence of the last event, 0 without one."""
-        reply = await self._connection.request(
-            self._request, msgspec.json.encode({"last_by_subj": f"{PREFIX}.events.>"}), deadline_s=ANSWER_S
-        )
-        if "Nats-Sequence" in reply.headers:
-            return int(reply.headers["Nats-Sequence"])
-        _raise_refusal(self._request, reply.headers)
-        return 0
-
-    async def after(self, start: dict[str, object]) -> list[StoredMessage]:
-        """Up to `BATCH` events from there on; [] where there are none yet.
-
-        Raises: BusUnavailableError; BusRefusedError.
-        """
-        found: list[StoredMessage] = []
-        came = anyio.Event()
-        refused: dict[str, str] = {}
-        is_done = False
-
-        def keep(subject: bytes, _reply: bytes, payload: bytes, headers: bytes) -> None:
-            nonlocal is_done
-            fields = parse_headers(headers)
-            if "Nats-Sequence" in fields:
-                found.append(stored_from_direct_get(ReceivedMessage(subject.decode(), payload, fields)))
-            else:
-                status, text = status_of(headers)
-                if status not in ("204", "404"):  # the end of the batch; there is none
-                    refused.update({"Status": status, "Description": text})
-                is_done = True
-            came.set()
-
-        ask = {**start, "batch": BATCH, "next_by_subj": self._pattern}
-        async with self._connection.inbox(keep) as inbox:
-            await self._connection.publish(self._request, msgspec.json.encode(ask), reply=inbox)
-            while not is_done:
-                with self._connection.wait_scope(ANSWER_S) as scope:
-                    await came.wait()
-                if scope.cancelled_caught:
-                    raise BusUnavailableError(
-                        f"no answer about the events that {EVENTS_STREAM} keeps within {ANSWER_S:g} s"
-                    )
-                came = anyio.Event()
-        if refused:
-            _raise_refusal(self._request, refused)
-        return found
-
-
-def _raise_refusal(request: str, headers: dict[str, str]) -> None:
-    status = headers.get("Status", "")
-    if status and status != "404":
-        raise BusRefusedError(request, int(status) if status.isdigit() else 0, 0, headers.get("Description", ""))
 
 
 def _received(message: StoredMessage) -> Received:

@@ -122,8 +122,8 @@ def stored_from_direct_get(reply: ReceivedMessage) -> StoredMessage:
     headers = dict(reply.headers)
     try:
         subject, sequence, time = (headers.pop(f"Nats-{name}") for name in ("Subject", "Sequence", "Time-Stamp"))
-        headers.pop("Nats-Stream")
-        for of_a_batch in ("Nats-Num-Pending", "Nats-Last-Sequence"):
+        # The server appends its own; the first of them may be lost in a header block that does not end as it should.
+        for of_a_batch in ("Nats-Stream", "Nats-Num-Pending", "Nats-Last-Sequence"):
             headers.pop(of_a_batch, None)
         return StoredMessage(subject, reply.payload, headers, int(sequence), unix_ms(time))
     except (KeyError, ValueError) as error:

@@ -4,6 +4,7 @@ What each may not say or read is tried, all of it, on the real server; what each
 """
 
 import os
+import re
 import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -18,12 +19,15 @@ import yaml
 
 from broker.adapters.ledger_store import LedgerStore
 from broker.adapters.ledger_store import Uncertain as NotKnown
+from broker.adapters.nats_roles import MAPPED_API, OWN_ACCOUNT, roles
+from broker.adapters.streams import ledger_segments
 from broker.cli.main import main
 from cluster_agent.adapters.bus import AgentBus, Published, Uncertain
 from cluster_agent.adapters.manifest_cluster import ManifestCluster
 from schemas.client.connection import BusOptions, Connection, connect
 from schemas.client.errors import BusUnavailableError, MessageTooLargeError
 from schemas.client.follow import Pull
+from schemas.client.kept import KeptMessages
 from schemas.client.reader import StreamReader
 from schemas.wire.bus import OutgoingMessage
 from schemas.wire.subjects import inbox_prefix
@@ -224,6 +228,10 @@ WRITERS = {
     "dra.v1.api.explain": {"operator"},
     "dra.v1.api.join.east": {"agent-east"},
     "dra.v1.api.join.west": {"agent-west"},
+    # Where the tracer's account has JetStream's API.
+    "dra.v1.js.STREAM.INFO.DRA_STATE": {"tracer"},
+    "dra.v1.js.CONSUMER.CREATE.DRA_STATE.c": set(),
+    "dra.v1.js.STREAM.DELETE.DRA_STATE": set(),
     # Another's answers, and what belongs to nobody.
     "dra.v1.state": set(),
     "_INBOX.agent-west.x": {"broker"},
@@ -245,7 +253,8 @@ LISTENERS = {
     "$JS.>": set[str](),
     ">": set[str](),
 }
-READERS = {"broker", "operator", "tracer"}
+READERS = {"broker", "operator"}
+TRACING = {*READERS, "tracer"}
 API = {
     # Nobody but setup changes or empties a stream; the broker may make one.
     **{
@@ -254,13 +263,14 @@ API = {
         for stream in STREAMS
     },
     **{f"STREAM.CREATE.{stream}": {"broker"} for stream in STREAMS},
-    "STREAM.NAMES": READERS,
+    "STREAM.NAMES": TRACING,
     "STREAM.LIST": READERS,
     "INFO": READERS,
-    **{f"STREAM.{verb}.{stream}": READERS for verb in ("INFO", "MSG.GET") for stream in STREAMS},
-    "DIRECT.GET.DRA_STATE": READERS,
-    "DIRECT.GET.DRA_DEADLETTER": READERS,
-    "DIRECT.GET.DRA_EVENTS": {*READERS, *SUBSCRIBERS},
+    **{f"STREAM.{verb}.{stream}": TRACING for verb in ("INFO", "MSG.GET") for stream in STREAMS},
+    "DIRECT.GET.DRA_STATE": TRACING,
+    "DIRECT.GET.DRA_DEADLETTER": TRACING,
+    "DIRECT.GET.DRA_EVENTS": {*TRACING, *SUBSCRIBERS},
+    "DIRECT.GET.DRA_LEDGER_main_0": {"tracer"},
     "DIRECT.GET.DRA_EVENTS.dra.v1.events.east.claim.allocated.u1": {*READERS, *SUBSCRIBERS},
     "DIRECT.GET.DRA_STATE.dra.v1.state.east.claim.u1": {*READERS, "agent-east"},
     "DIRECT.GET.DRA_STATE.dra.v1.state.west.claim.u1": {*READERS, "agent-west"},
@@ -318,11 +328,9 @@ async def test_the_server_refuses_whatever_a_role_may_not_say_or_hear(tmp_path: 
         with anyio.move_on_after(5):
             while len(refused) < len(forbidden) + len(unheard):
                 await connection.flush()
-        missing = [
-            each
-            for each in [*forbidden, *unheard]
-            if not any(f'"{each.lower()}"' in error.lower() for error in refused)
-        ]
+        # The tracer's account maps the names of JetStream's API, and the server names what it was asked as mapped.
+        named = [each.replace("$JS.API", MAPPED_API) if role == "tracer" else each for each in [*forbidden, *unheard]]
+        missing = [each for each in named if not any(f'"{each.lower()}"' in error.lower() for error in refused)]
         assert missing == []
         assert len(forbidden) + len(unheard) > 40 or role in ("broker", "operator")
         async with nats.connect("operator") as operator:
@@ -362,6 +370,51 @@ async def test_an_answer_goes_nowhere_but_to_its_asker(tmp_path: Path) -> None:
         state, ledger = (StreamReader(operator, stream) for stream in ("DRA_STATE", "DRA_LEDGER_main_0"))
         assert (await ledger.state()).last_sequence == 0
         assert {message.subject for message in await state.last_messages()} == {own}
+
+
+async def test_what_is_answered_to_the_tracer_writes_nothing(tmp_path: Path) -> None:
+    """Nor does a consumer that it makes, whose messages go wherever its maker says: it can make none."""
+    async with a_nats(tmp_path) as nats, nats.connect("tracer") as tracer, nats.connect("operator") as operator:
+        own = "dra.v1.state.east.claim.u1"
+        async with nats.connect("agent-east") as east:
+            await east.request(own, b"theirs", deadline_s=5)
+        targets = ("dra.v1.state.west.claim.u1", "dra.v1.ledger.main.0.west.claim.u1", "dra.v1.deadletter.west")
+        asks: dict[str, dict[str, object]] = {
+            "STREAM.NAMES": {"subject": own},
+            "STREAM.INFO.DRA_STATE": {},
+            "STREAM.MSG.GET.DRA_STATE": {"seq": 1},
+            "DIRECT.GET.DRA_STATE": {"seq": 1, "batch": 10, "next_by_subj": "dra.v1.state.>"},
+            f"DIRECT.GET.DRA_STATE.{own}": {},
+            "CONSUMER.MSG.NEXT.DRA_STATE.agent_east_last": {"batch": 1},
+        }
+        for number, target in enumerate(targets):
+            for request, body in asks.items():
+                await tracer.publish(f"$JS.API.{request}", msgspec.json.encode(body), reply=target)
+            config = {"name": f"c{number}", "deliver_subject": target, "ack_policy": "none"}
+            body = {"stream_name": "DRA_STATE", "config": config}
+            await tracer.publish(f"$JS.API.CONSUMER.CREATE.DRA_STATE.c{number}", msgspec.json.encode(body), reply="x")
+        # What it asks afterwards is answered to it.
+        assert [each.payload for each in await KeptMessages(tracer, "DRA_STATE", "dra.v1.state.>").after(0)] == [
+            b"theirs"
+        ]
+        for stream in STREAMS:
+            state = await StreamReader(tracer, stream).state()
+            assert state == await StreamReader(operator, stream).state()
+            assert state.messages == (1 if stream == "DRA_STATE" else 0), stream
+        assert await ledger_segments(tracer, "main") == [0]
+        message = await StreamReader(tracer, "DRA_STATE").last("dra.v1.state.*.claim.>")
+        assert message is not None
+        assert message.subject == own
+
+
+def test_the_docs_say_whose_key_is_trusted_like_the_brokers() -> None:
+    """Whoever is in its account may have an answer, or a consumer's messages, delivered to any subject of it."""
+    page = (Path(__file__).parents[2] / "docs/nats.md").read_text()
+    trusted = {role.name for role in roles(["east"], (), ["audit"]) if role.account == OWN_ACCOUNT}
+    [says] = [line for line in page.splitlines() if line.startswith("The keys of ")]
+    assert set(re.findall(r"`([a-z]+)`", says.partition(" are trusted")[0])) == trusted
+    for role in roles(["<cluster>"], (), ["<name>"]):
+        assert f"| `{role.name}` | `{role.account}` |" in page
 
 
 async def test_a_subscriber_acknowledges_nothing_of_another(tmp_path: Path) -> None:
