@@ -33,10 +33,11 @@ def observe_claim(
         world.show(claim, allocation_holds(spec.status.allocation))
     else:
         fields = _loosely(state.claim)
+        # As this message says, even where it says nothing: a start has no other.
         metadata = fields.get("metadata")
-        if isinstance(metadata, dict):
-            claim.namespace = str(metadata.get("namespace") or claim.namespace)[:_NAME_LENGTH_MAX]
-            claim.name = str(metadata.get("name") or claim.name)[:_NAME_LENGTH_MAX]
+        says = metadata if isinstance(metadata, dict) else {}
+        claim.namespace = str(says.get("namespace") or "")[:_NAME_LENGTH_MAX]
+        claim.name = str(says.get("name") or "")[:_NAME_LENGTH_MAX]
         world.show(claim, _loose_holds(fields))
     return claim
 

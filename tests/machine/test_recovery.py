@@ -25,7 +25,7 @@ from schemas.wire.ledger import (
     SegmentOpened,
     inputs_of,
 )
-from schemas.wire.state import ObjectName, Rejected
+from schemas.wire.state import ClaimState, ObjectName, Rejected
 from schemas.wire.subjects import state_subject
 from tests.believing import believe_again, fold_ledger
 from tests.builders import a_claim, a_request, a_slice, some_devices
@@ -42,6 +42,7 @@ from tests.machine.driven import (
     facts,
     granted,
     key_of,
+    raw,
     settled,
 )
 
@@ -206,6 +207,29 @@ def test_what_could_not_be_read_ends_no_run(machine: Driven, payload: bytes) -> 
     machine.run()
     assert believed(machine, machine.log) == {"before", "after", ""}
     assert machine.world.cluster(EAST).epoch == east.epoch
+
+
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        pytest.param({}, "", id="nothing"),
+        pytest.param({"metadata": 7}, "", id="what is no metadata"),
+        pytest.param({"metadata": {"name": "third"}}, "third", id="another name"),
+    ],
+)
+def test_an_unreadable_claim_is_called_as_its_last_message_says(
+    machine: Driven, body: dict[str, object], name: str
+) -> None:
+    east, _ = everyone_heard(machine)
+    claim = an_immediate_claim("first")
+    sequence = granted(machine, east, claim)
+    metadata = msgspec.structs.replace(claim.metadata, name="second")
+    allocation = machine.last(Allocate)[1].allocation
+    east.tells(msgspec.structs.replace(claim, metadata=metadata), allocation, decision=settled(sequence))
+    message = ClaimState(agent_epoch=east.epoch, claim=raw(body), resource_version="9", error="made by hand")
+    machine.put(state_subject(EAST, "claim", claim.metadata.uid), encode(message))
+    machine.run()
+    assert machine.claim(EAST, claim).name == name
 
 
 # --- the position has expired
