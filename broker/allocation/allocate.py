@@ -29,9 +29,18 @@ def allocate_claim(
     step_budget: int = DEFAULT_STEP_BUDGET,
     allowance: Budget | None = None,
     filtered: Callable[[], None] | None = None,
+    spent: Callable[[int], None] | None = None,
 ) -> AllocationResult | NoFit:
     """Allocate one claim; see `allocate`."""
-    found = allocate([claim], snapshot, device_index, step_budget=step_budget, allowance=allowance, filtered=filtered)
+    found = allocate(
+        [claim],
+        snapshot,
+        device_index,
+        step_budget=step_budget,
+        allowance=allowance,
+        filtered=filtered,
+        spent=spent,
+    )
     return found if isinstance(found, NoFit) else found[0]
 
 
@@ -43,6 +52,7 @@ def allocate(
     step_budget: int = DEFAULT_STEP_BUDGET,
     allowance: Budget | None = None,
     filtered: Callable[[], None] | None = None,
+    spent: Callable[[int], None] | None = None,
 ) -> list[AllocationResult] | NoFit:
     """Allocate all claims on one node, as kube-scheduler does for the claims of one pod, or none of them.
 
@@ -52,6 +62,7 @@ def allocate(
     allowance: for asking selectors about devices, which is no part of the step budget: it takes as long as it takes,
         and is done once for all claims that come. Without an allowance all of it is done at once.
     filtered: called when it is known which devices suit the requests, and the search begins.
+    spent: called at the end with the steps that it took to search and to find out why, however that ended.
     Raises: MoreToAskError, with an allowance that did not suffice. The next call goes on where this one ended.
     Returns: one allocation per claim, in their order, without timestamps and shareIDs (see `result`). The snapshot is
         not changed.
@@ -77,9 +88,12 @@ def allocate(
     if filtered is not None:
         filtered()
     view = View(snapshot, fleet, groups[0])
+    compiled = budget.spent
+    attempts: list[Attempt] = []
 
     def attempt() -> Attempt:
-        return Attempt(claims, requests, snapshot, fleet, groups, Budget(step_budget))
+        attempts.append(Attempt(claims, requests, snapshot, fleet, groups, Budget(step_budget)))
+        return attempts[-1]
 
     try:
         found = search_nodes(requests, claims, view, groups, budget)
@@ -87,8 +101,12 @@ def allocate(
         return explain_failed_selector(attempt(), error.alternative, error.device, error.failure)
     except BudgetExceededError:
         return explain_exceeded_budget(attempt(), step_budget)
-    if found is None:
-        return explain(attempt())
+    else:
+        if found is None:
+            return explain(attempt())
+    finally:
+        if spent is not None:
+            spent(budget.spent - compiled + sum(each.spent for each in attempts))
     chosen, group = found
     return [
         allocation_of(claim, [each for each in chosen if each.alternative.claim_index == index], group.node)

@@ -37,6 +37,7 @@ class Budget:
         """
         self._left -= steps
         if self._left < 0:
+            self._left = 0
             raise BudgetExceededError
 
     def begin(self, steps: int) -> None:
@@ -47,6 +48,11 @@ class Budget:
         if self._left <= 0:
             raise BudgetExceededError
         self._left -= steps
+
+    @property
+    def spent(self) -> int:
+        """How many were taken: more than were allowed, where a piece of work could not be divided."""
+        return self.steps - self._left
 
     @property
     def left(self) -> int:

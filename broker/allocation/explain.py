@@ -58,6 +58,12 @@ class Attempt:
         """How many the search for the reason may take, with what is counted for it."""
         return self.budget.steps
 
+    @property
+    def spent(self) -> int:
+        """How many were taken, without those that were kept for counting and not needed for it."""
+        kept = self._counting.left if "_counting" in vars(self) else 0
+        return self.budget.spent - kept
+
     @cached_property
     def everyone(self) -> View:
         """What all nodes in question together see."""
@@ -67,10 +73,14 @@ class Attempt:
         return View(self.snapshot, self.fleet, NodeGroup(NodeView(name, skips_operations=skips), reaches))
 
     @cached_property
-    def _reporter(self) -> Reporter:
+    def _counting(self) -> Budget:
         counting = Budget(self.budget.left // 2)
         self.budget.spend(counting.steps)
-        return Reporter(self.snapshot, self.fleet, self.everyone, self.groups, counting)
+        return counting
+
+    @cached_property
+    def _reporter(self) -> Reporter:
+        return Reporter(self.snapshot, self.fleet, self.everyone, self.groups, self._counting)
 
     @cached_property
     def reports(self) -> dict[Alternative, RequestReport]:

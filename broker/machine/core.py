@@ -51,6 +51,8 @@ class Core:
         self.to_adopt: set[ClaimKey] = set()  # may have an allocation that no grant covers
         self.to_end: deque[tuple[ClaimKey, EndCause, int]] = deque()  # missing in a full sync; with the sync's sequence
         self.asking: set[Likeness] = set()  # see deciding: like these are claims that still have selectors to ask
+        # Clusters whose claims took long, and the one latest served so with the highest number; see deciding.
+        self.had_their_share: dict[ClusterId, int] = {}
         self.classes_changed = False  # members are to be told
         self.taints_told_at: tuple[int, bool] | None = None  # see projected_taints
         self.sync_to_count: tuple[ClusterId, int, int] | None = None  # finished; counts when `to_end` is done

@@ -1,11 +1,14 @@
-"""Who gets what. Pending claims are tried in the order in which they began to wait; each one that cannot be placed
-gets a reason, and waits for whatever could change the answer.
+"""Who gets what. Pending claims are tried in the order in which they began to wait, those that take long a few at a
+time, and the clusters in turn then. Each one that cannot be placed gets a reason, and waits for whatever could change
+the answer.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import blake2b
+from itertools import chain
 from typing import NamedTuple
 
 import msgspec
@@ -30,6 +33,9 @@ from schemas.resource import AllocationResult, DeviceClass, ResourceClaim, limit
 from schemas.wire.codec import encode
 from schemas.wire.ledger import Allocate, ConsumerRef, ReasonChanged, RequestState
 
+# In one round, for searching, asking and finding out why: some 50 ms, and the last claim may take as long again.
+ROUND_STEPS = 50_000
+SHARES_MAX = 8  # into which a round is divided among clusters: not so small that what is usual is too much
 HARD_CLAIMS_IN_ROUND = 1  # of those whose search was given up before: they wait for each other, nobody waits for them
 TRY_HARD_AGAIN_MS = 60_000
 # For asking selectors that are new, or new slices, in one round: some 20 ms, in steps of broker.allocation.budget.
@@ -93,6 +99,7 @@ class Round:
         self._classes: dict[ClusterId, dict[str, DeviceClass]] = {}
         self._failed: dict[Likeness, Verdict] = {}
         self._asking_left = ASKING_STEPS
+        self.steps = 0  # taken up to now
         self._still_asking: set[Likeness] = set()  # claims like these have more to ask
 
     def reached(self, cluster: ClusterId) -> Reached:
@@ -154,8 +161,7 @@ class Round:
 
     def _search(self, spec: ResourceClaim, snapshot: Snapshot) -> AllocationResult | NoFit:
         """Half of what is left for asking is for this claim: so those behind it get on, however much it has to ask."""
-        share = self._asking_left // 2
-        allowance = Budget(share)
+        allowance = Budget(max(self._asking_left // 2, 0))
         try:
             return allocate_claim(
                 spec,
@@ -164,55 +170,90 @@ class Round:
                 step_budget=STEP_BUDGET,
                 allowance=allowance,
                 filtered=self.core.observer.filtered,
+                spent=self._spent,
             )
         finally:
-            self._asking_left -= share - allowance.left
+            self._asking_left -= allowance.spent
+            self._spent(allowance.spent)
+
+    def _spent(self, steps: int) -> None:
+        self.steps += steps
 
 
 def decide(core: Core) -> None:
-    """Try every claim that is due, as far as the batch has room."""
+    """Try the claims that are due, as far as the batch has room and the round has steps; the others stay due.
+
+    First come, first served, as long as all are served. Where claims take long, a cluster that had its share of the
+    round comes after all others, and if the round ends before all had their turn, after them in the next ones, too.
+    """
     found = map(core.world.claims.get, core.queue.due(core.now_ms))
-    due = sorted((claim for claim in found if claim is not None), key=_place_in_queue)
+    due = sorted((claim for claim in found if claim is not None), key=partial(_place_in_round, core))
     turn = Round(core)
-    hard_claims = 0
+    clusters = {claim.key.cluster for claim in due}
+    share = ROUND_STEPS // min(max(len(clusters), 1), SHARES_MAX)
+    taken: Counter[ClusterId] = Counter()
+    passed_over: list[Claim] = []
+    hard_claims, is_cut_short = 0, False
     core.observer.deciding()
-    for claim in due:
-        hard_claims += _is_hard(claim)
-        if not core.has_room() or hard_claims > HARD_CLAIMS_IN_ROUND:
+    for place, claim in enumerate(chain(due, passed_over)):  # the second only when all others had their turn
+        if not core.has_room() or turn.steps >= ROUND_STEPS:
+            is_cut_short = True
             break
-        core.cause = claim.state_sequence
-        try:
-            verdict = _decide(core, turn, claim)
-        except MoreToAskError:
-            continue  # it stays due, and goes on in the next round
-        except WaitsForAskingError as asking:
-            core.queue.wait(claim.key, (asking.topic,), core.now_ms + ASK_ANYWAY_MS)
+        cluster = claim.key.cluster
+        if taken[cluster] >= share and place < len(due):
+            passed_over.append(claim)
             continue
-        except InvariantError:
-            raise
-        except Exception as error:  # one claim must not stop every replica in turn
-            text = f"deciding it failed, which is a fault of the broker: {type(error).__name__}: {error}"
-            core.dead_letter_claim(claim.key, "InternalError", text)
-            topics = turn.reached(claim.key.cluster).topics
-            verdict = Verdict("Pending", "InternalError", text, topics, core.now_ms + TRY_HARD_AGAIN_MS)
-        if verdict is not None:
-            _wait(core, claim, verdict)
-        elif claim.rejected is not None and claim.grants and claim.not_before_ms > core.now_ms:
-            core.queue.wait(claim.key, (), claim.not_before_ms)  # to be asked back again
-        else:
-            core.queue.remove(claim.key)
-        core.observer.decided(claim.key)
+        if _is_hard(claim):
+            if hard_claims == HARD_CLAIMS_IN_ROUND:
+                is_cut_short = True
+                continue
+            hard_claims += 1
+        before = turn.steps
+        _try(core, turn, claim)
+        taken[cluster] += turn.steps - before
+    if is_cut_short:
+        latest = max(core.had_their_share.values(), default=0) + 1
+        core.had_their_share.update((cluster, latest) for cluster in clusters if taken[cluster] >= share)
+    else:
+        core.had_their_share.clear()
+
+
+def _try(core: Core, turn: Round, claim: Claim) -> None:
+    """Decide one claim, and let it wait for what could change the answer."""
+    core.cause = claim.state_sequence
+    try:
+        verdict = _decide(core, turn, claim)
+    except MoreToAskError:
+        return  # it stays due, and goes on in the next round
+    except WaitsForAskingError as asking:
+        core.queue.wait(claim.key, (asking.topic,), core.now_ms + ASK_ANYWAY_MS)
+        return
+    except InvariantError:
+        raise
+    except Exception as error:  # one claim must not stop every replica in turn
+        text = f"deciding it failed, which is a fault of the broker: {type(error).__name__}: {error}"
+        core.dead_letter_claim(claim.key, "InternalError", text)
+        topics = turn.reached(claim.key.cluster).topics
+        verdict = Verdict("Pending", "InternalError", text, topics, core.now_ms + TRY_HARD_AGAIN_MS)
+    if verdict is not None:
+        _wait(core, claim, verdict)
+    elif claim.rejected is not None and claim.grants and claim.not_before_ms > core.now_ms:
+        core.queue.wait(claim.key, (), claim.not_before_ms)  # to be asked back again
+    else:
+        core.queue.remove(claim.key)
+    core.observer.decided(claim.key)
 
 
 def _asking_topic(likeness: Likeness) -> str:
     return f"asked:{blake2b(repr(likeness).encode(), digest_size=16).hexdigest()}"
 
 
-def _place_in_queue(claim: Claim) -> tuple[bool, int, str, str]:
+def _place_in_round(core: Core, claim: Claim) -> tuple[bool, int, int, str, str]:
     key, waiting = claim.key, claim.waiting
+    had_its_share = core.had_their_share.get(key.cluster, 0)
     if waiting is None:  # thousands of them, sorted in each round until their turn comes
-        return False, claim.state_sequence, key.cluster, key.uid
-    return _is_hard(claim), waiting.order, key.cluster, key.uid
+        return False, had_its_share, claim.state_sequence, key.cluster, key.uid
+    return _is_hard(claim), had_its_share, waiting.order, key.cluster, key.uid
 
 
 def _is_hard(claim: Claim) -> bool:
