@@ -180,6 +180,8 @@ async def ensure_streams(
         stream_configs(least, shard, segment, first_sequence, state_first_sequence),
         strict=True,
     ):
+        if config["name"] == ledger_stream(shard, segment):
+            config["num_replicas"] = await _replicas_before(connection, shard, segment) or config["num_replicas"]
         present, _ = await _present(connection, config)
         if config["name"] == EVENTS_STREAM:
             del wanted["allow_atomic"]  # only events wait for it, see `Projector`
@@ -189,6 +191,16 @@ async def ensure_streams(
         raise StreamSettingsError([*wrong, *unsafe], may_allow=not wrong)
     for sentence in unsafe:
         _log.warning("not safe, but allowed by --allow-unsafe-durability: %s", sentence)
+
+
+async def _replicas_before(connection: Connection, shard: str, segment: int) -> int | None:
+    """Of the last segment before this one: what an operator has chosen goes for those that follow."""
+    before = [each for each in await ledger_segments(connection, shard) if each < segment]
+    if not before:
+        return None
+    answer = await connection.api(f"STREAM.INFO.{ledger_stream(shard, before[-1])}")
+    replicas: int = msgspec.json.decode(answer)["config"]["num_replicas"]
+    return replicas
 
 
 async def ensure_dead_letters(connection: Connection, settings: StreamSettings) -> bool:

@@ -1,5 +1,8 @@
 """The streams of the protocol, as the server really keeps them."""
 
+from contextlib import suppress
+from pathlib import Path
+
 import anyio
 import msgspec
 import pytest
@@ -17,8 +20,10 @@ from broker.adapters.streams import (
     stream_end,
 )
 from schemas.client.connection import Connection
+from schemas.client.errors import BusRefusedError, BusUnavailableError
 from schemas.client.reader import StreamReader
 from tests.bus.builders import a_state, store
+from tests.chaos.servers import make_servers
 from tests.nats_fixture import connect_to
 
 pytestmark = pytest.mark.anyio
@@ -57,6 +62,41 @@ async def test_an_operator_may_have_chosen_more_replicas_but_not_fewer(nats_url:
         await ensure_streams(connection, StreamSettings(replicas=1))
         with pytest.raises(StreamSettingsError, match="num_replicas is 1, not at least 3"):
             await ensure_streams(connection, StreamSettings(replicas=3))
+
+
+async def replicas_of(connection: Connection, segment: int) -> int:
+    answer = await connection.api(f"STREAM.INFO.DRA_LEDGER_main_{segment}")
+    replicas: int = msgspec.json.decode(answer)["config"]["num_replicas"]
+    return replicas
+
+
+async def test_the_next_segment_has_the_replicas_of_the_one_before(tmp_path: Path) -> None:
+    nodes = make_servers(tmp_path, 3)
+    durability = Durability(allow_unsafe=True)
+    try:
+        for node in nodes:
+            await node.start()
+        async with connect_to(nodes[0].url) as connection:
+
+            async def ensure(segment: int, replicas: int | None = None) -> None:
+                """As soon as the servers have found each other."""
+                with anyio.fail_after(60):
+                    while True:
+                        with suppress(BusRefusedError, BusUnavailableError):
+                            settings = StreamSettings(replicas=replicas)
+                            return await ensure_streams(connection, settings, "main", segment, 0, durability)
+                        await anyio.sleep(0.2)
+
+            await ensure(0, replicas=1)
+            await ensure(1)
+            assert await replicas_of(connection, 1) == 1  # by default it would be 3
+            await connection.api("STREAM.DELETE.DRA_LEDGER_main_1")
+            await set_up_streams(connection, StreamSettings(replicas=3))
+            await ensure(1, replicas=1)
+            assert await replicas_of(connection, 1) == 3
+    finally:
+        for node in nodes:
+            await node.kill()
 
 
 async def test_state_keeps_the_last_64_messages_of_a_subject_and_refuses_none(connection: Connection) -> None:
