@@ -29,8 +29,9 @@ async def nats_server(anyio_backend: str) -> AsyncIterator[EmbeddedNats]:
 async def nats_url(nats_server: EmbeddedNats) -> str:
     """The URL of a nats-server without any stream."""
     async with connect_to(nats_server) as connection:
-        for name in msgspec.json.decode(await connection.api("STREAM.NAMES"))["streams"] or []:
-            await connection.api(f"STREAM.DELETE.{name}")
+        while names := msgspec.json.decode(await connection.api("STREAM.NAMES"))["streams"]:  # the first 1,024
+            for name in names:
+                await connection.api(f"STREAM.DELETE.{name}")
     return nats_server.url
 
 
