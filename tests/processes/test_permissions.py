@@ -517,6 +517,9 @@ async def test_full_streams_refuse_and_lose_nothing_that_was_acknowledged(tmp_pa
             assert "resource" in result.reason or "exceed" in result.reason, result.reason
             with pytest.raises(MessageTooLargeError, match="raise max_payload"):
                 await bus.publish_state(OutgoingMessage("dra.v1.state.east.claim.big", os.urandom(10_000_000)), 0)
+        async with nats.connect("agent-west") as connection:  # one cluster can fill it for all
+            message = OutgoingMessage("dra.v1.state.west.claim.u", os.urandom(20_000))
+            assert isinstance(await AgentBus(connection, "west").publish_state(message, 0), Uncertain)
         async with nats.connect("broker") as broker:
             state = await StreamReader(broker, "DRA_STATE").state()
             assert state.messages == acknowledged

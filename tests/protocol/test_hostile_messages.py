@@ -235,7 +235,7 @@ def test_a_claim_whose_message_was_garbage_is_well_again_when_its_agent_speaks()
 
 
 def test_a_flood_of_new_subjects_from_one_agent_is_kept_aside_and_others_go_on() -> None:
-    """A credential cannot keep an agent from making up names; its account's limits bound how many."""
+    """A credential cannot keep an agent from making up names; only the limit of all streams bounds how many."""
     stage = a_full_stage()
     epoch = stage.agent_of("east").mirror.epoch
     for number in range(400):
