@@ -122,6 +122,7 @@ class WaitsOn(msgspec.Struct, frozen=True):
     classes: one of these device classes appearing or changing.
     slices: any slice that the cluster reaches appearing, changing or going.
     nodes: nodes of the cluster appearing, changing or going.
+    Where a selector failed, also any device being given away: it is not asked about what is held.
     """
 
     pools: tuple[PoolKey, ...] = ()

@@ -4,7 +4,7 @@ the answer.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from hashlib import blake2b
@@ -90,7 +90,8 @@ class Round:
     """One round of decisions: what does not change within it is looked up once.
 
     Within a round devices only get fewer, so a claim that is the same as one that could not be placed cannot be
-    placed either, and is not searched for again.
+    placed either, and is not searched for again. But where a selector failed: nobody asks it about a device that is
+    held, so when that is given away others may be found. That answer is the same only until something is given.
     """
 
     def __init__(self, core: Core) -> None:
@@ -98,6 +99,7 @@ class Round:
         self._reached: dict[ClusterId, Reached] = {}
         self._classes: dict[ClusterId, dict[str, DeviceClass]] = {}
         self._failed: dict[Likeness, Verdict] = {}
+        self._selector_failed: dict[Likeness, Verdict] = {}
         self._asking_left = ASKING_STEPS
         self.steps = 0  # taken up to now
         self._still_asking: set[Likeness] = set()  # claims like these have more to ask
@@ -136,7 +138,7 @@ class Round:
         snapshot = self.snapshot(claim)
         text = self.core.specs.of(spec.spec).text
         likeness = (claim.key.cluster, text, snapshot.allows_admin_access, tuple(sorted(map(str, claim.avoid))))
-        failed = self._failed.get(likeness)
+        failed = self._failed.get(likeness) or self._selector_failed.get(likeness)
         if failed is not None:
             return failed
         if likeness in self._still_asking:
@@ -155,9 +157,15 @@ class Round:
             # Rejected before, but the time to wait for something else has passed.
             found = self._search(spec, msgspec.structs.replace(snapshot, avoid=frozenset()))
         if isinstance(found, NoFit):
-            verdict = self._failed[likeness] = _no_fit_verdict(self.core, self, claim, found)
+            failed_alike = self._selector_failed if found.reason is Reason.SELECTOR_FAILED else self._failed
+            verdict = failed_alike[likeness] = _no_fit_verdict(self.core, self, claim, found)
             return verdict
         return found
+
+    def given(self, scopes: Iterable[str]) -> None:
+        """Devices of these scopes were given to a claim."""
+        self._selector_failed.clear()
+        self.core.changed(*sorted({f"taken:{scope}" for scope in scopes}))
 
     def _search(self, spec: ResourceClaim, snapshot: Snapshot) -> AllocationResult | NoFit:
         """Half of what is left for asking is for this claim: so those behind it get on, however much it has to ask."""
@@ -297,6 +305,7 @@ def _decide(core: Core, turn: Round, claim: Claim) -> Verdict | None:
         topics.add(f"nodes:{claim.key.cluster}")
         return Verdict("Pending", "AllocationTooLarge", text, tuple(sorted(topics)))
     core.record(entry)
+    turn.given(entry.scopes)
     return None
 
 
@@ -393,6 +402,9 @@ def _no_fit_verdict(core: Core, turn: Round, claim: Claim, found: NoFit) -> Verd
         topics.update(reached.topics)
     if waits_on.nodes:
         topics.add(f"nodes:{cluster}")
+    if found.reason is Reason.SELECTOR_FAILED:
+        scopes = (topic.removeprefix("scope:") for topic in reached.topics if topic.startswith("scope:"))
+        topics.update(f"taken:{scope}" for scope in scopes)
     # By way of JSON, which has no tuples: what is kept here is what a replay of the ledger gives.
     requests = msgspec.json.encode(found.requests)
     explanation: dict[str, object] = {}

@@ -1,6 +1,7 @@
 """Who waits, and for what. Claims are tried again when something that they wait for changes, never by polling.
 
-Topics: "scope:SCOPE" (devices, slices or taints of a scope's pools), "class:CLUSTER/NAME", "nodes:CLUSTER", "heard" (a
+Topics: "scope:SCOPE" (devices, slices or taints of a scope's pools), "taken:SCOPE" (devices of its pools were given to
+a claim; to most that is no news), "class:CLUSTER/NAME", "nodes:CLUSTER", "heard" (a
 cluster finished its first full sync, or nobody waits for it any more), "cluster:CLUSTER" (how a cluster stands),
 "labels" (a slice may have declared a fabric), "asked:DIGEST" (a claim like it has asked its selectors about all
 devices). A claim's own message always makes it due.

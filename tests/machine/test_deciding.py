@@ -176,6 +176,49 @@ def test_each_class_reason_passes_when_the_class_changes(machine: Driven) -> Non
     assert len(machine.recorded(Allocate)) == 1
 
 
+def _with_a_bad_device(machine: Driven) -> tuple[Agent, Agent]:
+    east, west = everyone_heard(machine)
+    east.publishes(a_slice([a_device("bad", k=1), a_device("good", opt=1), a_device("other", opt=1)]))
+    machine.run()
+    return east, west
+
+
+FAILING = f'device.attributes["{DRIVER}"].opt == 1'
+THE_BAD = f'"k" in device.attributes["{DRIVER}"]'
+
+
+def test_a_selector_that_failed_is_asked_again_when_the_device_is_given_away(machine: Driven) -> None:
+    east, west = _with_a_bad_device(machine)
+    claim = an_immediate_claim("failing", a_request("gpu", FAILING))
+    west.tells(claim)
+    machine.run()
+    assert reason(machine, west, claim) == "SelectorFailed"
+    east.tells(an_immediate_claim("takes-it", a_request("gpu", THE_BAD)))
+    machine.run()
+    assert [devices_of(entry) for entry in machine.recorded(Allocate).values()] == [["bad"], ["good"]]
+    assert machine.last(Allocate)[1].uid == claim.metadata.uid
+
+
+def test_what_failed_is_asked_again_in_the_round_in_which_the_device_is_given_away(machine: Driven) -> None:
+    _, west = _with_a_bad_device(machine)
+    for name, selector in (("first", FAILING), ("takes-it", THE_BAD), ("second", FAILING)):
+        west.tells(an_immediate_claim(name, a_request("gpu", selector)))
+    machine.step()
+    assert [entry.name for entry in machine.recorded(Allocate).values()] == ["takes-it", "second"]
+    machine.run()
+    assert [entry.name for entry in machine.recorded(Allocate).values()] == ["takes-it", "second", "first"]
+
+
+def test_what_is_given_away_wakes_nobody_else(machine: Driven) -> None:
+    _, west = everyone_heard(machine, devices=2)
+    picky = an_immediate_claim("picky", a_request("gpu", "false"))
+    west.tells(picky)
+    machine.run()
+    west.tells(an_immediate_claim("other"))
+    machine.step()
+    assert not machine.machine.has_work(machine.now_ms)
+
+
 def test_a_claim_that_asks_for_nothing_is_not_the_brokers_business(machine: Driven) -> None:
     """kube-scheduler gives it an allocation without results, which holds nothing."""
     _, west = everyone_heard(machine)
