@@ -122,6 +122,12 @@ def test_a_list_where_none_is_taken_does_not_get_to_python(engine: CelExprEngine
     assert engine.compile(nested(14, expression)).steps < 100_000
 
 
+def test_the_size_of_a_text_is_charged_by_its_characters(engine: CelExprEngine) -> None:
+    loop = "cel.bind(t, @, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10].all(x, t.size() > 0))"
+    short, long = (engine.compile(loop.replace("@", f"'{'a' * length}'")).steps for length in (10, 9_000))
+    assert long > short + 20
+
+
 def test_calls_into_python_are_charged_for(engine: CelExprEngine) -> None:
     capacity = "device.capacity['gpu.example.com'].memory"
     once, often = (

@@ -294,7 +294,10 @@ class _Estimator:
                 return _NODE, Held()
             case "or" | "orValue":
                 return _NODE, _any_of(held)
-            case "size" | "hasValue" | "type":
+            case "size":
+                # Characters are counted, entries are not.
+                return _NODE + (0 if self._type(operands[0]).name in ("list", "map") else first.size // 2), _SCALAR
+            case "hasValue" | "type":
                 return _NODE, _SCALAR
             case "first" | "last" if len(held) == 1:
                 return _NODE, first.any_item
