@@ -62,6 +62,7 @@ class Core:
         self._node_views: dict[str, list[NodeView] | None] = {}
         self._steps: list[Step] = []
         self._epochs: dict[str, int] = {}
+        self._epochs_from: dict[str, int] = {}
         self._synced: dict[str, int] = {}
         self._position_expired = False
         self._said_bytes = 0  # of what the batch's inputs have got besides positions, about
@@ -112,10 +113,17 @@ class Core:
             self._entries.append(CheckpointEnds())
             self._causes.append(0)
 
-    def note_epoch(self, cluster: ClusterId, epoch: int) -> None:
-        """A new run of a cluster's agent is believed from here on."""
-        self.world.cluster(cluster).epoch = epoch
+    def note_epoch(self, cluster: ClusterId, epoch: int, named_at: int = 0) -> None:
+        """A new run of a cluster's agent is believed from here on.
+
+        named_at: the message that told of it, where none was seen with which it began.
+        """
+        record = self.world.cluster(cluster)
+        record.epoch, record.epoch_from = epoch, named_at
         self._epochs[cluster] = epoch
+        self._epochs_from.pop(cluster, None)
+        if named_at:
+            self._epochs_from[cluster] = named_at
         self._said_bytes += len(cluster) + _NUMBER_BYTES
 
     def note_synced(self, cluster: ClusterId, stream_sequence: int) -> None:
@@ -225,6 +233,7 @@ class Core:
             leader_epoch=self.world.leader_epoch,
             steps=self._steps,
             epochs=self._epochs,
+            epochs_from=self._epochs_from,
             synced=self._synced,
             position_expired=self._position_expired,
             settings_digest=self.identity.settings_digest,
@@ -237,7 +246,8 @@ class Core:
         effects.causes = [*self._causes, *[0] * (len(effects.entries) - len(self._causes))]
         self.world.ledger_last += len(effects.entries)
         self._entries, self._causes, self._steps = [], [], []
-        self._epochs, self._synced, self._position_expired, self._said_bytes = {}, {}, False, 0
+        self._epochs, self._epochs_from, self._synced = {}, {}, {}
+        self._position_expired, self._said_bytes = False, 0
         return effects
 
 

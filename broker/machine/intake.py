@@ -123,14 +123,14 @@ def _is_believed(core: Core, message: StoredMessage, subject: StateSubject, epoc
         core.dead_letter(message, subject.cluster, "ImpossibleEpoch", text)
         return False
     # One that was stored before the newest run began was believed then; in stream order that is only met at a start.
-    if epoch < cluster.epoch <= message.stream_sequence:
+    if cluster.is_replaced(epoch, message.stream_sequence):
         text = f"epoch {epoch} is lower than {cluster.epoch}, of the agent that came after it"
         core.dead_letter(message, subject.cluster, "LowerEpoch", text)
         if subject.kind != "agent":
             core.ask(cluster.name, Ask([ObjectName(subject.kind, subject.key)]))
         return False
     if epoch > cluster.epoch and not core.is_replaying:  # the message with which that run began has expired
-        core.note_epoch(cluster.name, epoch)
+        core.note_epoch(cluster.name, epoch, message.stream_sequence)
     if cluster.is_silenced(message.stream_sequence):
         text = f"cluster {cluster.name} is evicted: what it says counts after `dragoman cluster readmit {cluster.name}`"
         core.dead_letter(message, subject.cluster, "ClusterEvicted", text)

@@ -186,8 +186,7 @@ class _Belief:
         if isinstance(said, WireError):
             return "late" if is_silenced else _Heard(message, subject, said)
         epoch = message.stream_sequence if isinstance(said, AgentStarted) else said.agent_epoch
-        final = record.epoch
-        is_late = epoch < self._newest.get(subject.cluster, 0) or epoch < final <= message.stream_sequence
+        is_late = epoch < self._newest.get(subject.cluster, 0) or record.is_replaced(epoch, message.stream_sequence)
         if is_late or epoch > message.stream_sequence:
             return "late"
         self._newest[subject.cluster] = epoch

@@ -159,6 +159,7 @@ def _load_world(world: World, entry: CheckpointWorld) -> None:
             cluster.eviction = Eviction(ordered, why.is_fenced, why.state_sequence, readmission)
         cluster.silences = list(each.silences)
         cluster.cleaned, cluster.rebuilt, cluster.is_ahead = each.cleaned, each.rebuilt, each.is_ahead
+        cluster.epoch_from = each.epoch_from
 
 
 def cluster_kept(cluster: Cluster) -> ClusterKept:
@@ -181,6 +182,7 @@ def cluster_kept(cluster: Cluster) -> ClusterKept:
         cluster.cleaned,
         cluster.rebuilt,
         cluster.is_ahead,
+        cluster.epoch_from,
     )
 
 

@@ -114,7 +114,8 @@ def _inputs(world: World, entry: Inputs) -> None:
         for cluster in world.clusters.values():
             cluster.synced_sequence = 0
     for name, epoch in entry.epochs.items():
-        world.cluster(ClusterId(name)).epoch = epoch
+        record = world.cluster(ClusterId(name))
+        record.epoch, record.epoch_from = epoch, entry.epochs_from.get(name, 0)
     for name, sequence in entry.synced.items():
         world.cluster(ClusterId(name)).synced_sequence = sequence
     if entry.steps:
@@ -132,7 +133,8 @@ def _cluster(world: World, entry: ClusterEntry, ledger_sequence: int) -> None:
             record.exclusion = _ordered(entry, ledger_sequence) if entry.is_excluded else None
         case ClusterEvicted():
             record.eviction = Eviction(_ordered(entry, ledger_sequence), entry.is_fenced, entry.state_sequence)
-            record.epoch = max(record.epoch, entry.state_sequence + 1)
+            if entry.state_sequence >= record.epoch:
+                record.epoch, record.epoch_from = entry.state_sequence + 1, 0
             record.liveness, record.liveness_since_ms = "Live", entry.at_ms
             if entry.is_fenced:  # nothing that it ever said counts any more
                 record.synced_sequence, record.silences, record.is_ahead = 0, [(0, FOR_EVER)], False

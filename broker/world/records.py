@@ -47,6 +47,7 @@ class Cluster:
 
     name: ClusterId
     epoch: int = 0
+    epoch_from: int = 0  # the message that named the epoch first, where no run was seen to begin with it; else 0
     synced_sequence: int = 0  # stream sequence of the last finished sync that counted; 0: not heard
     known: dict[ObjectName, int] = field(default_factory=dict)  # stream sequence of each live object's last message
     digest: int = 0  # over `known`
@@ -77,6 +78,10 @@ class Cluster:
         """Nobody knows what it holds, and no operator has vouched that nobody need know."""
         is_cut_off = self.eviction is not None and self.eviction.is_fenced
         return not self.is_heard and self.exclusion is None and not is_cut_off
+
+    def is_replaced(self, epoch: int, stream_sequence: int) -> bool:
+        """Whether a message of that epoch, at this place of DRA_STATE, came after a later run's beginning."""
+        return epoch < self.epoch and stream_sequence >= (self.epoch_from or self.epoch)
 
     def is_silenced(self, stream_sequence: int) -> bool:
         """Whether its message at this place of DRA_STATE counts for nothing, for it was evicted."""

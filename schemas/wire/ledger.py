@@ -142,6 +142,7 @@ class ClusterKept(msgspec.Struct, frozen=True, omit_defaults=True):
     cleaned: int = 0
     rebuilt: int = 0
     is_ahead: bool = False
+    epoch_from: int = 0  # see Inputs
 
 
 class CheckpointWorld(Entry, frozen=True, tag="dev.dragoman.ledger.checkpoint-world.v1", kw_only=True):
@@ -300,6 +301,8 @@ class Inputs(Entry, frozen=True, tag="dev.dragoman.ledger.inputs.v1", kw_only=Tr
     entry that one of them reads.
 
     epochs, synced: what changed, by cluster; `synced` holds the stream sequence of the finished sync's last message.
+    epochs_from: of epochs with which no run was seen to begin: the stream sequence of the message that named it first.
+    Up to there a lower epoch was believed.
     position_expired: DRA_STATE had dropped messages after the recorded position, so the core started again from the
     last message of each subject and asked every cluster for a new sync.
     state_digest: over the messages of DRA_STATE that the steps applied, see `StateDigest`; "" where there were none.
@@ -314,6 +317,7 @@ class Inputs(Entry, frozen=True, tag="dev.dragoman.ledger.inputs.v1", kw_only=Tr
     build: str = ""
     algorithm: int = 0
     state_digest: str = ""
+    epochs_from: dict[str, int] = {}
 
     @property
     def is_plain(self) -> bool:

@@ -232,6 +232,26 @@ def test_an_unreadable_claim_is_called_as_its_last_message_says(
     assert machine.claim(EAST, claim).name == name
 
 
+def test_up_to_where_an_epoch_was_named_that_no_run_began_with_a_lower_one_was_believed(machine: Driven) -> None:
+    """An agent can say so, or the message with which its run began was lost before anybody read it."""
+    east, _ = everyone_heard(machine)
+    made_up = len(machine.log) + 1
+    for name in ("a", "b"):
+        east.tells(an_immediate_claim(name))
+    machine.run()
+    named_at = east.tells(an_immediate_claim("c"), epoch=made_up)
+    east.tells(an_immediate_claim("late"))
+    machine.run()
+    assert machine.last(Inputs)[1].epochs_from == {EAST: named_at}
+    assert [letter.reason for letter in machine.letters] == ["LowerEpoch"]
+    assert believed(machine, machine.log) == {"a", "b", "c"}
+    machine.rotate()
+    assert machine.world.cluster(EAST).epoch_from == named_at
+    east.starts()
+    machine.run()
+    assert machine.world.cluster(EAST).epoch_from == 0
+
+
 # --- the position has expired
 
 
