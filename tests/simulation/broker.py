@@ -85,7 +85,8 @@ class BrokerRun:
     # --- the start
 
     def begin(self) -> Attempt:
-        """Fold the ledger, and try to be its next writer."""
+        """Fold the ledger, and try to be its next writer. Where there is no stream it makes one."""
+        self._ledger.is_gone = False
         start = LedgerStart(self._ledger.segments, self._a_machine)
         while start.wanted is not None:
             start.add(self._ledger.segment(start.wanted))

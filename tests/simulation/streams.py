@@ -161,7 +161,8 @@ class Ledger:
     """A ledger: append-only, whole batches, and only after the expected last entry of the batch's segment.
 
     messages: of all segments; the numbers go on from one to the next, unless that was rebuilt. on_stored: told of each
-    batch in the moment in which it is stored. is_gone: there is no stream any more, until an operator makes one.
+    batch in the moment in which it is stored. is_gone: there is no stream any more, until a broker that starts, or an
+    operator, makes one.
     """
 
     def __init__(self, on_stored: Callable[[Batch], None] = lambda _: None) -> None:
