@@ -84,8 +84,8 @@ def check(core: Core, claim: Claim) -> None:
         core.notice("warning", claim.invalid[0], f"claim {core.world.holder_name(claim.key)}", claim.invalid[1])
 
 
-def on_tombstone(core: Core, cluster: ClusterId, uid: str) -> None:
-    """The claim was deleted."""
+def on_tombstone(core: Core, cluster: ClusterId, uid: str, stream_sequence: int) -> None:
+    """The claim was deleted. stream_sequence: of the message that says so, or of the sync that lacks it."""
     core.world.know(core.world.cluster(cluster), ObjectName("claim", uid), 0)
     key = ClaimKey(cluster, ClaimUid(uid))
     claim = core.world.claims.get(key)
@@ -95,7 +95,10 @@ def on_tombstone(core: Core, cluster: ClusterId, uid: str) -> None:
         _end_claim(core, key, "ClaimDeleted")
     elif not claim.grants and claim.unsettled is None:
         core.queue.remove(key)
+        waiting = claim.waiting
         core.world.forget_claim(claim)  # only its history is in the ledger
+        if waiting is not None and waiting.order > stream_sequence:
+            core.world.claim(key).waiting = waiting  # of later: what came after that cannot be read
 
 
 def on_unreadable(core: Core, cluster: ClusterId, uid: str, error: str, stream_sequence: int) -> None:

@@ -142,7 +142,7 @@ def _is_believed(core: Core, message: StoredMessage, subject: StateSubject, epoc
 def _claim(core: Core, message: StoredMessage, subject: StateSubject, state: ClaimState) -> None:
     cluster = ClusterId(subject.cluster)
     if state.is_tombstone:
-        claims.on_tombstone(core, cluster, subject.key)
+        claims.on_tombstone(core, cluster, subject.key, message.stream_sequence)
         return
     spec, error = None, state.error or _why_too_large(state)
     if not error:

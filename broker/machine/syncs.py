@@ -70,7 +70,7 @@ def sync_finished(core: Core, cluster: ClusterId, said: SyncFinished, stream_seq
     if core.is_replaying:
         for key in missing:
             if world.claims[key].state_sequence:  # else it was published again later, or only the ledger knows of it
-                claims.on_tombstone(core, cluster, key.uid)
+                claims.on_tombstone(core, cluster, key.uid, stream_sequence)
         return
     core.to_end.extend((key, "ClaimMissing", stream_sequence) for key in missing)
     core.sync_to_count = (cluster, stream_sequence, said.readmission)

@@ -252,6 +252,27 @@ def test_up_to_where_an_epoch_was_named_that_no_run_began_with_a_lower_one_was_b
     assert machine.world.cluster(EAST).epoch_from == 0
 
 
+@pytest.mark.parametrize("is_deleted", [True, False])
+def test_what_cannot_be_read_after_a_claim_was_gone_waits_after_a_start_too(machine: Driven, is_deleted: bool) -> None:
+    east, _ = everyone_heard(machine)
+    claim = an_immediate_claim("claim", a_request(count=9))
+    east.tells(claim)
+    machine.run()
+    if is_deleted:
+        east.deletes(claim)
+    else:
+        east.living.discard(ObjectName("claim", claim.metadata.uid))
+        east.syncs()
+    machine.run()
+    machine.put(state_subject(EAST, "claim", claim.metadata.uid), b"{")
+    machine.run()
+    waiting = machine.claim(EAST, claim).waiting
+    assert waiting is not None
+    assert waiting.reason == "Unreadable"
+    machine.put(state_subject(EAST, "claim", claim.metadata.uid), b"[")
+    machine.run()
+
+
 # --- the position has expired
 
 
