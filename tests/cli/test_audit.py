@@ -21,6 +21,7 @@ from broker.app.envelopes import Envelopes
 from broker.cli.demo import write_manifests
 from broker.cli.ledger_bus import entries_of
 from broker.cli.main import main
+from broker.machine.effects import ALGORITHM
 from schemas.client.connection import Connection
 from schemas.wire.anchor import Anchor
 from schemas.wire.bus import StoredMessage
@@ -464,7 +465,7 @@ async def test_one_row_for_each_decision(
     assert (row["state_sequence"], row["resource_version"]) == (entry.state_sequence, entry.resource_version)
     elected = [each for each in entries.values() if isinstance(each, LeaderElected)]
     inputs = next(found for at, each in entries.items() if at >= row["ledger_sequence"] and (found := inputs_of(each)))
-    assert (row["leader"], row["build"], row["algorithm"]) == (elected[0].instance, elected[0].build, 1)
+    assert (row["leader"], row["build"], row["algorithm"]) == (elected[0].instance, elected[0].build, ALGORITHM)
     assert (row["state_digest"], row["state_position"]) == (inputs.state_digest, inputs.steps[-1].position)
     assert (row["settings_digest"], row["chain"]) == (inputs.settings_digest, chain_of(message))
     assert row["trace_id"] == message.headers["traceparent"].split("-")[1]

@@ -322,7 +322,7 @@ def test_a_claim_that_would_be_refused_is_invalid(put: Put, up: Up, claim: Manif
         pytest.param(
             claim_manifest("bad", f"{MEMORY} > 16"),
             "SelectorFailed",
-            r"request gpu: selectors\[0\]\.cel\.expression failed on device .*rack/gpu-0: no such key: memory",
+            r"request gpu: selectors\[0\]\.cel\.expression failed on device .*rack/gpu-[01]: no such key: memory",
             id="a selector that fails at run time",
         ),
         pytest.param(
@@ -336,7 +336,7 @@ def test_a_claim_that_would_be_refused_is_invalid(put: Put, up: Up, claim: Manif
 def test_a_claim_that_could_be_helped_by_others_waits(
     put: Put, up: Up, claim: Manifest, reason: str, message: str
 ) -> None:
-    put("east", *GOOD, claim)
+    put("east", class_manifest(), slice_manifest(["gpu-0", "gpu-1"]), claim_manifest("good"), claim)
     run = up("east")
     assert (run.exit_code, run.devices) == (0, {"east/good": "rack/gpu-0"})
     assert run.reasons == {"east/bad": f"Pending {reason}"}

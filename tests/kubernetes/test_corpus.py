@@ -107,7 +107,7 @@ class Bed:
 
     async def rows(self) -> list[Row]:
         """The member's claims, as the broker shows them."""
-        return msgspec.json.decode(await call_api(self.connection, "claims", b"{}"), type=list[Row])
+        return msgspec.json.decode(await call_api(self.connection, "claims", b""), type=list[Row])
 
 
 @pytest.fixture(scope="module")
