@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable
 
+import nats.errors
 import nats.protocol.parser
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -89,6 +90,14 @@ class BusClient(Client):
         if self._pongs and self._pongs[0].done():
             self._pongs[0] = asyncio.Future()
         await super()._process_pong()
+
+    async def _process_err(self, err_msg: str) -> None:
+        # It closes itself for good at whatever a server says but for two things, as at "maximum connections exceeded"
+        # of one that is restarted: then nobody would ever connect again.
+        if self.is_connected and "permissions violation" not in err_msg.lower():
+            await self._process_op_err(nats.errors.Error(f"nats: {err_msg.strip()}"))
+            return
+        await super()._process_err(err_msg)
 
     async def _process_headers(self, headers: bytes | None) -> dict[str, str] | None:
         # It fails at a status that is not UTF-8, and at a block that is shorter than its first line.

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import suppress
 
 import anyio
 import pytest
@@ -10,6 +11,7 @@ from anyio.lowlevel import checkpoint
 from broker.adapters.api_service import serve_api
 from broker.adapters.embedded_nats import EmbeddedNats
 from schemas.client.connection import Connection
+from schemas.client.errors import BusUnavailableError
 from tests.nats_fixture import connect_to
 
 pytestmark = pytest.mark.anyio
@@ -56,3 +58,16 @@ async def test_goes_on_when_an_answer_comes_after_its_deadline(own_nats: Embedde
 
 async def echo(payload: bytes) -> bytes:
     return payload
+
+
+async def test_comes_back_after_an_error_by_which_the_server_ends_it(connection: Connection) -> None:
+    """As "maximum connections exceeded", or a user that was revoked and is known again."""
+    losses = connection.losses
+    await connection.client.send(b"NONSENSE\r\n")
+    with anyio.fail_after(10):
+        is_back = False
+        while connection.losses == losses or not is_back:
+            with suppress(BusUnavailableError):
+                await connection.api("INFO")
+                is_back = connection.losses > losses
+            await checkpoint()
