@@ -667,7 +667,7 @@ class Mirror:
             if tracked.job is not None and tracked.job.is_due(event.now_ms):
                 self._actions += settling.settle(tracked, tracked.job)
                 self._advance(tracked)
-            if tracked.removal == "failed":
+            if tracked.removal == "failed" and tracked.removal_refused.is_over(event.now_ms):
                 tracked.removal = ""
                 self._advance(tracked)
             if tracked.published_version is not None and tracked.published_ms < old:

@@ -77,7 +77,10 @@ def answer(tracked: Tracked, event: Wrote | WriteFailed | ClaimRead, now_ms: int
         # Also when the decision is no longer ours to settle: what we publish must not be older than what we wrote.
         tracked.own_version = max(tracked.own_version, event.resource_version)
     if isinstance(action, RemoveFinalizer):
-        tracked.removal = "failed" if isinstance(event, WriteFailed) else ""
+        tracked.removal = ""
+        if isinstance(event, WriteFailed):
+            tracked.removal = "failed"
+            tracked.removal_refused.note(now_ms)
         return []
     job = tracked.job
     if job is None or job.ledger_sequence != action.ledger_sequence:

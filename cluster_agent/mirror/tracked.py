@@ -1,7 +1,7 @@
 """What the mirror knows of one object: the view, what was published of it, and the decision that is being settled."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
@@ -22,11 +22,27 @@ _sorted = msgspec.json.Encoder(order="sorted")
 
 
 @dataclass(slots=True)
+class BackOff:
+    """Longer each time: a policy that is wrong refuses the writes of all claims, perhaps for hours."""
+
+    times: int = 0
+    again_ms: int = 0
+
+    def note(self, now_ms: int) -> None:
+        """It was refused once more."""
+        self.again_ms = now_ms + min(STUCK_FIRST_MS << min(self.times, 10), STUCK_MOST_MS)
+        self.times += 1
+
+    def is_over(self, now_ms: int) -> bool:
+        """It has waited for long enough; or the clock was set back."""
+        return not 0 < self.again_ms - now_ms <= STUCK_MOST_MS
+
+
+@dataclass(slots=True)
 class Job:
     """A decision that is being settled.
 
-    stage: start, nothing was sent; sent, an action is under way; stuck, tried again at `again_ms`.
-    refusals: how often what it takes was refused for what it says.
+    stage: start, nothing was sent; sent, an action is under way; stuck, tried again when `refused` is over.
     failure: what to report once it is certain that nothing of it can land any more.
     half_way: resourceVersion of our write of finalizers while the allocation that follows it is under way; else 0.
     """
@@ -39,18 +55,16 @@ class Job:
     voids: int = 0
     half_way: int = 0
     is_in_use: bool = False  # a pod was found to run with what is to be cleared
-    refusals: int = 0
-    again_ms: int = 0
+    refused: BackOff = field(default_factory=BackOff)
 
     def note_refusal(self, now_ms: int) -> None:
-        """Stuck, for longer each time: a policy that is wrong refuses the writes of all claims, perhaps for hours."""
+        """What it takes was refused for what it says."""
         self.stage = "stuck"
-        self.again_ms = now_ms + min(STUCK_FIRST_MS << min(self.refusals, 10), STUCK_MOST_MS)
-        self.refusals += 1
+        self.refused.note(now_ms)
 
     def is_due(self, now_ms: int) -> bool:
-        """It was stuck for long enough; or the clock was set back."""
-        return self.stage == "stuck" and not 0 < self.again_ms - now_ms <= STUCK_MOST_MS
+        """It was stuck for long enough."""
+        return self.stage == "stuck" and self.refused.is_over(now_ms)
 
 
 @dataclass(slots=True)
@@ -86,6 +100,7 @@ class Tracked:
     unschedulable_since: tuple[int, bool] | None = None
     job: Job | None = None
     removal: Literal["", "sent", "failed"] = ""  # of our finalizer; failed: tried again with a new view, or later
+    removal_refused: BackOff = field(default_factory=BackOff)
 
     def note_news(self, seen_us: int) -> None:
         """What it would say now is to be compared with what was published."""

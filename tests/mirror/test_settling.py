@@ -547,6 +547,18 @@ def test_a_removal_that_failed_is_tried_again_with_a_new_view_or_with_time(again
     assert driven.all(RemoveFinalizer)
 
 
+def test_a_removal_that_is_refused_again_and_again_is_tried_less_and_less_often() -> None:
+    """Else a wrong policy makes thousands of writes each second, and decisions wait behind them."""
+    driven = a_started(deleted(protected()))
+    tried_ms = []
+    for now_ms in range(0, 200_000, 1_000):
+        driven.tell(Tick(now_ms))
+        if driven.all(RemoveFinalizer):
+            tried_ms.append(now_ms)
+            driven.tell(failed(driven.take(RemoveFinalizer), "invalid"))
+    assert tried_ms == [0, 1_000, 3_000, 7_000, 15_000, 31_000, 63_000, 123_000, 183_000]
+
+
 def test_a_claim_that_goes_while_its_decision_is_under_way_is_forgotten_when_both_are_done() -> None:
     driven = a_started()
     driven.tell(decides(an_allocate(100)))
