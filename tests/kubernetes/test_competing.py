@@ -66,8 +66,12 @@ def a_template(device_class: str) -> Object:
     }
 
 
-async def compete(federation: Federation, checker: Checker) -> None:
-    """Create all pods, finish those that are bound until every one has run, and wait until everything is free."""
+async def compete(federation: Federation, checker: Checker, *, scheduler_may_double: bool = False) -> None:
+    """Create all pods, finish those that are bound until every one has run, and wait until everything is free.
+
+    scheduler_may_double: devices that it allocates itself. When the answer to its write is lost with the API server it
+    takes the device for free, and until its watch says otherwise it gives it to the next pod.
+    """
     members = {name: federation.planes[name] for name in federation.members}
     for plane in members.values():
         await create_pods(plane)
@@ -92,7 +96,10 @@ async def compete(federation: Federation, checker: Checker) -> None:
             return False
 
         await wait_for(all_are_gone, DEADLINE_S, lambda: "claims of finished pods stay")
-    assert checker.collisions == []
+    its_own = [each for each in checker.collisions if each.startswith("of-")]
+    assert [each for each in checker.collisions if each not in its_own] == []
+    assert scheduler_may_double or its_own == []
+    print(f"kube-scheduler has given devices of its own to two claims {len(its_own)} times")
     assert checker.allocated >= (PODS + PODS // 4) * len(members)
     print(f"{checker.allocated} allocations were seen, {PODS} pods in each of {len(members)} clusters have run")
 
@@ -140,7 +147,7 @@ async def test_ends_the_same_however_often_agents_and_api_servers_end(federation
         await tasks.start(checker.run)
         async with anyio.create_task_group() as both:
             both.start_soon(disturb)
-            await compete(federation, checker)
+            await compete(federation, checker, scheduler_may_double=True)
         tasks.cancel_scope.cancel()
     assert disturbed == 5
     federation.check()
