@@ -17,10 +17,11 @@ from broker.cli.errors import CommandError
 from broker.cli.ledger_bus import SHARD, with_nats
 from broker.cli.output import console, print_json
 from broker.tracing import Episode, Span, Stories, TraceProblem
+from broker.tracing.facts import entry_facts
 from schemas.client.connection import Connection
 from schemas.client.reader import StreamReader
 from schemas.wire.bus import StoredMessage
-from schemas.wire.codec import decode_entry, trace_id
+from schemas.wire.codec import trace_id
 from schemas.wire.ledger import Allocate, GrantEnded, ReasonChanged
 from schemas.wire.subjects import PREFIX, STATE_STREAM, encode_key, ledger_stream, state_subject
 
@@ -132,16 +133,19 @@ async def trace_of(connection: Connection, segments: list[int], cluster: str, ui
         subjects = [f"{PREFIX}.ledger.{SHARD}.{segment}.{cluster}.{kind}.{encode_key(uid)}" for kind in _KINDS]
         last = 0
         async for message in _entries(connection, segment, subjects):
-            if isinstance(decode_entry(message.payload), Allocate | ReasonChanged):
+            if (facts := entry_facts(message, _tell)) is None:
+                continue
+            if isinstance(facts.entry, Allocate | ReasonChanged):
                 # Whose devices became free in the same batch stands before it.
-                after = max(last, message.stream_sequence - BATCH_LOOKED_AT)
-                async for other in _entries(connection, segment, (), after, message.stream_sequence - 1):
-                    episodes += stories.entry(other)
-                    entry = decode_entry(other.payload)
-                    if isinstance(entry, GrantEnded):
-                        ended[trace_id(entry.cluster, entry.uid)] = entry
-            last = message.stream_sequence
-            episodes += stories.entry(message)
+                after = max(last, facts.sequence - BATCH_LOOKED_AT)
+                async for other in _entries(connection, segment, (), after, facts.sequence - 1):
+                    if (before := entry_facts(other, _tell)) is None:
+                        continue
+                    episodes += stories.told(before)
+                    if isinstance(before.entry, GrantEnded):
+                        ended[trace_id(before.entry.cluster, before.entry.uid)] = before.entry
+            last = facts.sequence
+            episodes += stories.told(facts)
     ours = [each for each in episodes if each.top.trace_id == trace_id(cluster, uid)]
     ours.sort(key=lambda each: (each.top.start_us, each.ledger_sequence))
     linked = {link.trace_id for each in ours for link in each.top.links}

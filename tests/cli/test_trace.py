@@ -9,10 +9,14 @@ import anyio
 import pytest
 from anyio import to_thread
 
+from broker.adapters.embedded_nats import EmbeddedNats
+from broker.adapters.streams import StreamSettings, ensure_streams
 from broker.cli.demo import CLUSTERS, HOLDER, write_manifests
 from broker.cli.main import main
+from broker.cli.trace import trace_of
+from schemas.wire.subjects import ledger_subject
 from tests.cli.live import Live, live_up
-from tests.nats_fixture import own_nats
+from tests.nats_fixture import connect_to, own_nats
 
 __all__ = ["own_nats"]
 
@@ -98,3 +102,16 @@ async def test_finds_a_claim_by_its_uid_and_says_where_there_is_none(
     url = await live.url()
     assert await to_thread.run_sync(lambda: main(["trace", "ml/nobody", "--cluster", "west", "--nats", url])) == 1
     assert "nothing is known of claim ml/nobody in west" in capsys.readouterr().err
+
+
+async def test_an_entry_of_a_newer_broker_is_passed_over_with_a_sentence(
+    own_nats: EmbeddedNats, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with connect_to(own_nats) as connection:
+        await ensure_streams(connection, StreamSettings(), "main", 0)
+        subject = ledger_subject("main", 0, "west", "claim", "u1")
+        parent = f"00-{'a' * 32}-{'b' * 16}-01"
+        of_tomorrow = b'{"type":"dev.dragoman.ledger.tomorrow.v1"}'
+        await connection.request(subject, of_tomorrow, {"traceparent": parent}, deadline_s=5)
+        assert (await trace_of(connection, [0], "west", "u1")).episodes == []
+    assert "MalformedMessage: ledger entry 1" in caplog.text
