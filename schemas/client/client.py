@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import nats.errors
 import nats.protocol.parser
-from nats.aio.client import Client
+from nats.aio.client import Client, _validate_subject
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
@@ -39,6 +39,9 @@ class BusClient(Client):
         self._told = 0  # of them
         self._told_at_s = -TELL_EACH_S
         self._sinks: dict[int, Sink] = {}  # by subscription
+        self._answers = ""  # the inbox of all answers; "" before the first question
+        self._asked = 0
+        self._waiting: dict[bytes, asyncio.Future[tuple[bytes, bytes]]] = {}  # by the question's number
 
     async def subscribe_sink(self, subject: str, sink: Sink) -> Subscription:
         """Call `sink` as soon as a message is read: no headers parsed, no queue, no other task.
@@ -48,6 +51,34 @@ class BusClient(Client):
         subscription = await self.subscribe(subject, cb=_never)
         self._sinks[subscription._id] = sink  # before the server has heard of it
         return subscription
+
+    async def ask(self, subject: str, payload: bytes, headers: bytes) -> tuple[bytes, bytes]:
+        """Payload and header block of the first answer; waits until it is cancelled.
+
+        headers: a whole header block, b"" for none.
+        Raises: nats.errors.Error, nothing was sent.
+        """
+        _validate_subject(subject)
+        if not self._answers:
+            answers = self.new_inbox()
+            await self.subscribe_sink(f"{answers}.*", self._answer)
+            self._answers = answers
+        if not self.is_connected:
+            raise nats.errors.ConnectionClosedError
+        self._asked += 1
+        number = b"%d" % self._asked
+        answer: asyncio.Future[tuple[bytes, bytes]] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = answer
+        try:
+            await self.send(as_published(subject, headers, payload, f"{self._answers}.{self._asked}"))
+            return await answer
+        finally:
+            del self._waiting[number]
+
+    def _answer(self, subject: bytes, _reply: bytes, payload: bytes, headers: bytes) -> None:
+        answer = self._waiting.get(subject.rpartition(b".")[2])
+        if answer is not None and not answer.done():
+            answer.set_result((payload, headers))
 
     async def send(self, commands: bytes) -> None:
         """Send commands of the protocol as they are; see `as_published`."""
@@ -101,18 +132,26 @@ class BusClient(Client):
 
     async def _process_headers(self, headers: bytes | None) -> dict[str, str] | None:
         # It fails at a status that is not UTF-8, and at a block that is shorter than its first line.
-        if not headers:
-            return None
-        code, text = status_of(headers)
-        status = {"Status": code, "Description": text} if text else {"Status": code}
-        return {**(status if code else {}), **parse_headers(headers)} or None
+        return headers_of(headers or b"") or None
+
+
+def headers_of(block: bytes) -> dict[str, str]:
+    """A header block as nats-py has it: with what the server says in the first line as Status and Description."""
+    if not block:
+        return {}
+    code, text = status_of(block)
+    status = {"Status": code, "Description": text} if text else {"Status": code}
+    return {**(status if code else {}), **parse_headers(block)}
 
 
 async def _never(message: Msg) -> None:
     raise AssertionError(f"a message on {message.subject} went past its sink")
 
 
-def as_published(subject: str, headers: bytes, payload: bytes) -> bytes:
-    """A message as the protocol has it. headers: a whole header block."""
-    command = f"HPUB {subject} {len(headers)} {len(headers) + len(payload)}\r\n"
+def as_published(subject: str, headers: bytes, payload: bytes, reply: str = "") -> bytes:
+    """A message as the protocol has it. headers: a whole header block, b"" for none."""
+    place = f"{subject} {reply}" if reply else subject
+    if not headers:
+        return b"".join((f"PUB {place} {len(payload)}\r\n".encode(), payload, b"\r\n"))
+    command = f"HPUB {place} {len(headers)} {len(headers) + len(payload)}\r\n"
     return b"".join((command.encode(), headers, payload, b"\r\n"))

@@ -7,6 +7,7 @@ deadline. Streams are read in `reader` and `follow`.
 
 import logging
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
@@ -20,10 +21,10 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from schemas.client.client import BusClient, Sink
+from schemas.client.client import BusClient, Sink, headers_of
 from schemas.client.errors import BusRefusedError, BusUnavailableError, MessageTooLargeError
 from schemas.errors import UNREADABLE
-from schemas.wire.bus import ReceivedMessage
+from schemas.wire.bus import ReceivedMessage, header_block, one_line, status_of
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -115,22 +116,26 @@ class Connection:
         Raises: BusUnavailableError when no answer came, so that nobody knows whether the request took effect;
             MessageTooLargeError before anything is sent.
         """
-        self.check_size(subject, payload, headers)
-        with anyio.move_on_after(deadline_s):
-            await self.wait_until_up()
-            with self.wait_scope(deadline_s):
-                try:
-                    # Our scopes end it; nats-py's own time-out must not come first.
-                    reply = await self.client.request(subject, payload, timeout=deadline_s + 60, headers=headers)
-                except nats.errors.NoRespondersError as error:
-                    raise BusUnavailableError(f"nobody answers {subject} at NATS ({self.places})") from error
-                except (nats.errors.Error, OSError) as error:
-                    await checkpoint_if_cancelled()
-                    raise BusUnavailableError(f"no answer to {subject} from NATS ({self.places}): {error}") from error
-                return ReceivedMessage(reply.subject, reply.data, reply.headers or {})
-        await checkpoint_if_cancelled()
-        why = f"nothing came within {deadline_s:g} s" if self.is_up else "the connection was lost"
-        raise BusUnavailableError(f"no answer to {subject} from NATS ({self.places}): {why}")
+        block = header_block(one_line(headers)) if headers else b""
+        self.check_bytes(subject, len(block) + len(payload))
+        began = time.monotonic()
+        if not self.is_up:
+            with anyio.move_on_after(deadline_s):
+                await self.wait_until_up()
+        answer, its_block = b"", b""
+        with self.wait_scope(deadline_s - (time.monotonic() - began)) as scope:
+            try:
+                answer, its_block = await self.client.ask(subject, payload, block)
+            except (nats.errors.Error, OSError) as error:
+                await checkpoint_if_cancelled()
+                raise BusUnavailableError(f"no answer to {subject} from NATS ({self.places}): {error}") from error
+        if scope.cancelled_caught:
+            await checkpoint_if_cancelled()
+            why = f"nothing came within {deadline_s:g} s" if self.is_up else "the connection was lost"
+            raise BusUnavailableError(f"no answer to {subject} from NATS ({self.places}): {why}")
+        if not answer and status_of(its_block)[0] == "503":
+            raise BusUnavailableError(f"nobody answers {subject} at NATS ({self.places})")
+        return ReceivedMessage(subject, answer, headers_of(its_block))
 
     async def api(
         self, request: str, body: dict[str, Any] | None = None, *, deadline_s: float = REQUEST_DEADLINE_S

@@ -15,6 +15,7 @@ MESSAGE_ID = "Nats-Msg-Id"
 CONTENT_ENCODING = "Content-Encoding"
 
 PACK_ABOVE_BYTES = 64 * 1024
+_ENDS_OF_LINES = str.maketrans("\r\n", "  ")
 BODY_BYTES_MAX = 16 * 1024 * 1024  # far above any object that an API server stores (1.5 MiB)
 
 
@@ -181,6 +182,14 @@ def header_block(headers: Mapping[str, str]) -> bytes:
     if text.count("\r") != len(headers) or text.count("\n") != len(headers):
         raise ValueError(f"a header of a message may not have more than one line: {headers}")
     return f"NATS/1.0\r\n{text}\r\n".encode()
+
+
+def one_line(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers with a blank for each end of a line in a value, say a name that somebody else chose."""
+    values = "".join(headers.values())
+    if "\r" not in values and "\n" not in values:
+        return dict(headers)
+    return {name: value.translate(_ENDS_OF_LINES) for name, value in headers.items()}
 
 
 def parse_headers(block: bytes) -> dict[str, str]:

@@ -71,3 +71,19 @@ async def test_comes_back_after_an_error_by_which_the_server_ends_it(connection:
                 await connection.api("INFO")
                 is_back = connection.losses > losses
             await checkpoint()
+
+
+async def test_a_header_of_several_lines_is_sent_as_one(connection: Connection) -> None:
+    async def said(payload: bytes) -> bytes:
+        return payload
+
+    heard: list[bytes] = []
+    async with (
+        serve_api(connection, {"echo": said}),
+        connection.hear("dra.v1.api.echo", lambda _subject, _reply, _payload, headers: heard.append(headers)),
+    ):
+        headers = {"ce-subject": "class/a\r\nNats-Msg-Id: forged", "ce-id": "1"}
+        answer = await connection.request("dra.v1.api.echo", b"x", headers, deadline_s=5)
+        await connection.flush()
+    assert answer.payload == b"x"
+    assert heard == [b"NATS/1.0\r\nce-subject: class/a  Nats-Msg-Id: forged\r\nce-id: 1\r\n\r\n"]

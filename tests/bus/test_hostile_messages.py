@@ -58,9 +58,9 @@ async def test_a_listener_hears_what_is_said_afterwards(nats_url: str, subject: 
 async def test_who_asks_hears_its_answer(nats_url: str) -> None:
     async with connect_to(nats_url) as connection:
         await connection.api("INFO")  # it has an inbox for answers now
-        prefix = connection.client._resp_sub_prefix
-        assert prefix is not None
-        for each in hostile(bytes(prefix) + b"x") + [published(bytes(prefix) + word, b"{}") for word in WORDS.values()]:
+        answers = connection.client._answers.encode()
+        assert answers
+        for each in hostile(answers + b".x") + [published(answers + b"." + word, b"{}") for word in WORDS.values()]:
             await say(nats_url, [each])
             await connection.api("INFO", deadline_s=SOON_S)
         assert connection.losses == 0
