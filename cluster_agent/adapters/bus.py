@@ -5,20 +5,20 @@ through consumers that the broker makes when it is asked to (`Join`). So nothing
 """
 
 import logging
-import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 import anyio
-import msgspec
 from anyio.streams.memory import MemoryObjectReceiveStream
 
+from cluster_agent.adapters.state_publisher import Result, StatePublisher
 from schemas.client.api import ApiError, call_api
-from schemas.client.connection import REQUEST_DEADLINE_S, Connection, raise_api_error, read_answer
-from schemas.client.errors import BusError, BusRefusedError, BusUnavailableError
+from schemas.client.client import as_published
+from schemas.client.connection import REQUEST_DEADLINE_S, Connection
+from schemas.client.errors import BusError, BusUnavailableError
 from schemas.client.follow import WINDOW, Delivered, Pull
 from schemas.client.reader import PROGRESS_DEADLINE_S, StreamReader
-from schemas.wire.bus import OutgoingMessage, ReceivedMessage, StoredMessage, pack
+from schemas.wire.bus import OutgoingMessage, ReceivedMessage, StoredMessage
 from schemas.wire.calls import Join, Joined
 from schemas.wire.codec import WireError, decode_call, decode_entry, encode
 from schemas.wire.ledger import own_sequence
@@ -33,33 +33,9 @@ from schemas.wire.subjects import (
 
 _log = logging.getLogger(__name__)
 
-WRONG_LAST_SEQUENCE = 10071
 RETRY_FIRST_S = 0.02
 RETRY_S = 0.5
 LOOK_FOR_SEGMENTS_S = 10.0  # how long a segment is silent before we look whether there is a later one
-
-
-class Published(msgspec.Struct, frozen=True):
-    """The message is stored.
-
-    is_duplicate: a message of this id was there already and nothing new was stored: right for a publish that was tried
-    again, the trap for a new one that repeats an id.
-    """
-
-    stream_sequence: int
-    is_duplicate: bool = False
-
-
-class RefusedBySubject(msgspec.Struct, frozen=True):
-    """The subject's last message is another one than expected, of `last_sequence` or later. Read it again."""
-
-    last_sequence: int
-
-
-class Uncertain(msgspec.Struct, frozen=True):
-    """The message may be stored, now or later. Read the subject again."""
-
-    reason: str
 
 
 class AgentBus:
@@ -69,6 +45,7 @@ class AgentBus:
         self._connection = connection
         self.cluster = cluster
         self._state = StreamReader(connection, STATE_STREAM)
+        self.publisher = StatePublisher(connection)
 
     async def wait_for_broker(self) -> Joined:
         """Return when a broker leads and has made what we read; we may have started first."""
@@ -101,28 +78,13 @@ class AgentBus:
         message: OutgoingMessage,
         expected_last_subject_sequence: int,
         deadline_s: float = REQUEST_DEADLINE_S,
-    ) -> Published | RefusedBySubject | Uncertain:
+    ) -> Result:
         """Store `message` in DRA_STATE if its subject's last message has this stream sequence (0: there is none).
 
-        A large payload is compressed on the way.
+        A large payload is compressed on the way; many messages at once travel together.
         Raises: MessageTooLargeError, nothing was sent.
         """
-        packed = pack(message)
-        headers = {**packed.headers, "Nats-Expected-Last-Subject-Sequence": str(expected_last_subject_sequence)}
-        try:
-            reply = await self._connection.request(packed.subject, packed.payload, headers, deadline_s=deadline_s)
-            raise_api_error(f"state on {packed.subject}", reply.payload)
-            ack = read_answer(f"state on {packed.subject}", reply.payload, _PubAck)
-        except BusRefusedError as error:
-            if error.err_code != WRONG_LAST_SEQUENCE:
-                return Uncertain(str(error))
-            found = re.search(r"\d+$", error.description)  # "wrong last sequence: 5"
-            return RefusedBySubject(int(found[0]) if found else 0)
-        except BusUnavailableError as error:
-            return Uncertain(str(error))
-        if ack.stream != STATE_STREAM or not ack.seq:
-            return Uncertain(f"the server's ack does not fit: {ack}")
-        return Published(ack.seq, ack.duplicate)
+        return await self.publisher.publish(message, expected_last_subject_sequence, deadline_s)
 
     async def last_message(self, subject: str, at_least: int = 0) -> StoredMessage | None:
         """The last message on `subject`, which is one of ours.
@@ -257,8 +219,7 @@ class LedgerFollower:
     async def next_batch(self, messages_max: int = WINDOW) -> list[Delivered]:
         """The next entries: those that are there, at once; else wait until there is one. Never empty.
 
-        An entry that is not acknowledged with `ack` comes again, later than others. It may be cancelled and called
-        again.
+        An entry that is not acknowledged comes again, later than others. It may be cancelled and called again.
         """
         while True:
             if self._pull is None:
@@ -275,12 +236,13 @@ class LedgerFollower:
             if not self._waiting.cancelled_caught or await self._has_later():
                 await self.close()
 
-    async def ack(self, delivered: Delivered) -> None:
-        """The entry need not come again. Lost with the connection, it comes once more."""
+    async def acknowledge(self, entries: Sequence[Delivered]) -> None:
+        """These need not come again. Lost with the connection, they come once more."""
+        acks = [as_published(each.ack_subject, b"", b"+ACK") for each in entries]
         try:
-            await self._connection.publish(delivered.ack_subject, b"+ACK")
+            await self._connection.publish_all(b"".join(acks), entries[0].ack_subject)
         except BusUnavailableError as error:
-            _log.debug("an ack was lost: %s", error)
+            _log.debug("acks were lost: %s", error)
 
     async def close(self) -> None:
         """Stop listening; the durable consumer stays."""
@@ -323,9 +285,3 @@ def _known_by(message: StoredMessage) -> int:
     except WireError:
         return message.stream_sequence
     return own_sequence(entry, message.stream_sequence)
-
-
-class _PubAck(msgspec.Struct):
-    stream: str = ""
-    seq: int = 0
-    duplicate: bool = False

@@ -15,7 +15,7 @@ import anyio
 import msgspec
 
 from cluster_agent.adapters.kube_connection import KubeConnection, Where, error_of
-from cluster_agent.adapters.kube_objects import API_KINDS, decoded, read_object
+from cluster_agent.adapters.kube_objects import API_KINDS, decoded, read_claim, read_object
 from cluster_agent.errors import ClusterAccessError
 from cluster_agent.ports import (
     ApiConflictError,
@@ -425,19 +425,27 @@ def _quiet(kind: Kind, event: WatchEvent, seen: dict[str, ApiObject]) -> WatchEv
 
 
 def _claim(api_version: str, data: bytes, where: Where) -> ApiObject:
-    read = _object("claim", api_version, data, where)
-    assert read is not None, "only pods are left out"
-    return read[0]
+    try:
+        claim = read_claim(api_version, data)
+        _check_version(claim)
+    except msgspec.DecodeError as error:
+        raise _not_understood(error, where) from error
+    return claim
 
 
 def _object(kind: Kind, api_version: str, data: bytes | msgspec.Raw, where: Where) -> tuple[ApiObject, str] | None:
     try:
         read = read_object(kind, api_version, data)
         if read is not None:
-            msgspec.convert(read[0]["metadata"].get("resourceVersion"), _Version)  # the agent counts on it
+            _check_version(read[0])
     except msgspec.DecodeError as error:
         raise _not_understood(error, where) from error
     return read
+
+
+def _check_version(obj: ApiObject) -> None:
+    """The agent counts on it. Raises: msgspec.DecodeError."""
+    msgspec.convert(obj["metadata"].get("resourceVersion"), _Version)
 
 
 def _read(data: bytes, type_: type[_T], where: Where) -> _T:

@@ -125,6 +125,24 @@ def read_object(kind: Kind, api_version: str, data: bytes | msgspec.Raw) -> tupl
     api_version: in which it was asked for; objects in a list do not say it themselves.
     Raises: msgspec.DecodeError where there is no object with metadata at all.
     """
+    read = _read_shallow(kind, api_version, data)
+    if read is None or read[1]:
+        return read
+    return read[0], _problem(kind, read[0])
+
+
+def read_claim(api_version: str, data: bytes) -> ApiObject:
+    """The claim of an answer. Whether it can be used is not looked at: the watch brings it, too.
+
+    Raises: msgspec.DecodeError where there is no object with metadata at all.
+    """
+    read = _read_shallow("claim", api_version, data)
+    assert read is not None, "only pods are left out"
+    return read[0]
+
+
+def _read_shallow(kind: Kind, api_version: str, data: bytes | msgspec.Raw) -> tuple[ApiObject, str] | None:
+    """As read_object, but what the object says is not looked at."""
     try:
         obj = _read(kind, api_version, data)
     except msgspec.ValidationError as error:
@@ -134,12 +152,18 @@ def read_object(kind: Kind, api_version: str, data: bytes | msgspec.Raw) -> tupl
         return _named(kind, api_version, _without_noise(obj)), str(error)
     if obj is None:
         return None
-    if kind != "slice" and _is_cut(obj):  # in a slice nothing is free to nest
+    # In a slice nothing is free to nest; and nothing is nested deeper than brackets are opened.
+    if kind != "slice" and _opened(data) > DEPTH_MAX and _is_cut(obj):
         return (
             obj,
             f"{obj['kind']} {obj['metadata'].get('name')}: nested more than {DEPTH_MAX} deep; the rest is left out",
         )
-    return obj, _problem(kind, obj)
+    return obj, ""
+
+
+def _opened(data: bytes | msgspec.Raw) -> int:
+    text = bytes(data)
+    return text.count(b"{") + text.count(b"[")
 
 
 def _is_cut(obj: ApiObject) -> bool:

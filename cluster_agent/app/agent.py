@@ -1,8 +1,8 @@
-"""One cluster's agent: a mirror with hands. One task owns the mirror; everything else tells it what happened.
+"""One cluster's agent: a mirror with hands.
 
-Its loop takes one event, hands it to the mirror, and starts what the mirror asks for. What is asked for runs beside it
-and comes back as an event. Publishes and writes are repeatable or settled by the mirror, so that the process may be
-killed at any moment.
+Whoever has news hands the mirror one event, at once and without waiting for anybody, and has begun what the mirror asks
+for. That runs beside it and comes back as an event. Publishes and writes are repeatable or settled by the mirror, so
+that the process may be killed at any moment.
 """
 
 import logging
@@ -15,13 +15,15 @@ from typing import TypeVar
 import anyio
 import msgspec
 from anyio.abc import TaskGroup, TaskStatus
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from anyio.lowlevel import checkpoint
 
-from cluster_agent.adapters.bus import AgentBus, LedgerFollower, RefusedBySubject, Uncertain
-from cluster_agent.adapters.bus import Published as StoredAt
+from cluster_agent.adapters.bus import AgentBus, LedgerFollower
+from cluster_agent.adapters.state_publisher import Published as StoredAt
+from cluster_agent.adapters.state_publisher import RefusedBySubject, Uncertain
 from cluster_agent.app.claim_events import ClaimEvents
 from cluster_agent.app.projection import ClassProjection, Projection, TaintRuleProjection
 from cluster_agent.app.stage_times import StageTimes, now_us
+from cluster_agent.app.workers import Workers
 from cluster_agent.errors import AgentReplacedError, EvictedError, NewerLedgerError
 from cluster_agent.mirror import Mirror
 from cluster_agent.mirror.actions import (
@@ -107,8 +109,8 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 KINDS: tuple[Kind, ...] = ("namespace", "node", "slice", "class", "pod", "claim", "taintrule")
-EVENTS_WAITING = 1_000  # then whoever has news waits
-PUBLISHES_AT_ONCE = 64
+NEWS_AT_ONCE = 50  # before others have their turn
+PUBLISHES_AT_ONCE = 256
 READS_AT_ONCE = 16  # of single objects; thousands of claims may have to be read at one moment
 WRITES_AT_ONCE = 8  # four to eight are fastest on a real API server
 BUSY = 4  # actions under way: Events on claims wait
@@ -195,9 +197,7 @@ class Agent:
         self._cluster = cluster
         self._bus = bus
         self._settings = settings
-        self._publish_limit = anyio.CapacityLimiter(PUBLISHES_AT_ONCE)
         self._read_limit = anyio.CapacityLimiter(READS_AT_ONCE)
-        self._write_limit = anyio.CapacityLimiter(WRITES_AT_ONCE)
         self.synced = anyio.Event()  # a run has published its first full sync; how this one stands: is_synced
         self._runs = 0
         self._process = instance
@@ -216,12 +216,16 @@ class Agent:
         self._runs += 1
         # Decisions by claim UID, with their ledger sequences, until they are settled.
         self._unacked: dict[str, list[tuple[int, Delivered]]] = defaultdict(list)
-        self._send: MemoryObjectSendStream[Event]
-        self._receive: MemoryObjectReceiveStream[Event]
-        self._send, self._receive = anyio.create_memory_object_stream[Event](EVENTS_WAITING)
+        self._publishers = Workers(PUBLISHES_AT_ONCE, self._publish)
+        self._writers = Workers(WRITES_AT_ONCE, self._write)
+        self._tasks: TaskGroup | None = None
+        self._settled: list[Delivered] = []  # entries that are to be acknowledged
+        self._has_settled = anyio.Event()
         self._stages = StageTimes()
         self._doubts: dict[str, int] = {}  # by claim UID: writes in a row, but the first, of which nobody knows
-        self._under_way = 0  # actions
+        self._has_told_sync = False
+        self._began = 0.0
+        self._beside = 0  # tasks that were begun for an action
         self._follower: LedgerFollower | None = None
         self._standing = Standing()
 
@@ -233,8 +237,12 @@ class Agent:
     @property
     def is_idle(self) -> bool:
         """Everything was told, nothing is under way."""
-        waiting = self._receive.statistics().current_buffer_used
-        return self.mirror.is_idle and self._under_way == 0 and waiting == 0
+        return self.mirror.is_idle and self._under_way == 0
+
+    @property
+    def _under_way(self) -> int:
+        """Actions that were begun."""
+        return self._publishers.open + self._writers.open + self._beside
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Take the epoch, publish what differs, follow the cluster and the ledger.
@@ -259,12 +267,18 @@ class Agent:
             self.mirror.refresh_ms = int(joined.state_age_s * 1000 / 3)
         epoch = await self._take_epoch()
         _log.info("agent of %s runs with epoch %d", self.name, epoch)
-        is_synced, began = False, time.monotonic()
+        self._began = time.monotonic()
         async with anyio.create_task_group() as tg:
+            self._tasks = tg
             tg.start_soon(self._follow_run, epoch)
+            self._publishers.start(tg)
+            self._writers.start(tg)
+            tg.start_soon(self._acknowledge)
             self.mirror.handle(Tick(_now_ms()))
-            started = await self._look_around(tg, epoch)
-            self._carry_out(tg, self.mirror.handle(started))
+            started = await self._look_around(epoch)
+            self._take(started)
+            for kind in self._settings.kinds:
+                tg.start_soon(self._follow_cluster, kind, str(started.listed_at[kind]))
             tg.start_soon(self._follow_ledger)
             tg.start_soon(self._follow_asks)
             tg.start_soon(self._tick)
@@ -273,14 +287,17 @@ class Agent:
             if self._claim_events is not None:
                 tg.start_soon(self._claim_events.run, self._claim_of, lambda: self._under_way >= BUSY)
             task_status.started()
-            async for event in self._receive:
-                self._carry_out(tg, self.mirror.handle(event))
-                if self.mirror.has_synced and not is_synced:
-                    is_synced = True
-                    self.synced.set()
-                    took_s = time.monotonic() - began
-                    _log.info("first sync of %s: %d objects in %.1f s", self.name, len(self.mirror.tracked), took_s)
-                await self._ack_settled(event)
+
+    def _take(self, event: Event) -> None:
+        """Tell the mirror what happened, and begin with what follows."""
+        for action in self.mirror.handle(event):
+            self._begin(action)
+        if self.mirror.has_synced and not self._has_told_sync:
+            self._has_told_sync = True
+            self.synced.set()
+            took_s = time.monotonic() - self._began
+            _log.info("first sync of %s: %d objects in %.1f s", self.name, len(self.mirror.tracked), took_s)
+        self._note_settled(event)
 
     # --- the start
 
@@ -342,7 +359,7 @@ class Agent:
             return False
         return isinstance(said, AgentStarted) and said.instance == self._instance
 
-    async def _look_around(self, tg: TaskGroup, epoch: int) -> Started:
+    async def _look_around(self, epoch: int) -> Started:
         """Read our subjects, then list the cluster: in this order, so that what is listed is not older."""
         messages = await self._until_answered(self._bus.last_messages)
         last_messages, sync_parts, run_sequence = [], {}, epoch
@@ -363,7 +380,6 @@ class Agent:
             listing = await self._list(kind)
             objects += self._seen(kind, listing)
             listed_at[kind] = int(listing.resource_version)
-            tg.start_soon(self._follow_cluster, kind, listing.resource_version)
         decisions = []
         for entry_message in await self._until_answered(self._bus.last_decisions):
             entry = _entry(entry_message)
@@ -406,27 +422,29 @@ class Agent:
     async def _follow_cluster(self, kind: Kind, resource_version: str) -> None:
         delay_s = RETRY_FIRST_S
         trouble, disbelief = Trouble(), Trouble()
+        seen = 0
         while True:
             try:
                 async for event in self._cluster.watch(kind, resource_version):
+                    seen += 1
+                    if seen % NEWS_AT_ONCE == 0:
+                        await checkpoint()
                     resource_version = event.resource_version
                     delay_s = RETRY_FIRST_S
                     if kind in self._projections:
                         self._projections[kind].saw(event)
                     if event.type == "DELETED":
-                        await self._send.send(ObjectGone(kind, event.object, int(event.resource_version), now_us()))
+                        self._take(ObjectGone(kind, event.object, int(event.resource_version), now_us()))
                     elif event.type == "BOOKMARK":
-                        await self._send.send(Watched(kind, int(event.resource_version)))
+                        self._take(Watched(kind, int(event.resource_version)))
                     else:
-                        await self._send.send(
-                            ObjectSeen(kind, event.object, int(event.resource_version), event.error, now_us())
-                        )
+                        self._take(ObjectSeen(kind, event.object, int(event.resource_version), event.error, now_us()))
             except ExpiredError as error:
                 _log.info("watch of %s in %s has expired, listing again: %s", kind, self.name, error)
                 listing, before = await self._list(kind), resource_version
                 if isinstance(error, RestoredError) or int(listing.resource_version) >= int(before):
                     resource_version = listing.resource_version
-                    await self._send.send(Relisted(kind, self._seen(kind, listing), int(resource_version)))
+                    self._take(Relisted(kind, self._seen(kind, listing), int(resource_version)))
                 else:  # nothing that it lacks is gone
                     disbelief.tell(
                         "list of %s in %s is of %s, older than what was seen, %s: not believed, watching again in %g s",
@@ -463,13 +481,13 @@ class Agent:
                     f"our run {epoch} is not in {STATE_STREAM} any more: it was lost, or is an older copy"
                 )
             if last is not None and last.stream_sequence > epoch and _epoch_of(last) != epoch:
-                await self._send.send(RunTaken(last.stream_sequence))
+                self._take(RunTaken(last.stream_sequence))
 
     async def _follow_ledger(self) -> None:
         async with self._bus.follow_ledger() as follower:
             self._follower = follower
             while True:
-                for delivered in await follower.next_batch():
+                for delivered in await follower.next_batch(NEWS_AT_ONCE):
                     if self._claim_events is not None and _is_record(delivered.message):
                         self._claim_events.hear(delivered.message)
                     # What is recorded about a claim asks nothing of an agent, of whatever build.
@@ -479,9 +497,9 @@ class Agent:
                         self._unacked[entry.uid].append((sequence, delivered))
                         context = delivered.message.headers.get("traceparent", "")
                         self._stages.delivered(entry.uid, sequence, context)
-                        await self._send.send(DecisionSeen(sequence, entry))
+                        self._take(DecisionSeen(sequence, entry))
                     else:
-                        await follower.ack(delivered)
+                        self._acknowledge_soon(delivered)
                     if isinstance(entry, ClassBrokered) and self.classes is not None:
                         self.classes.told(entry)
                     if isinstance(entry, TaintRulesChanged):
@@ -490,6 +508,7 @@ class Agent:
                         sequence = own_sequence(entry, delivered.message.stream_sequence)
                         if sequence > self._standing.sequence:
                             raise EvictedError(f"ledger entry {sequence} {type(entry).__name__}")
+                await checkpoint()
 
     def _claim_of(self, uid: str) -> ApiObject | None:
         tracked = self.mirror.tracked.get(ObjectName("claim", uid))
@@ -527,13 +546,13 @@ class Agent:
                     _log.info(
                         "asked to publish %s again", f"{len(ask.objects)} objects" if ask.objects else "everything"
                     )
-                    await self._send.send(Asked(ask.objects))
+                    self._take(Asked(ask.objects))
                 elif isinstance(ask, LedgerGoesOn) and self._follower is not None:
                     self._follower.goes_on_in(ask.stream)
 
     async def _tick(self) -> None:
         while True:
-            await self._send.send(Tick(_now_ms()))
+            self._take(Tick(_now_ms()))
             beat = self.mirror.beat()
             if beat is not None:
                 try:
@@ -542,7 +561,7 @@ class Agent:
                     _log.debug("a heartbeat was not sent: %s", error)
             await anyio.sleep(self._settings.beat_s)
 
-    async def _ack_settled(self, event: Event) -> None:
+    def _note_settled(self, event: Event) -> None:
         """A decision's entry is acknowledged once its outcome is published: until then it comes again, to whoever."""
         match event:
             case Published():
@@ -557,68 +576,78 @@ class Agent:
         open_entries = self._unacked.pop(uid, [])
         for sequence, delivered in open_entries:
             if self.mirror.has_published_outcome(uid, sequence):
-                assert self._follower is not None, "an entry was delivered by nobody"
-                await self._follower.ack(delivered)
+                self._acknowledge_soon(delivered)
             else:
                 self._unacked[uid].append((sequence, delivered))
 
+    def _acknowledge_soon(self, delivered: Delivered) -> None:
+        self._settled.append(delivered)
+        self._has_settled.set()
+
+    async def _acknowledge(self) -> None:
+        while True:
+            await self._has_settled.wait()
+            self._has_settled = anyio.Event()
+            settled, self._settled = self._settled, []
+            assert self._follower is not None, "an entry was delivered by nobody"
+            await self._follower.acknowledge(settled)
+
     # --- what the mirror asks for
 
-    def _carry_out(self, tg: TaskGroup, actions: list[Action]) -> None:
-        for action in actions:
-            match action:
-                case Exit():
-                    raise AgentReplacedError(action.reason)
-                case Publish():
-                    self._begin(tg, self._publish, action)
-                case ReadClaim():
-                    self._begin(tg, self._read, action)
-                case _:
-                    self._begin(tg, self._write, action)
+    def _begin(self, action: Action) -> None:
+        match action:
+            case Exit():
+                raise AgentReplacedError(action.reason)
+            case Publish():
+                self._publishers.give(action)
+            case ReadClaim():
+                self._begin_beside(self._read, action)
+            case ClearAllocation():
+                self._begin_beside(self._clear, action)
+            case _:
+                self._writers.give(action)
 
-    def _begin(self, tg: TaskGroup, do: Callable[[T], Awaitable[None]], action: T) -> None:
+    def _begin_beside(self, do: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        """In a task of its own: what may take long and must keep nothing waiting."""
+
         async def run() -> None:
             try:
-                await do(action)
+                await do(*arguments)
             finally:
-                self._under_way -= 1
+                self._beside -= 1
 
-        self._under_way += 1
-        tg.start_soon(run)
+        assert self._tasks is not None, "nothing is begun before the run"
+        self._beside += 1
+        self._tasks.start_soon(run)
 
     async def _publish(self, action: Publish) -> None:
         subject = self._subject(action.name)
         # With a part that nobody can guess: whoever publishes an id first makes the server drop ours as repeated.
         event_id = f"{self.name}.{self._instance}.{action.attempt}"
-        async with self._publish_limit:
-            try:
-                stored = await self._bus.publish_state(
-                    self._outgoing(action, subject, event_id), action.expected_sequence
-                )
-            except MessageTooLargeError as error:
-                _log.error("%s", error)
-                small = msgspec.structs.replace(action, message=_without_body(action, str(error)))
-                stored = await self._bus.publish_state(
-                    self._outgoing(small, subject, f"{event_id}-small"), action.expected_sequence
-                )
-            if isinstance(stored, StoredAt) and not stored.is_duplicate:
-                await self._send.send(Published(action, stored.stream_sequence))
-                return
-            if isinstance(stored, Uncertain):
-                _log.warning("publish on %s is uncertain, reading the subject: %s", subject, stored.reason)
-                await anyio.sleep(PUBLISH_AGAIN_S)  # a stream that refuses everything is not asked in a hot loop
-            at_least = stored.last_sequence if isinstance(stored, RefusedBySubject) else 0
-            last = await self._until_answered(lambda: self._bus.last_message(subject, at_least))
-            is_ours = last is not None and last.message_id in (event_id, f"{event_id}-small")
-            await self._send.send(
-                PublishRefused(action, _last(action.name, last) if last else None, _epoch_of(last), is_ours)
+        try:
+            stored = await self._bus.publish_state(self._outgoing(action, subject, event_id), action.expected_sequence)
+        except MessageTooLargeError as error:
+            _log.error("%s", error)
+            small = msgspec.structs.replace(action, message=_without_body(action, str(error)))
+            stored = await self._bus.publish_state(
+                self._outgoing(small, subject, f"{event_id}-small"), action.expected_sequence
             )
-            if action.name.kind == "claim" and not is_ours:
-                # Whoever wrote there may have taken a decision that was ours to settle.
-                decision = await self._until_answered(lambda: self._bus.last_decision(action.name.key))
-                entry = _entry(decision) if decision is not None else None
-                if decision is not None and isinstance(entry, Allocate | Release):
-                    await self._send.send(DecisionSeen(own_sequence(entry, decision.stream_sequence), entry))
+        if isinstance(stored, StoredAt) and not stored.is_duplicate:
+            self._take(Published(action, stored.stream_sequence))
+            return
+        if isinstance(stored, Uncertain):
+            _log.warning("publish on %s is uncertain, reading the subject: %s", subject, stored.reason)
+            await anyio.sleep(PUBLISH_AGAIN_S)  # a stream that refuses everything is not asked in a hot loop
+        at_least = stored.last_sequence if isinstance(stored, RefusedBySubject) else 0
+        last = await self._until_answered(lambda: self._bus.last_message(subject, at_least))
+        is_ours = last is not None and last.message_id in (event_id, f"{event_id}-small")
+        self._take(PublishRefused(action, _last(action.name, last) if last else None, _epoch_of(last), is_ours))
+        if action.name.kind == "claim" and not is_ours:
+            # Whoever wrote there may have taken a decision that was ours to settle.
+            decision = await self._until_answered(lambda: self._bus.last_decision(action.name.key))
+            entry = _entry(decision) if decision is not None else None
+            if decision is not None and isinstance(entry, Allocate | Release):
+                self._take(DecisionSeen(own_sequence(entry, decision.stream_sequence), entry))
 
     def _with_context(self, action: Write) -> ApiObject:
         """What is to be written; where it is wanted, metadata name the trace, in a write that is made anyway."""
@@ -632,28 +661,41 @@ class Agent:
     async def _write(self, action: Write) -> None:
         status = isinstance(action, WriteAllocation | ClearAllocation)
         write = self._cluster.update_claim_status if status else self._cluster.update_claim
+        self._stages.writing(action.claim.uid, action.ledger_sequence)
         event: Event
-        if isinstance(action, ClearAllocation) and await self._is_running(action):
-            await self._send.send(WriteFailed(action, "running", "a pod that it is reserved for has a node"))
-            return
-        async with self._write_limit:
-            self._stages.writing(action.claim.uid, action.ledger_sequence)
-            try:
-                written = await self._until_not_busy(lambda: write(self._with_context(action)))
-                event = Wrote(action, written, _version_of(written))
-            except ApiConflictError as error:
-                event = WriteFailed(action, "conflict", str(error))
-            except (ApiInvalidError, ApiDeniedError) as error:
-                self._refusals[type(error)].tell("%s", error)
-                event = WriteFailed(action, "invalid", str(error))
-            except ApiNotFoundError as error:
-                event = WriteFailed(action, "gone", str(error))
-            except ApiUncertainError as error:
-                self._refusals[type(error)].tell("a write's result is not known, finding out: %s", error)
-                event = WriteFailed(action, "unknown", str(error))
+        try:
+            written = await self._until_not_busy(lambda: write(self._with_context(action)))
+            event = Wrote(action, written, _version_of(written))
+        except ApiConflictError as error:
+            event = WriteFailed(action, "conflict", str(error))
+        except (ApiInvalidError, ApiDeniedError) as error:
+            self._refusals[type(error)].tell("%s", error)
+            event = WriteFailed(action, "invalid", str(error))
+        except ApiNotFoundError as error:
+            event = WriteFailed(action, "gone", str(error))
+        except ApiUncertainError as error:
+            self._refusals[type(error)].tell("a write's result is not known, finding out: %s", error)
+            event = WriteFailed(action, "unknown", str(error))
         self._stages.written(action.claim.uid, action.ledger_sequence)
-        await self._wait_in_doubt(action, is_in_doubt=isinstance(event, WriteFailed) and event.cause == "unknown")
-        await self._send.send(event)
+        uid = action.claim.uid
+        if isinstance(event, WriteFailed) and event.cause == "unknown":
+            self._doubts[uid] = self._doubts.get(uid, -1) + 1
+            self._begin_beside(self._find_out, event, self._doubts[uid])
+        else:
+            self._doubts.pop(uid, None)
+            self._take(event)
+
+    async def _find_out(self, event: WriteFailed, doubts: int) -> None:
+        """It takes a read and a write. Where they fail all the time, as with a webhook, not in a row."""
+        if doubts:
+            await anyio.sleep(min(RETRY_FIRST_S * 2 ** min(doubts - 1, 10), RETRY_MOST_S))
+        self._take(event)
+
+    async def _clear(self, action: ClearAllocation) -> None:
+        if await self._is_running(action):
+            self._take(WriteFailed(action, "running", "a pod that it is reserved for has a node"))
+        else:
+            self._writers.give(action)
 
     async def _is_running(self, action: ClearAllocation) -> bool:
         for name, uid in action.unless_running:
@@ -662,16 +704,6 @@ class Agent:
             if found is not None and found.uid == uid and found.is_running:
                 return True
         return False
-
-    async def _wait_in_doubt(self, action: Write, *, is_in_doubt: bool) -> None:
-        """To find out takes a read and a write. Where they fail all the time, as with a webhook, not in a row."""
-        uid = action.claim.uid
-        if not is_in_doubt:
-            self._doubts.pop(uid, None)
-            return
-        doubts = self._doubts[uid] = self._doubts.get(uid, -1) + 1
-        if doubts:
-            await anyio.sleep(min(RETRY_FIRST_S * 2 ** min(doubts - 1, 10), RETRY_MOST_S))
 
     async def _until_not_busy(self, write: Callable[[], Awaitable[T]]) -> T:
         """A write that was put off has written nothing, and its guards are as good as they were."""
@@ -690,7 +722,7 @@ class Agent:
         found = await self._until_read(partial(self._cluster.get_claim, ref.namespace, ref.name))
         if found is not None and found["metadata"].get("uid") != ref.uid:
             found = None  # another claim of that name: ours is gone
-        await self._send.send(ClaimRead(action, found, _version_of(found) if found else 0))
+        self._take(ClaimRead(action, found, _version_of(found) if found else 0))
 
     async def _until_read(self, read: Callable[[], Awaitable[T]]) -> T:
         """Read one object. One that gives no answer keeps others waiting no longer than that is waited for."""

@@ -14,7 +14,8 @@ from broker.adapters.streams import StreamSettings, ensure_streams
 from broker.cli.local import local_federation
 from broker.world.federation import Federation
 from broker.world.keys import ClusterId
-from cluster_agent.adapters.bus import AgentBus, Published
+from cluster_agent.adapters.bus import AgentBus
+from cluster_agent.adapters.state_publisher import Published
 from schemas.client.connection import BusOptions, connect
 from schemas.client.reader import StreamReader
 from schemas.resource import Resource

@@ -14,14 +14,8 @@ from broker.adapters.embedded_nats import EmbeddedNats
 from broker.adapters.errors import StreamSettingsError
 from broker.adapters.ledger_store import Committed, LedgerStore
 from broker.adapters.streams import StreamSettings, ensure_streams, ledger_segments
-from cluster_agent.adapters.bus import (
-    LOOK_FOR_SEGMENTS_S,
-    AgentBus,
-    LedgerFollower,
-    Published,
-    RefusedBySubject,
-    Uncertain,
-)
+from cluster_agent.adapters.bus import LOOK_FOR_SEGMENTS_S, AgentBus, LedgerFollower
+from cluster_agent.adapters.state_publisher import Published, RefusedBySubject, Uncertain
 from schemas.client.connection import Connection
 from schemas.client.errors import BusUnavailableError, MessageTooLargeError
 from schemas.wire.bus import OutgoingMessage
@@ -204,7 +198,7 @@ async def entries(follower: LedgerFollower, count: int, within_s: float = 5) -> 
         while len(texts) < count:
             for one in await follower.next_batch():
                 texts.append(one.message.payload.decode())
-                await follower.ack(one)
+                await follower.acknowledge([one])
     return texts
 
 

@@ -5,8 +5,9 @@ import msgspec
 import pytest
 
 from broker.adapters.ledger_store import Committed, LedgerStore, Uncertain
-from cluster_agent.adapters.bus import AgentBus, Published
-from cluster_agent.adapters.bus import Uncertain as PublishUncertain
+from cluster_agent.adapters.bus import AgentBus
+from cluster_agent.adapters.state_publisher import Published
+from cluster_agent.adapters.state_publisher import Uncertain as PublishUncertain
 from schemas.client.connection import Connection
 from schemas.wire.subjects import STATE_STREAM
 from tests.bus.builders import a_state, an_entry

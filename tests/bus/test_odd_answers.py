@@ -13,7 +13,8 @@ from broker.adapters.errors import StreamSettingsError
 from broker.adapters.ledger_store import LedgerStore
 from broker.adapters.ledger_store import Uncertain as NotKnown
 from broker.adapters.streams import StreamSettings, ensure_streams, ledger_segments, stream_end
-from cluster_agent.adapters.bus import AgentBus, Uncertain
+from cluster_agent.adapters.bus import AgentBus
+from cluster_agent.adapters.state_publisher import Uncertain
 from schemas.client.api import ApiError
 from schemas.client.connection import Connection
 from schemas.client.errors import BusUnavailableError

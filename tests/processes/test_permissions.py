@@ -22,8 +22,9 @@ from broker.adapters.ledger_store import Uncertain as NotKnown
 from broker.adapters.nats_roles import MAPPED_API, OWN_ACCOUNT, roles
 from broker.adapters.streams import ledger_segments
 from broker.cli.main import main
-from cluster_agent.adapters.bus import AgentBus, Published, Uncertain
+from cluster_agent.adapters.bus import AgentBus
 from cluster_agent.adapters.manifest_cluster import ManifestCluster
+from cluster_agent.adapters.state_publisher import Published, Result, Uncertain
 from schemas.client.connection import BusOptions, Connection, connect
 from schemas.client.errors import BusUnavailableError, MessageTooLargeError
 from schemas.client.follow import Pull
@@ -52,11 +53,14 @@ class Nats(NamedTuple):
         files = ["--nkey", str(self.directory / f"keys/{role}.nk"), "--tls-ca", str(self.directory / "tls/ca.crt")]
         return [*(f"--nats={each}" for each in ([url] if url else self.urls)), *files]
 
-    def connect(self, role: str, inbox: str = "", deadline_s: float = 10) -> AbstractAsyncContextManager[Connection]:
+    def connect(
+        self, role: str, inbox: str = "", deadline_s: float = 10, url: str = ""
+    ) -> AbstractAsyncContextManager[Connection]:
         """As `role`, which hears answers where it may, or where it should not."""
         key = str(self.directory / f"keys/{role}.nk")
         ca = str(self.directory / "tls/ca.crt")
-        return connect(BusOptions(self.urls, nkey_file=key, ca_file=ca, inbox=inbox or inbox_prefix(role)), deadline_s)
+        urls = [url] if url else self.urls
+        return connect(BusOptions(urls, nkey_file=key, ca_file=ca, inbox=inbox or inbox_prefix(role)), deadline_s)
 
 
 @asynccontextmanager
@@ -197,13 +201,52 @@ async def test_three_servers_go_on_when_one_is_killed(tmp_path: Path, capfd: pyt
 async def test_an_agent_behind_a_leaf_node_takes_part(tmp_path: Path) -> None:
     write_clusters(tmp_path)
     async with a_nats(tmp_path, "--leaf", "west") as nats:
-        port = free_port()
-        leaf = nats.directory / "leaf-west.conf"
-        own = nats.urls[0].rpartition(":")[2]
-        leaf.write_text(leaf.read_text().replace(f"0.0.0.0:{own}", f"127.0.0.1:{port}"))
-        async with servers(leaf), running(tmp_path, nats, {"west": f"tls://127.0.0.1:{port}"}) as processes:
+        leaf, url = a_leaf(nats, "west")
+        async with servers(leaf), running(tmp_path, nats, {"west": url}) as processes:
             await granted(nats, 4, processes)
             assert "agent of west runs" in processes[2].log.read_text()
+
+
+async def test_many_states_at_once_are_stored_in_batches_from_an_account_behind_a_leaf_node(tmp_path: Path) -> None:
+    async with a_nats(tmp_path, "--leaf", "west") as nats:
+        leaf, url = a_leaf(nats, "west")
+        async with servers(leaf):
+            await publishes_in_batches(nats, "west", url)
+        await publishes_in_batches(nats, "east")
+
+
+async def test_many_states_at_once_are_stored_in_batches_by_three_servers(tmp_path: Path) -> None:
+    async with a_nats(tmp_path, *["--host=127.0.0.1"] * 3, "--port-step=1", names=("n1", "n2", "n3")) as nats:
+        await publishes_in_batches(nats, "east")
+
+
+async def publishes_in_batches(nats: Nats, cluster: str, url: str = "") -> None:
+    """Store a hundred states at once; each is where its result says."""
+    results: dict[str, Result] = {}
+
+    async def publish(subject: str) -> None:
+        results[subject] = await bus.publish_state(OutgoingMessage(subject, subject.encode()), 0)
+
+    async with nats.connect(f"agent-{cluster}", url=url) as connection:
+        bus = AgentBus(connection, cluster)
+        async with anyio.create_task_group() as tasks:
+            for number in range(100):
+                tasks.start_soon(publish, f"dra.v1.state.{cluster}.claim.u{number}")
+        assert bus.publisher.batches > 0
+        for subject, result in results.items():
+            last = await bus.last_message(subject)
+            assert last is not None
+            assert result == Published(last.stream_sequence)
+            assert last.body() == subject.encode()
+
+
+def a_leaf(nats: Nats, cluster: str) -> tuple[Path, str]:
+    """The configuration of a cluster's leaf node, on a free port here, and its URL."""
+    port = free_port()
+    leaf = nats.directory / f"leaf-{cluster}.conf"
+    own = nats.urls[0].rpartition(":")[2]
+    leaf.write_text(leaf.read_text().replace(f"0.0.0.0:{own}", f"127.0.0.1:{port}"))
+    return leaf, f"tls://127.0.0.1:{port}"
 
 
 # --- what each may not do

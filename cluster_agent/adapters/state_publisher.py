@@ -1,0 +1,229 @@
+"""State messages on their way to NATS: one by one, and many at once where many wait.
+
+A server that syncs always writes each message to its disk before the next one is stored, which takes milliseconds; a
+batch takes some tens, however many messages it has. So few are stored sooner one by one, and a cluster's thousands of
+objects in batches.
+"""
+
+import re
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import anyio
+import msgspec
+
+from schemas.client.client import as_published
+from schemas.client.connection import Connection, raise_api_error, read_answer
+from schemas.client.errors import BusRefusedError, BusUnavailableError
+from schemas.wire.bus import OutgoingMessage, header_block, one_line, pack
+from schemas.wire.subjects import STATE_STREAM
+
+WRONG_LAST_SEQUENCE = 10071
+ONE_BY_ONE_MOST = 16  # under way at once
+BATCH_FROM = 32  # messages that wait
+BATCH_MOST = 200
+BATCH_BYTES = 4 * 1024 * 1024
+WITHOUT_BATCHES_S = 60.0  # after a batch was refused for another reason than what it says
+WITHOUT_BATCHES_MOST = 64  # one by one, then
+
+
+# What a batch adds to the headers of a message, at most.
+_LONGEST = {"Nats-Batch-Id": "x" * 22, "Nats-Batch-Sequence": "200", "Nats-Batch-Commit": "1"}
+
+
+class Published(msgspec.Struct, frozen=True):
+    """The message is stored.
+
+    is_duplicate: a message of this id was there already and nothing new was stored: right for a publish that was tried
+    again, the trap for a new one that repeats an id.
+    """
+
+    stream_sequence: int
+    is_duplicate: bool = False
+
+
+class RefusedBySubject(msgspec.Struct, frozen=True):
+    """The subject's last message is another one than expected, of `last_sequence` or later. Read it again."""
+
+    last_sequence: int
+
+
+class Uncertain(msgspec.Struct, frozen=True):
+    """The message may be stored, now or later. Read the subject again."""
+
+    reason: str
+
+
+Result: TypeAlias = Published | RefusedBySubject | Uncertain
+
+
+class _Waiting:
+    """A message that is to be stored.
+
+    turn: it may be sent now, or has its result. batch: those that are to be sent together with it, by it.
+    """
+
+    __slots__ = ("batch", "headers", "is_single", "message", "result", "turn")
+
+    def __init__(self, message: OutgoingMessage, headers: dict[str, str]) -> None:
+        self.message = message
+        self.headers = headers
+        self.turn = anyio.Event()
+        self.batch: list[_Waiting] = []
+        self.is_single = False
+        self.result: Result | None = None
+
+
+class StatePublisher:
+    """Stores messages in DRA_STATE, each if its subject's last message is the one that is expected.
+
+    Whoever publishes sends, so that nothing runs when nothing is published: his own message, or as the first of a
+    batch those of the others, too.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._waiting: deque[_Waiting] = deque()
+        self._singles = 0  # under way
+        self._has_batch = False  # under way
+        self._batches_from = 0.0  # time.monotonic() from which they may be tried
+        self.batches = 0  # stored
+
+    async def publish(self, message: OutgoingMessage, expected_last_subject_sequence: int, deadline_s: float) -> Result:
+        """See AgentBus.publish_state."""
+        packed = pack(message)
+        expected = {"Nats-Expected-Last-Subject-Sequence": str(expected_last_subject_sequence)}
+        this = _Waiting(packed, one_line({**packed.headers, **expected}))
+        self._connection.check_size(packed.subject, packed.payload, this.headers | _LONGEST)
+        self._waiting.append(this)
+        self._go_on()
+        try:
+            if not this.turn.is_set():
+                await this.turn.wait()
+            if this.batch:
+                batch, this.batch = this.batch, []
+                await self._store_batch(batch, deadline_s)
+            if this.result is None:
+                this.result = await self._store(this, deadline_s)
+            return this.result
+        finally:
+            self._leave(this)
+
+    def _go_on(self) -> None:
+        """Let those go whose turn it is."""
+        takes_batches = time.monotonic() >= self._batches_from
+        if takes_batches and len(self._waiting) >= BATCH_FROM:
+            if not self._has_batch:
+                self._has_batch = True
+                batch = self._next_batch()
+                batch[0].batch = batch
+                batch[0].turn.set()
+            return
+        most = ONE_BY_ONE_MOST if takes_batches else WITHOUT_BATCHES_MOST
+        while self._waiting and self._singles < most:
+            this = self._waiting.popleft()
+            self._singles += 1
+            this.is_single = True
+            this.turn.set()
+
+    def _next_batch(self) -> list[_Waiting]:
+        batch: list[_Waiting] = []
+        size = 0
+        while self._waiting and len(batch) < BATCH_MOST and size < BATCH_BYTES:
+            this = self._waiting.popleft()
+            batch.append(this)
+            size += len(this.message.payload)
+        return batch
+
+    def _leave(self, this: _Waiting) -> None:
+        """It is done, or was given up."""
+        if not this.turn.is_set():
+            if this in self._waiting:
+                self._waiting.remove(this)
+        elif this.batch:
+            self._end_batch(this.batch)
+        elif this.is_single:
+            self._singles -= 1
+        self._go_on()
+
+    def _end_batch(self, batch: Sequence[_Waiting]) -> None:
+        """Who has no result sends itself; if it was stored after all, the server knows its id."""
+        self._has_batch = False
+        for each in batch:
+            each.turn.set()
+        self._go_on()
+
+    async def _store(self, this: _Waiting, deadline_s: float) -> Result:
+        message = this.message
+        try:
+            reply = await self._connection.request(
+                message.subject, message.payload, this.headers, deadline_s=deadline_s
+            )
+            raise_api_error(f"state on {message.subject}", reply.payload)
+            ack = read_answer(f"state on {message.subject}", reply.payload, _PubAck)
+        except BusRefusedError as error:
+            if error.err_code != WRONG_LAST_SEQUENCE:
+                return Uncertain(str(error))
+            found = re.search(r"\d+$", error.description)  # "wrong last sequence: 5"
+            return RefusedBySubject(int(found[0]) if found else 0)
+        except BusUnavailableError as error:
+            return Uncertain(str(error))
+        if ack.stream != STATE_STREAM or not ack.seq:
+            return Uncertain(f"the server's ack does not fit: {ack}")
+        return Published(ack.seq, ack.duplicate)
+
+    async def _store_batch(self, batch: Sequence[_Waiting], deadline_s: float) -> None:
+        """All of them or none. Where they were refused they have no result afterwards."""
+        try:
+            await self._try_batch(batch, deadline_s)
+        finally:
+            self._end_batch(batch)
+
+    async def _try_batch(self, batch: Sequence[_Waiting], deadline_s: float) -> None:
+        name = self._connection.unique_name()
+        ready = []
+        for number, each in enumerate(batch, start=1):
+            headers = {**each.headers, "Nats-Batch-Id": name, "Nats-Batch-Sequence": str(number)}
+            if number == len(batch):
+                headers["Nats-Batch-Commit"] = "1"
+            ready.append((each.message, headers))
+        first, (last, last_headers) = batch[0].message.subject, ready.pop()
+        what = f"state of {len(batch)} objects"
+        result: Uncertain
+        try:
+            with anyio.move_on_after(deadline_s):
+                await self._connection.wait_until_up()
+            losses = self._connection.losses
+            sent = [as_published(each.subject, header_block(headers), each.payload) for each, headers in ready]
+            await self._connection.publish_all(b"".join(sent), first)
+            if losses != self._connection.losses:
+                raise BusUnavailableError("the connection was lost in the middle of the batch")
+            reply = await self._connection.request(last.subject, last.payload, last_headers, deadline_s=deadline_s)
+            raise_api_error(what, reply.payload)
+            ack = read_answer(what, reply.payload, _PubAck)
+        except BusRefusedError as error:
+            if error.err_code != WRONG_LAST_SEQUENCE:
+                self._batches_from = time.monotonic() + WITHOUT_BATCHES_S
+            return
+        except BusUnavailableError as error:
+            result = Uncertain(str(error))
+        else:
+            if ack.stream == STATE_STREAM and ack.count == len(batch) <= ack.seq:
+                self.batches += 1
+                for each, sequence in zip(batch, range(ack.seq - len(batch) + 1, ack.seq + 1), strict=True):
+                    each.result = Published(sequence)
+                return
+            result = Uncertain(f"the server's ack does not fit a batch of {len(batch)}: {ack}")
+        for each in batch:
+            each.result = result
+
+
+class _PubAck(msgspec.Struct):
+    """count: of a batch."""
+
+    stream: str = ""
+    seq: int = 0
+    duplicate: bool = False
+    count: int = 0
