@@ -21,11 +21,14 @@ from schemas.wire.bus import OutgoingMessage, header_block, one_line, pack
 from schemas.wire.subjects import STATE_STREAM
 
 WRONG_LAST_SEQUENCE = 10071
+WRONG_LAST_SEQUENCES = (WRONG_LAST_SEQUENCE, 10164)  # the latter of a replicated stream, without the right one
+NO_BATCHES = 10174  # the stream takes none
 ONE_BY_ONE_MOST = 16  # under way at once
 BATCH_FROM = 32  # messages that wait
 BATCH_MOST = 200
 BATCH_BYTES = 4 * 1024 * 1024
-WITHOUT_BATCHES_S = 60.0  # after a batch was refused for another reason than what it says
+WITHOUT_BATCHES_S = 60.0  # where the stream takes none
+BATCH_AGAIN_S = 1.0  # after one was refused for another reason than what it says, as when others have 50 under way
 WITHOUT_BATCHES_MOST = 64  # one by one, then
 
 
@@ -63,15 +66,17 @@ class _Waiting:
     """A message that is to be stored.
 
     turn: it may be sent now, or has its result. batch: those that are to be sent together with it, by it.
+    is_known: it has the result of its batch.
     """
 
-    __slots__ = ("batch", "headers", "is_single", "message", "result", "turn")
+    __slots__ = ("batch", "headers", "is_known", "is_single", "message", "result", "turn")
 
     def __init__(self, message: OutgoingMessage, headers: dict[str, str]) -> None:
         self.message = message
         self.headers = headers
         self.turn = anyio.Event()
         self.batch: list[_Waiting] = []
+        self.is_known = False
         self.is_single = False
         self.result: Result | None = None
 
@@ -88,6 +93,7 @@ class StatePublisher:
         self._waiting: deque[_Waiting] = deque()
         self._singles = 0  # under way
         self._has_batch = False  # under way
+        self._untold = 0  # results of batches that are known
         self._batches_from = 0.0  # time.monotonic() from which they may be tried
         self.batches = 0  # stored
 
@@ -110,6 +116,11 @@ class StatePublisher:
             return this.result
         finally:
             self._leave(this)
+
+    @property
+    def is_telling(self) -> bool:
+        """Some have heard of a batch, and others of what was stored after it perhaps, but not yet all of the batch."""
+        return self._untold > 0
 
     def _go_on(self) -> None:
         """Let those go whose turn it is."""
@@ -139,6 +150,7 @@ class StatePublisher:
 
     def _leave(self, this: _Waiting) -> None:
         """It is done, or was given up."""
+        self._untold -= this.is_known
         if not this.turn.is_set():
             if this in self._waiting:
                 self._waiting.remove(this)
@@ -152,6 +164,8 @@ class StatePublisher:
         """Who has no result sends itself; if it was stored after all, the server knows its id."""
         self._has_batch = False
         for each in batch:
+            each.is_known = each.result is not None
+            self._untold += each.is_known
             each.turn.set()
         self._go_on()
 
@@ -192,20 +206,22 @@ class StatePublisher:
         first, (last, last_headers) = batch[0].message.subject, ready.pop()
         what = f"state of {len(batch)} objects"
         result: Uncertain
+        losses = self._connection.losses
         try:
             with anyio.move_on_after(deadline_s):
                 await self._connection.wait_until_up()
             losses = self._connection.losses
             sent = [as_published(each.subject, header_block(headers), each.payload) for each, headers in ready]
             await self._connection.publish_all(b"".join(sent), first)
-            if losses != self._connection.losses:
+            if losses != self._connection.losses or not self._connection.is_up:
                 raise BusUnavailableError("the connection was lost in the middle of the batch")
             reply = await self._connection.request(last.subject, last.payload, last_headers, deadline_s=deadline_s)
             raise_api_error(what, reply.payload)
             ack = read_answer(what, reply.payload, _PubAck)
         except BusRefusedError as error:
-            if error.err_code != WRONG_LAST_SEQUENCE:
-                self._batches_from = time.monotonic() + WITHOUT_BATCHES_S
+            if losses == self._connection.losses and error.err_code not in WRONG_LAST_SEQUENCES:
+                again_s = WITHOUT_BATCHES_S if error.err_code == NO_BATCHES else BATCH_AGAIN_S
+                self._batches_from = time.monotonic() + again_s
             return
         except BusUnavailableError as error:
             result = Uncertain(str(error))

@@ -553,6 +553,8 @@ class Agent:
     async def _tick(self) -> None:
         while True:
             self._take(Tick(_now_ms()))
+            while self._bus.publisher.is_telling:  # else the beat would speak of a message and not of one before it
+                await checkpoint()
             beat = self.mirror.beat()
             if beat is not None:
                 try:

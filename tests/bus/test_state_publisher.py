@@ -1,13 +1,16 @@
 """Many state messages at once: stored together, each with the result that it would have had alone."""
 
 import asyncio
+import time
 from collections.abc import Iterable
 
 import anyio
 import msgspec
 import pytest
+from anyio.lowlevel import checkpoint
 
 from broker.adapters.embedded_nats import EmbeddedNats
+from cluster_agent.adapters import state_publisher
 from cluster_agent.adapters.bus import AgentBus
 from cluster_agent.adapters.state_publisher import (
     BATCH_MOST,
@@ -84,12 +87,59 @@ async def test_one_that_is_refused_keeps_none_of_the_others_from_being_stored(co
     assert bus.publisher.batches >= 1, "what another agent did is no reason to do without batches"
 
 
+async def test_it_says_when_a_later_message_is_told_of_than_one_that_is_not(connection: Connection) -> None:
+    bus, told, gaps = AgentBus(connection, "east"), set[int](), 0
+
+    async def publish(number: int) -> None:
+        nonlocal gaps
+        result = await bus.publish_state(a_state("x", key=f"u{number}", message_id=f"m{number}"), 0)
+        assert isinstance(result, Published)
+        told.add(result.stream_sequence)
+        has_gap = max(told) > len(told)
+        gaps += has_gap
+        assert bus.publisher.is_telling or not has_gap
+
+    with anyio.fail_after(30):
+        for turn in range(200):
+            if gaps:
+                break
+            async with anyio.create_task_group() as tasks:
+                for number in range(48):
+                    tasks.start_soon(publish, turn * 100 + number)
+                await checkpoint()  # the batch is sent; what comes behind it is answered in the same moment
+                for number in range(48, 60):
+                    tasks.start_soon(publish, turn * 100 + number)
+            assert not bus.publisher.is_telling
+    assert gaps > 0, "there is something to be said"
+
+
+async def test_batches_of_others_that_never_end_are_no_reason_to_do_without_for_long(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state_publisher, "BATCH_AGAIN_S", 0.05)
+    for number in range(50):
+        headers = {"Nats-Batch-Id": f"b{number}", "Nats-Batch-Sequence": "1"}
+        await connection.request("dra.v1.state.west.claim.u1", b"x", headers, deadline_s=5)
+    bus = AgentBus(connection, "east")
+    assert await is_right(bus, await publish_all(bus, range(MANY)))
+    assert bus.publisher.batches == 0
+    for number in range(50):
+        headers = {"Nats-Batch-Id": f"b{number}", "Nats-Batch-Sequence": "2", "Nats-Batch-Commit": "1"}
+        await connection.request("dra.v1.state.west.claim.u2", b"x", headers, deadline_s=5)
+    await anyio.sleep(state_publisher.BATCH_AGAIN_S)
+    assert await is_right(bus, await publish_all(bus, range(1000, 1000 + MANY)))
+    assert bus.publisher.batches > 0
+
+
 async def test_without_batches_all_are_stored_one_by_one(connection: Connection) -> None:
     info = msgspec.json.decode(await connection.api(f"STREAM.INFO.{STATE_STREAM}"))
     await connection.api(f"STREAM.UPDATE.{STATE_STREAM}", {**info["config"], "allow_atomic": False})
     bus = AgentBus(connection, "east")
     assert await is_right(bus, await publish_all(bus, range(MANY)))
     assert bus.publisher.batches == 0
+    assert bus.publisher._batches_from > time.monotonic() + state_publisher.BATCH_AGAIN_S, (
+        "it knows that there are none"
+    )
 
 
 async def test_a_batch_whose_ack_is_lost_is_uncertain(nats_server: EmbeddedNats, connection: Connection) -> None:
