@@ -24,6 +24,8 @@ from schemas.wire.codec import WireError, decode_entry
 from schemas.wire.ledger import AnyEntry, LedgerRebuilt, SegmentClosed
 from schemas.wire.subjects import PREFIX, STATE_STREAM, ledger_stream
 
+SEQUENCE_MOST = 2**53  # no ledger comes so far; beyond 2**63 NATS takes no message any more
+
 
 class RebuildRefusedError(Exception):
     """The ledger was not rebuilt; the text says why, and what to do."""
@@ -63,6 +65,12 @@ async def rebuild_ledger(
     highest = max(above, evidence.highest_seen, left.ledger_last)
     for segment in segments:
         highest = max(highest, (await stream_state(connection, ledger_stream(shard, segment))).last_sequence)
+    if highest > SEQUENCE_MOST:
+        raise RebuildRefusedError(
+            f"the ledger sequence {highest} was seen, which no ledger reaches: what a cluster has said in"
+            f" {STATE_STREAM} names it, or what is left of the ledger. Nothing was done: find the cluster, and let its"
+            " agent publish anew"
+        )
     first = rebuild.first_sequence(highest)
     world = rebuild.world_to_begin_with(federation, left, evidence.clusters, first, state_sequence)
     last = await _abandon(connection, shard, segments[-1], now_ms) if segments else None

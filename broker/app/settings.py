@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import yaml
 
 from broker.errors import ConfigError
 from broker.world.federation import Fabric, Federation
 from broker.world.keys import ClusterId
+from schemas.manifests import yaml_text
+from schemas.manifests.yaml_text import YamlTextError
 from schemas.resource.names import qualified_name
 
 SEGMENT_ENTRIES_MIN = 100
+SEGMENT_ENTRIES_MOST = 100_000_000  # far above what a start can read
 STALE_AFTER_S_LEAST = 3.0
 SILENCE_S_MOST = 86_400.0  # well below the 72 h that DRA_STATE keeps a message
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -21,13 +23,13 @@ _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 def load_federation(path: Path) -> Federation:
     """Read a config file. Raises: ConfigError."""
     try:
-        found = yaml.load(path.read_bytes(), Loader=yaml.CSafeLoader)  # the safe loader, in C
+        found = yaml_text.load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"config file {path} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"{path}{place}: {getattr(error, 'problem', None) or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"config file {path} is not UTF-8 text: {error}") from error
+    except YamlTextError as error:
+        raise ConfigError(f"{path}, line {error.line}, column {error.column}: {error.message}") from error
     return parse_federation(found if found is not None else {}, str(path))
 
 
@@ -63,6 +65,11 @@ def check_federation(federation: Federation) -> list[str]:
         problems.append(
             f"ledger.segment_entries: {federation.ledger.segment_entries} is too few, give {SEGMENT_ENTRIES_MIN} or"
             " more: each new segment begins with all that is held"
+        )
+    if federation.ledger.segment_entries > SEGMENT_ENTRIES_MOST:
+        problems.append(
+            f"ledger.segment_entries: {federation.ledger.segment_entries} is too many, give {SEGMENT_ENTRIES_MOST} or"
+            " fewer: a start reads all of a segment"
         )
     for index, name in enumerate(federation.clusters):
         check_name(f"clusters[{index}]", name)
@@ -110,6 +117,12 @@ def _fabric_problems(path: str, fabric: Fabric) -> list[str]:
         problems.append(f"{path}.clusters: no cluster reaches the fabric; list those that do")
     if not fabric.pools:
         problems.append(f"{path}.pools: the fabric has no pools; give patterns for driver and pool")
+    for index, pattern in enumerate(fabric.pools):
+        problems += [
+            f"{path}.pools[{index}].{field}: an empty pattern matches no pool; leave it out to mean any"
+            for field, text in (("driver", pattern.driver), ("pool", pattern.pool))
+            if not text
+        ]
     if len(set(fabric.clusters)) != len(fabric.clusters):
         problems.append(f"{path}.clusters: a cluster is there twice")
     return problems

@@ -157,6 +157,8 @@ class Erased(msgspec.Struct):
 def run_erase(options: argparse.Namespace) -> int:
     """Write the copy."""
     texts, target = options.naming or [], options.target
+    if "" in texts:
+        raise CommandError("--naming: an empty text is in every entry; --all erases all names")
     if options.source.isascii() and options.source.isdigit():
         segment = int(options.source)
         done = with_nats(options, "operator", lambda nats: _erase(LedgerAtNats(nats), segment, target, texts))

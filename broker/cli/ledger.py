@@ -67,11 +67,13 @@ def run_verify(options: argparse.Namespace) -> int:
         check = run_async(lambda: check_all(LedgerInFiles(options.files)))
     else:
         check = with_nats(options, "operator", lambda connection: check_all(LedgerAtNats(connection)))
+    stuck = "" if options.files else stuck_rebuild(check)
     if options.output == "json":
-        print_json(as_json(check))
+        found = as_json(check)
+        print_json({**found, "ok": found["ok"] and not stuck, "stuck": stuck})
     else:
-        console().print(_table(check))
-    return 0 if check.bad is None else 1
+        console().print(_table(check, stuck))
+    return 0 if check.bad is None and not stuck else 1
 
 
 def as_json(check: LedgerCheck) -> dict[str, object]:
@@ -83,6 +85,17 @@ def as_json(check: LedgerCheck) -> dict[str, object]:
         "chain": check.chain.found(),
         "notes": [*check.notes, *check.chain.notes()],
     }
+
+
+def stuck_rebuild(check: LedgerCheck) -> str:
+    """Of a whole ledger: why no broker can go on with it though nothing in it is wrong; "" if one can."""
+    left = next((each for each in reversed(check.segments) if each.opened or each.abandoned), None)
+    if left is None or not left.abandoned:
+        return ""
+    return (
+        f"segment {left.segment} was closed by a rebuild, and none was opened after it: nothing is granted before"
+        " `dragoman ledger rebuild` has been run to its end"
+    )
 
 
 async def check_all(ledger: LedgerAtNats | LedgerInFiles) -> LedgerCheck:
@@ -119,13 +132,15 @@ def segment_table(check: LedgerCheck) -> Table:
     return table
 
 
-def _table(check: LedgerCheck) -> Group:
+def _table(check: LedgerCheck, stuck: str) -> Group:
     notes = [Text(f"note: {note}") for note in [*check.notes, *check.chain.notes()]]
     bad = [
         Text(f"segment {found.segment}, sequence {found.sequence}, {found.subject or 'no one entry'}: {found.problem}")
         for each in check.segments
         if (found := each.bad) is not None
     ]
+    if stuck:
+        bad.append(Text(stuck))
     if not bad:
         entries = sum(each.entries for each in check.segments)
         bad = [Text(f"{entries} entries in {len(check.segments)} segments: nothing is wrong", "green")]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import shtab
 
-from broker.app.rebuild import RebuildRefusedError, Rebuilt, rebuild_ledger
+from broker.app.rebuild import SEQUENCE_MOST, RebuildRefusedError, Rebuilt, rebuild_ledger
 from broker.cli.bus import add_nats_arguments
 from broker.cli.calls import login
 from broker.cli.errors import CommandError
@@ -50,12 +50,18 @@ def add_verb(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     parser.add_argument("--reason", required=True, help="why, for those who read the ledger later")
     parser.add_argument("--operator", help="who orders it (default: your login name)")
     parser.add_argument(
-        "--above", type=int, default=0, metavar="N", help="a ledger sequence that you have seen, in a log perhaps"
+        "--above", type=_sequence, default=0, metavar="N", help="a ledger sequence that you have seen, in a log perhaps"
     )
     parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
     add_nats_arguments(parser)
     parser.set_defaults(run=run)
+
+
+def _sequence(text: str) -> int:
+    if not text.isdecimal() or len(text) > len(str(SEQUENCE_MOST)) or int(text) > SEQUENCE_MOST:
+        raise argparse.ArgumentTypeError(f"{text!r} is no ledger sequence: expected a number up to {SEQUENCE_MOST}")
+    return int(text)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -70,9 +76,7 @@ def run(options: argparse.Namespace) -> int:
     async def rebuild(connection: Connection) -> Rebuilt:
         now_ms = time.time_ns() // 1_000_000
         try:
-            return await rebuild_ledger(
-                connection, federation, SHARD, operator, options.reason, now_ms, max(0, options.above)
-            )
+            return await rebuild_ledger(connection, federation, SHARD, operator, options.reason, now_ms, options.above)
         except (RebuildRefusedError, LedgerLostError) as error:
             raise CommandError(str(error), exit_code=1) from error
 

@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import ssl
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from broker.cli.output import console, print_json
 from broker.world.federation import Federation
 from broker.world.keys import ClusterId
 
-_HOST = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9.:]{0,251}[A-Za-z0-9])?")
+_HOST = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9.]{0,251}[A-Za-z0-9])?")
 _SIZE = re.compile(r"([1-9][0-9]{0,14})([KMGT]?)")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -114,7 +115,7 @@ def _plan(options: argparse.Namespace) -> NatsPlan:
         problems.append(f"--host: {len(hosts)} servers; one, or {NODES_OF_A_CLUSTER}: two lose both when one is lost")
     for index, host in enumerate(hosts):
         if not _HOST.fullmatch(host):
-            problems.append(f"--host[{index}]: {host!r} is neither a host name nor an address")
+            problems.append(f"--host[{index}]: {host!r} is neither a host name nor an IPv4 address")
     if not options.port_step and len(set(hosts)) != len(hosts):
         problems.append("--host: a host is there twice; that needs --port-step")
     if not 1024 <= options.port <= 60000 or not 0 <= options.port_step <= 100:
@@ -122,10 +123,14 @@ def _plan(options: argparse.Namespace) -> NatsPlan:
     size = _SIZE.fullmatch(options.max_bytes)
     if options.max_bytes and size is None:
         problems.append(f"--max-bytes: {options.max_bytes!r} is no size such as 500M or 20G")
-    if '"' in options.store_dir or "\n" in options.store_dir:
-        problems.append("--store-dir: no quotes and no line breaks")
-    if options.tls_ca and not options.tls_ca.is_file():
-        problems.append(f"--tls-ca {options.tls_ca}: there is no such file")
+    if not options.store_dir or set(options.store_dir) & set('"\\\n\r'):
+        problems.append("--store-dir: a directory, without quotes, backslashes and line breaks")
+    if options.tls_ca:
+        try:
+            ssl.create_default_context(cafile=options.tls_ca)
+        except OSError as error:
+            why = "it is no certificate in PEM" if isinstance(error, ssl.SSLError) else error.strerror
+            problems.append(f"--tls-ca {options.tls_ca}: {why}")
     if problems:
         raise CommandError("\n".join(problems))
     return NatsPlan(

@@ -77,6 +77,17 @@ def test_an_empty_file_is_a_federation_of_whoever_comes(tmp_path: Path) -> None:
         ),
         pytest.param({"lost_after_s": 30}, "f: lost_after_s: 30 is not above stale_after_s (30)", id="lost too soon"),
         pytest.param({"lost_after_s": 1e6}, "f: lost_after_s: 1e+06 is not above", id="lost too late"),
+        pytest.param(
+            {"ledger": {"segment_entries": 10**9}}, "f: ledger.segment_entries: 1000000000 is too many", id="no segment"
+        ),
+        pytest.param(
+            {
+                "clusters": ["a"],
+                "fabrics": [{"name": "f", "source": "a", "clusters": ["a"], "pools": [{"driver": ""}]}],
+            },
+            "f: fabrics[0].pools[0].driver: an empty pattern matches no pool",
+            id="a pattern of nothing",
+        ),
         pytest.param({"believe_labels": True}, "f: believe_labels: is not a setting", id="labels are not for files"),
     ],
 )
@@ -90,6 +101,40 @@ def test_broken_yaml_is_told_with_line_and_column(tmp_path: Path) -> None:
     path = tmp_path / "federation.yaml"
     path.write_text("clusters: [east\nhub: x\n")
     with pytest.raises(ConfigError, match=r"federation\.yaml, line 2, column \d+: "):
+        load_federation(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        pytest.param(
+            "clusters: [a]\nclusters: [b]\n", 'line 2, column 1: the key "clusters" is there twice', id="a key"
+        ),
+        pytest.param(
+            "fabrics:\n- {name: x, name: y, source: a, clusters: [a], pools: [{}]}\n",
+            'line 2, column 13: the key "name" is there twice',
+            id="a key of a fabric",
+        ),
+        pytest.param("hub: 2020-99-99\n", None, id="no date is meant"),
+        pytest.param("stale_after_s: " + "9" * 5_000, "stale_after_s: ", id="a number of 5,000 digits"),
+        pytest.param("clusters: " + "[" * 5_000, "nested too deeply", id="nested 5,000 deep"),
+    ],
+)
+def test_what_yaml_leaves_open_is_not_guessed(tmp_path: Path, text: str, said: str | None) -> None:
+    path = tmp_path / "federation.yaml"
+    path.write_text(text)
+    if said is None:
+        assert load_federation(path).hub == "2020-99-99"
+        return
+    with pytest.raises(ConfigError) as caught:
+        load_federation(path)
+    assert said in str(caught.value)
+
+
+def test_a_file_that_is_no_text_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "federation.yaml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
         load_federation(path)
 
 

@@ -538,6 +538,8 @@ async def test_names_are_erased_and_all_else_can_still_be_proved(
     await run(connection, capsys, "anchor", "--key", key, "--file", anchor)
     entry = decode_entry(first_of(messages, Allocate).payload)
     assert isinstance(entry, Allocate)
+    assert await to_thread.run_sync(lambda: main(["audit", "erase", str(whole), str(some), "--naming", ""])) == 2
+    assert not some.exists()
     code = await to_thread.run_sync(lambda: main(["audit", "erase", str(whole), str(some), "--naming", entry.name]))
     said = capsys.readouterr().out
     assert code == 0

@@ -16,7 +16,10 @@ from broker.allocation.cel.engine import default_engine
 from broker.app.envelopes import Envelopes
 from broker.cli.main import main
 from schemas.client.connection import Connection
-from schemas.wire.codec import decode_entry
+from schemas.client.reader import StreamReader
+from schemas.wire.codec import decode_entry, encode
+from schemas.wire.ledger import SegmentClosed
+from schemas.wire.state import ClaimState, Settled
 from schemas.wire.subjects import ledger_stream
 from tests.machine.driven import ONE_FABRIC, Driven
 from tests.machine.test_segments import a_ledger
@@ -79,6 +82,53 @@ async def test_names_the_bad_entry(connection: Connection, nats_url: str, capsys
     assert (
         f"segment 2, sequence {stored['seq']}, {subject}: it has no Dra-Chain, and the entry before it has one" in out
     )
+
+
+async def test_says_that_a_rebuild_was_not_finished(
+    connection: Connection, nats_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = LedgerStore(connection, ledger_stream("main", 2))
+    last = await StreamReader(connection, ledger_stream("main", 2)).last()
+    assert last is not None
+    closed = SegmentClosed(next_segment=3, is_abandoned=True)
+    messages = Envelopes("main", 2, "test").batch([closed], last.stream_sequence + 1, 0, last)
+    assert await store.append(messages, last.stream_sequence) == Committed(last.stream_sequence + 1)
+    said = "segment 2 was closed by a rebuild, and none was opened after it: nothing is granted"
+    code, out, _ = await run(nats_url, capsys, "verify")
+    assert code == 1
+    assert said in " ".join(out.split())
+    assert "nothing is wrong" not in out
+    code, out, _ = await run(nats_url, capsys, "verify", "-o", "json")
+    assert (code, json.loads(out)["ok"]) == (1, False)
+    assert said in json.loads(out)["stuck"]
+
+
+@pytest.mark.parametrize("above", ["-5", "x", "9007199254740993", "9223372036854775808", "9" * 5_000])
+def test_a_rebuild_begins_at_no_sequence_that_no_ledger_reaches(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], above: str
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("clusters: [east]\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["ledger", "rebuild", "--config", str(config), "--reason", "x", "--yes", f"--above={above}"])
+    assert ended.value.code == 2
+    assert "is no ledger sequence" in capsys.readouterr().err
+
+
+async def test_a_sequence_that_a_cluster_has_made_up_is_not_believed_by_a_rebuild(
+    connection: Connection, nats_url: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("clusters: [east]\n")
+    decision = Settled(2**63, "Applied")
+    state = ClaimState(agent_epoch=1, claim=msgspec.Raw(b'{"metadata":{"uid":"u"}}'), decision=decision)
+    await connection.request("dra.v1.state.east.claim.u", encode(state), deadline_s=5)
+    segments = await ledger_segments(connection, "main")
+    code, _, err = await run(nats_url, capsys, "rebuild", "--config", str(config), "--reason", "x", "--yes")
+    assert code == 1
+    assert f"the ledger sequence {2**63} was seen, which no ledger reaches" in err
+    assert await ledger_segments(connection, "main") == segments
+    assert (await run(nats_url, capsys, "verify"))[0] == 0, "nothing was closed"
 
 
 async def test_says_that_there_is_no_ledger(nats_url: str, capsys: pytest.CaptureFixture[str]) -> None:

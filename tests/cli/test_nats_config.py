@@ -61,8 +61,8 @@ def test_replaces_files_only_with_force_and_keys_never(tmp_path: Path, capsys: p
 
 
 def test_certificates_may_be_yours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ca = tmp_path / "ca.pem"
-    ca.write_text("a certificate\n")
+    assert main(["nats-config", "--dir", str(tmp_path / "another"), *CLUSTERS, "--dev-ca"]) == 0
+    ca = tmp_path / "another/tls/ca.crt"
     assert main(["nats-config", "--dir", str(tmp_path / "nats"), *CLUSTERS, "--tls-ca", str(ca)]) == 0
     assert (tmp_path / "nats/tls/ca.crt").read_text() == ca.read_text()
     assert "YOURS to put here, with n1.key" in capsys.readouterr().out
@@ -80,6 +80,13 @@ def test_certificates_may_be_yours(tmp_path: Path, capsys: pytest.CaptureFixture
         pytest.param(["--cluster=a", *["--host=x"] * 3], "--host: a host is there twice", id="a host twice"),
         pytest.param(["--cluster=a", "--port=80"], "--port: 1024 to 60000", id="a wrong port"),
         pytest.param(["--cluster=a", "--max-bytes=many"], "--max-bytes: 'many' is no size such as", id="no size"),
+        pytest.param(["--cluster=a", "--host=2001:db8::1"], "is neither a host name nor an IPv4", id="IPv6"),
+        pytest.param(["--cluster=a", "--store-dir=a\\b"], "--store-dir: a directory, without", id="a backslash"),
+        pytest.param(["--cluster=a", "--store-dir="], "--store-dir: a directory, without", id="no directory"),
+        pytest.param(
+            ["--cluster=a", "--tls-ca=/dev/null"], "--tls-ca /dev/null: it is no certificate", id="an empty CA"
+        ),
+        pytest.param(["--cluster=a", "--tls-ca=nowhere"], "--tls-ca nowhere: No such file", id="no CA"),
         pytest.param(["--config=nowhere.yaml"], "nowhere.yaml cannot be read", id="no config"),
     ],
 )
