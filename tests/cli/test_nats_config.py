@@ -83,10 +83,6 @@ def test_certificates_may_be_yours(tmp_path: Path, capsys: pytest.CaptureFixture
         pytest.param(["--cluster=a", "--host=2001:db8::1"], "is neither a host name nor an IPv4", id="IPv6"),
         pytest.param(["--cluster=a", "--store-dir=a\\b"], "--store-dir: a directory, without", id="a backslash"),
         pytest.param(["--cluster=a", "--store-dir="], "--store-dir: a directory, without", id="no directory"),
-        pytest.param(
-            ["--cluster=a", "--tls-ca=/dev/null"], "--tls-ca /dev/null: it is no certificate", id="an empty CA"
-        ),
-        pytest.param(["--cluster=a", "--tls-ca=nowhere"], "--tls-ca nowhere: No such file", id="no CA"),
         pytest.param(["--config=nowhere.yaml"], "nowhere.yaml cannot be read", id="no config"),
     ],
 )
@@ -95,6 +91,15 @@ def test_mistakes_are_named(
 ) -> None:
     assert write(tmp_path / "nats", *arguments) == 2
     assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "nats").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "why"), [("/dev/null", "it is no certificate in PEM"), ("nowhere", "No such file or directory")]
+)
+def test_a_ca_that_is_none_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, why: str) -> None:
+    assert main(["nats-config", "--dir", str(tmp_path / "nats"), *CLUSTERS, "--tls-ca", file]) == 2
+    assert f"--tls-ca {file}: {why}" in capsys.readouterr().err
     assert not (tmp_path / "nats").exists()
 
 
