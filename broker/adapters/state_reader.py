@@ -1,6 +1,6 @@
 """DRA_STATE for the broker: each message in stream order from a position, ranges, and what was believed at one."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from schemas.client.connection import Connection
@@ -35,10 +35,6 @@ class StateReader:
     async def last_sequence(self) -> int:
         """Of the stream, as its leader has it. Raises: BusUnavailableError, BusRefusedError."""
         return (await self._reader.state()).last_sequence
-
-    def read_range(self, first: int, last: int) -> AsyncGenerator[list[StoredMessage], None]:
-        """What the stream still holds from `first` to `last`, both included, in batches."""
-        return self._reader.read(first - 1, last)
 
     async def last_messages(self, subject_filter: str = "", up_to: int | None = None) -> list[StoredMessage]:
         """The last message of each subject that matches, at or below the sequence `up_to`; ascending by sequence.

@@ -1,7 +1,6 @@
 """A span, an episode of them, and which episodes a sampler keeps."""
 
 import hashlib
-from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -78,14 +77,3 @@ class Episode(msgspec.Struct, frozen=True):
 def span_id_of(*parts: object) -> str:
     """The id of a span that no message has one for."""
     return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()[:16]
-
-
-def covered_us(top: Span, spans: Sequence[Span]) -> int:
-    """How much of a span's time the spans directly below it cover."""
-    covered, reached = 0, top.start_us
-    for start, end in sorted((span.start_us, span.end_us) for span in spans if span.parent_id == top.span_id):
-        begin, stop = max(start, reached), min(end, top.end_us)
-        if stop > begin:
-            covered += stop - begin
-            reached = stop
-    return covered

@@ -2,7 +2,7 @@
 
 As in the API's own Go types, a field that is absent has its zero value ("" or an empty list) unless "absent" and "zero"
 mean different things; then it is None. What must be present is the business of `schemas.resource.validate`.
-Objects are frozen: change one with `msgspec.structs.replace`; `schemas.resource.write_back` gives what to PUT.
+Objects are frozen: change one with `msgspec.structs.replace`.
 """
 
 from typing import Annotated

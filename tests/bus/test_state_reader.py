@@ -10,7 +10,9 @@ from broker.adapters.state_reader import PositionExpired, StateReader, read_stat
 from broker.adapters.streams import StreamSettings, ensure_streams
 from schemas.client.connection import Connection
 from schemas.client.follow import WINDOW, follow
+from schemas.client.reader import StreamReader
 from schemas.wire.bus import StoredMessage
+from schemas.wire.subjects import STATE_STREAM
 from tests.bus.builders import a_state, store
 from tests.nats_fixture import connect_to
 
@@ -176,10 +178,10 @@ async def test_reads_a_range_that_still_exists(connection: Connection) -> None:
     await store(connection, *(a_state(str(number), key=f"u{number % 3}") for number in range(1, 11)))
     await connection.api("STREAM.MSG.DELETE.DRA_STATE", {"seq": 5})
     await connection.api("STREAM.MSG.DELETE.DRA_STATE", {"seq": 6})
-    async with read_state(connection, start_after=0) as reader:
-        assert [texts_of(batch) async for batch in reader.read_range(3, 6)] == [["3", "4"]]
-        assert [texts_of(batch) async for batch in reader.read_range(9, 99)] == [["9", "10"]]
-        assert [texts_of(batch) async for batch in reader.read_range(11, 99)] == []
+    reader = StreamReader(connection, STATE_STREAM)
+    assert [texts_of(batch) async for batch in reader.read(2, 6)] == [["3", "4"]]
+    assert [texts_of(batch) async for batch in reader.read(8, 99)] == [["9", "10"]]
+    assert [texts_of(batch) async for batch in reader.read(10, 99)] == []
 
 
 async def test_the_last_message_of_each_subject(connection: Connection) -> None:

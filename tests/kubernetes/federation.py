@@ -44,7 +44,10 @@ class Federation:
         role = "hub" if cluster == "hub" else "member"
         if not kubeconfig:
             identity = await agent_identity(
-                self.planes[cluster], role, writes_taint_rules="--write-taint-rules" in arguments
+                self.planes[cluster],
+                role,
+                writes_taint_rules="--write-taint-rules" in arguments,
+                writes_events="--no-claim-events" not in arguments,
             )
             kubeconfig = str(identity.kubeconfig)
         self.add(cluster, "agent", "--cluster", cluster, "--kubeconfig", kubeconfig, "--role", role, *arguments)
@@ -81,15 +84,18 @@ async def a_kube_federation(root: Path, planes: dict[str, ControlPlane]) -> Asyn
             federation.show()
 
 
-async def agent_identity(plane: ControlPlane, role: str, *, writes_taint_rules: bool = False) -> Identity:
+async def agent_identity(
+    plane: ControlPlane, role: str, *, writes_taint_rules: bool = False, writes_events: bool = True
+) -> Identity:
     """A new ServiceAccount with the rights of the role and no others."""
-    found = rules(role, writes_taint_rules=writes_taint_rules)
+    found = rules(role, writes_taint_rules=writes_taint_rules, writes_events=writes_events)
     return await plane.service_account(plane.unique_name("agent"), rules=found)
 
 
-def rules(role: str, *, writes_taint_rules: bool = False) -> list[Rule]:
+def rules(role: str, *, writes_taint_rules: bool = False, writes_events: bool = True) -> list[Rule]:
     """The rules of RBAC that an agent of this role needs."""
-    return [rule_of(right) for right in needed_rights(ROLES[role], writes_taint_rules=writes_taint_rules)]
+    rights = needed_rights(ROLES[role], writes_taint_rules=writes_taint_rules, writes_events=writes_events)
+    return [rule_of(right) for right in rights]
 
 
 def rule_of(right: Right) -> Rule:

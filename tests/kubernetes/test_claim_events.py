@@ -92,6 +92,8 @@ async def test_what_is_said_again_is_one_event_with_a_series(federation: Federat
         await until_count(east, namespace, "DragomanAllocated", 1)
         await east.delete_pod(pod["metadata"]["name"], namespace)
         await until_count(east, namespace, "DragomanPending", number + 2)
+    told = [each for each in await events_of(east, namespace, "c") if "WaitingForConsumer" in each["message"]]
+    assert [each["series"]["count"] >= 2 for each in told] == [True]
 
 
 async def until_count(plane: ControlPlane, namespace: str, reason: str, count: int) -> None:

@@ -7,7 +7,6 @@ from schemas.wire.state import Consumer, ObjectName, Rejected, Settled
 from tests.builders import CLASS, a_choice, a_claim, a_request, a_sub_request
 from tests.mirror.driven import (
     TRAIN,
-    UID,
     Driven,
     Manifest,
     a_manifest,
@@ -227,4 +226,3 @@ def test_an_ask_for_a_claim_that_is_not_our_business_is_not_answered_with_it() -
     driven = Driven(publishes_all=False).started(seen(a_manifest(), 100))
     assert driven.tell(Asked([TRAIN])) == []
     assert driven.tell(Watched("claim", 200)) == []
-    assert TRAIN.key == UID

@@ -17,6 +17,7 @@ from tests.mirror.driven import (
     a_state,
     allocated,
     an_allocate,
+    an_allocation,
     decides,
     gone,
     protected,
@@ -210,6 +211,16 @@ def test_a_claim_that_goes_while_its_pod_waits_is_forgotten() -> None:
     assert driven.said().is_tombstone
 
 
+@pytest.mark.parametrize("reason", ["SchedulingGated", "SchedulerError"])
+def test_a_pod_that_was_not_tried_says_nothing_of_its_allocation(reason: str) -> None:
+    pod = a_pod()
+    pod["status"]["conditions"][0]["reason"] = reason
+    driven = started(allocated(protected()), pod)
+    for now_ms in (0, PATIENCE.unschedulable_ms, 10 * PATIENCE.unschedulable_ms):
+        passes(driven, now_ms)
+    assert driven.said().rejected is None
+
+
 # --- binding conditions
 
 
@@ -273,6 +284,24 @@ def test_what_is_bound_in_time_gives_the_scheduler_its_own_time() -> None:
 )
 def test_no_other_condition_fails_a_binding(manifest: Manifest) -> None:
     assert started(manifest, now_ms=ALLOCATED_AT_MS).said().rejected is None
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        pytest.param(binding(condition(ATTACHED)), id="all are True"),
+        pytest.param(
+            {**protected(), "status": {"allocation": {**an_allocation("gpu-0"), "allocationTimestamp": ALLOCATED_AT}}},
+            id="there are none",
+        ),
+    ],
+)
+def test_what_is_bound_may_wait_for_its_pod(manifest: Manifest) -> None:
+    driven = started(manifest, now_ms=ALLOCATED_AT_MS)
+    passes(driven, ALLOCATED_AT_MS + 10 * PATIENCE.binding_ms)
+    driven.tell(seen(manifest, 110))
+    passes(driven, ALLOCATED_AT_MS + 20 * PATIENCE.binding_ms)
+    assert driven.said().rejected is None
 
 
 @pytest.mark.parametrize("at", [None, "", "yesterday", 5, "2026-01-01T00:00:00"])

@@ -19,7 +19,9 @@ from cluster_agent.mirror.actions import (
 )
 from cluster_agent.mirror.settling import IS_RUNNING
 from cluster_agent.mirror.tracked import DELETE_PROTECTION, HELD, VOIDED_ANNOTATION
+from schemas.wire.ledger import DeviceHold
 from schemas.wire.state import Outcome, Rejected, Settled
+from tests.builders import DRIVER
 from tests.mirror.driven import (
     TRAIN,
     UID,
@@ -35,7 +37,6 @@ from tests.mirror.driven import (
     decides,
     failed,
     gone,
-    holds,
     protected,
     read,
     seen,
@@ -573,11 +574,34 @@ def test_a_claim_that_goes_while_its_decision_is_under_way_is_forgotten_when_bot
     assert driven.tell(wrote(write, 102)) == []
 
 
-def test_what_an_allocation_holds_is_read_with_shares_and_admin_access() -> None:
-    manifest = protected()
+SHARED = DeviceHold(
+    "gpu", DRIVER, "rack7", "gpu-0", share_id="s", admin_access=True, consumed_capacity={"memory": "10Gi"}
+)
+
+
+def shared() -> Driven:
+    """An agent of a claim with such an allocation, of which nobody has said yet what it came from."""
     result = {**an_allocation("gpu-0")["devices"]["results"][0], "shareID": "s", "adminAccess": True}
-    manifest["status"] = {"allocation": {"devices": {"results": [result]}}}
-    driven = a_started(manifest)
-    driven.tell(decides(an_allocate(90)))
-    assert driven.all(ReadClaim)  # another allocation than the decision's
-    assert holds("gpu-0")[0].share_id == ""
+    result["consumedCapacity"] = {"memory": "10Gi"}
+    return a_started({**protected(), "status": {"allocation": {"devices": {"results": [result]}}}})
+
+
+def test_an_allocation_is_the_decisions_by_all_that_it_holds() -> None:
+    driven = shared()
+    driven.tell(decides(an_allocate(90, holds=[SHARED])))
+    driven.store()
+    assert driven.said().decision == Settled(50, "Applied")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(msgspec.structs.replace(SHARED, share_id="t"), id="another share"),
+        pytest.param(msgspec.structs.replace(SHARED, admin_access=False), id="no admin access"),
+        pytest.param(msgspec.structs.replace(SHARED, consumed_capacity={"memory": "20Gi"}), id="more of it"),
+    ],
+)
+def test_an_allocation_that_differs_in_what_it_holds_is_another(other: DeviceHold) -> None:
+    driven = shared()
+    driven.tell(decides(an_allocate(90, holds=[other])))
+    assert driven.all(ReadClaim)

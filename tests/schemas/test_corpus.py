@@ -11,7 +11,6 @@ import pytest
 from schemas.errors import FieldError
 from schemas.manifests import Document, read_manifests
 from schemas.resource import DeviceClass, DeviceTaintRule, ResourceClaim, ResourceClaimTemplate, ResourceSlice
-from schemas.resource.decode import decode_object
 from schemas.resource.validate import (
     validate_claim,
     validate_class,
@@ -19,7 +18,6 @@ from schemas.resource.validate import (
     validate_taint_rule,
     validate_template,
 )
-from schemas.resource.write_back import write_back
 
 _ROOT = Path(__file__).parents[2]
 _CORPUS = _ROOT / os.environ.get("DRAGOMAN_CORPUS", "../shared/corpus") / "dra-example-driver"
@@ -57,9 +55,3 @@ def test_every_object_is_valid(documents: list[Document]) -> None:
             case DeviceTaintRule() as rule:
                 errors += validate_taint_rule(rule)
     assert errors == []
-
-
-def test_every_object_is_written_back_without_loss(documents: list[Document]) -> None:
-    for document in documents:
-        written = write_back(document.raw, decode_object(document.raw))
-        assert {**written, "apiVersion": document.raw["apiVersion"]} == document.raw

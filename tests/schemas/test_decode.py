@@ -48,7 +48,7 @@ def test_nothing_is_lost_between_reading_and_writing(name: str) -> None:
     raw = a_raw(name)
     written = to_builtins(decode_object(raw))
     if name == "pod":
-        del raw["spec"]["containers"][0]["image"]  # a field that we do not read; `write_back` keeps it
+        del raw["spec"]["containers"][0]["image"]  # a field that we do not read
         raw["spec"]["initContainers"][0]["resources"] = {}
     if name == "rule":
         assert written["status"] == raw["status"]

@@ -5,7 +5,7 @@ import random
 import msgspec
 import pytest
 
-from broker.tracing.spans import Link, covered_us
+from broker.tracing.spans import Link, Span
 from schemas.wire.bus import StoredMessage
 from schemas.wire.codec import trace_id, trace_parent
 from schemas.wire.ledger import CheckpointClaims, ClaimKept, Release, WaitingKept
@@ -27,7 +27,6 @@ from tests.tracing.messages import (
     an_entry,
     an_input,
     an_outcome,
-    header,
     stages,
     times,
     us,
@@ -334,5 +333,15 @@ def test_a_ratio_keeps_whole_traces_and_what_is_unusual_or_slow_always() -> None
 
 
 def _without_times(message: StoredMessage) -> dict[str, str]:
-    assert header({"a": 1})
     return {name: value for name, value in message.headers.items() if name != "Dra-Times"}
+
+
+def covered_us(top: Span, spans: Sequence[Span]) -> int:
+    """How much of a span's time the spans directly below it cover."""
+    covered, reached = 0, top.start_us
+    for start, end in sorted((span.start_us, span.end_us) for span in spans if span.parent_id == top.span_id):
+        begin, stop = max(start, reached), min(end, top.end_us)
+        if stop > begin:
+            covered += stop - begin
+            reached = stop
+    return covered
