@@ -1,6 +1,7 @@
 """A claim's life becomes spans: what they are, and what they are not when something is missing."""
 
 import random
+from collections.abc import Sequence
 
 import msgspec
 import pytest
