@@ -99,11 +99,17 @@ async def only(cluster: ManifestCluster, kind: Kind) -> ApiObject:
 
 
 async def changes(cluster: ManifestCluster, since: str, kind: Kind = "claim") -> list[WatchEvent]:
-    """What a watch has to say at once."""
-    watch, found = cluster.watch(kind, since), []
-    with anyio.move_on_after(0.01):
-        while True:
-            found.append(await anext(watch))
+    """What a watch has to say without waiting."""
+    found = []
+
+    async def read() -> None:
+        async for event in cluster.watch(kind, since):
+            found.append(event)  # noqa: PERF401  # it is cancelled
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(read)
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
     return found
 
 
