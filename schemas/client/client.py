@@ -8,6 +8,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from typing import Any
 
 import nats.errors
 import nats.protocol.parser
@@ -30,11 +31,23 @@ nats.protocol.parser.MSG_RE = re.compile(rb"\AMSG " + _SUBJECT_AND_REPLY + rb"(\
 nats.protocol.parser.HMSG_RE = re.compile(rb"\AHMSG " + _SUBJECT_AND_REPLY + rb"(\d+) (\d+)\r\n")
 
 
+class NoTlsError(nats.errors.Error):
+    """A server speaks no TLS where that is asked for. place: its host and port."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__(
+            f"the server at {place} speaks no TLS, so nothing was sent to it: check --nats, or, if it is meant to be"
+            " so, give nats:// and leave --tls-ca and --tls-cert out"
+        )
+
+
 class BusClient(Client):
     """What a `Connection` is made of."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, with_tls: bool = False) -> None:
+        """with_tls: no server is told anything without it."""
         super().__init__()
+        self._with_tls = with_tls
         self.dropped = 0  # messages that could not be processed
         self._told = 0  # of them
         self._told_at_s = -TELL_EACH_S
@@ -42,6 +55,20 @@ class BusClient(Client):
         self._answers = ""  # the inbox of all answers; "" before the first question
         self._asked = 0
         self._waiting: dict[bytes, asyncio.Future[tuple[bytes, bytes]]] = {}  # by the question's number
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        # It goes over to TLS only if the server's first words, which nobody has signed, say that it must: whoever sits
+        # in between leaves that out, and has our password or what we sign. This is called before it looks at them.
+        assert self._current_server is not None
+        if initial_connection and self._with_tls and self._current_server.uri.scheme != "wss":
+            speaks = info.get("tls_required") or info.get("tls_available")
+            if not speaks or self._current_server.uri.scheme == "ws":
+                assert self._transport is not None
+                # It would only be forgotten, and is tried again five times a second.
+                self._transport.close()  # type: ignore[no-untyped-call]
+                raise NoTlsError(self._current_server.uri.netloc.rpartition("@")[2])
+            info["tls_required"] = True
+        await super()._process_info(info, initial_connection)
 
     async def subscribe_sink(self, subject: str, sink: Sink) -> Subscription:
         """Call `sink` as soon as a message is read: no headers parsed, no queue, no other task.

@@ -21,7 +21,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from schemas.client.client import BusClient, Sink, headers_of
+from schemas.client.client import TELL_EACH_S, BusClient, NoTlsError, Sink, headers_of
 from schemas.client.errors import BusRefusedError, BusUnavailableError, MessageTooLargeError
 from schemas.errors import UNREADABLE
 from schemas.wire.bus import ReceivedMessage, header_block, one_line, status_of
@@ -41,7 +41,7 @@ class BusOptions(msgspec.Struct, frozen=True):
         the URL says, else nobody.
     inbox: where answers are heard; a server with permissions gives each user a place of its own.
     ca_file: who vouches for the servers, if not those that the system trusts. Certificate and key: who we are, where
-        the servers ask for that.
+        the servers ask for that. With any of them, or one address with tls://, nothing is sent to a server without TLS.
     """
 
     servers: Sequence[str] = ("nats://127.0.0.1:4222",)
@@ -58,6 +58,12 @@ class BusOptions(msgspec.Struct, frozen=True):
     def places(self) -> str:
         """The servers, for people: without passwords."""
         return ", ".join(_without_password(server) for server in self.servers)
+
+    @property
+    def asks_for_tls(self) -> bool:
+        """Of every server, also of those that a server tells of."""
+        is_said = any(server.startswith(("tls://", "wss://")) for server in self.servers)
+        return is_said or bool(self.ca_file or self.certificate_file)
 
 
 class Connection:
@@ -274,14 +280,21 @@ async def connect(options: BusOptions, deadline_s: float = CONNECT_DEADLINE_S) -
     deadline_s: for the first connection only.
     Raises: BusUnavailableError, saying what was tried and what to do.
     """
-    client = BusClient()
+    client = BusClient(with_tls=options.asks_for_tls)
     connection = Connection(client, options.places())
     last_error = "no server answered"
     is_refused = False
+    no_tls: NoTlsError | None = None
+    told_at_s = -TELL_EACH_S
 
     async def on_error(error: Exception) -> None:
-        nonlocal last_error, is_refused
+        nonlocal last_error, is_refused, no_tls, told_at_s
         last_error = str(error) or type(error).__name__
+        if isinstance(error, NoTlsError):
+            no_tls = error
+            if connection.losses and time.monotonic() - told_at_s >= TELL_EACH_S:  # else it is raised
+                told_at_s = time.monotonic()
+                _log.warning("not connected to NATS, trying again: %s", error)
         is_refused = is_refused or "authorization violation" in last_error.lower()
         is_forbidden = "permissions violation" in last_error.lower()
         _log.log(logging.WARNING if is_forbidden else logging.DEBUG, "NATS (%s): %s", connection.places, last_error)
@@ -325,6 +338,8 @@ async def connect(options: BusOptions, deadline_s: float = CONNECT_DEADLINE_S) -
             except (nats.errors.Error, OSError, ValueError) as error:
                 await checkpoint_if_cancelled()
                 last_error = str(error) or type(error).__name__
+        if no_tls is not None and not client.is_connected:
+            raise BusUnavailableError(f"cannot connect to NATS: {no_tls}")
         if is_refused and not client.is_connected:
             raise BusUnavailableError(
                 f"NATS at {connection.places} does not know us (Authorization Violation):"
