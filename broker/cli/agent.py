@@ -131,15 +131,14 @@ def run(options: argparse.Namespace) -> int:
     for problem in check_federation(Federation(clusters=[ClusterId(options.cluster)])):
         raise CommandError(f"--cluster: {problem.partition(': ')[2]}")
     _check_arguments(options)
+    nats = bus_options(options, f"dragoman agent {options.cluster}", f"agent-{options.cluster}")
 
     async def serve() -> None:
         async with (
             until_told_to_stop(),
             anyio.create_task_group() as tasks,
             _cluster(options, tasks) as (cluster, settings, classes, taint_rules, event_writer),
-            connect(
-                bus_options(options, f"dragoman agent {options.cluster}", f"agent-{options.cluster}")
-            ) as connection,
+            connect(nats) as connection,
         ):
             metrics = AgentMetrics()
             bus = AgentBus(connection, options.cluster)

@@ -52,9 +52,10 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 def run(options: argparse.Namespace) -> int:
     """Run until told to stop."""
     federation = read_federation(options.config)
+    nats = bus_options(options, "dragoman broker", "broker")
 
     async def serve() -> None:
-        async with connect(bus_options(options, "dragoman broker", "broker")) as connection, until_told_to_stop():
+        async with connect(nats) as connection, until_told_to_stop():
             settings = broker_settings(federation, durability=durability(options))
             broker = Broker(connection, default_engine(), settings, log_notice)
             refresh = partial(broker.metrics.refresh, broker)

@@ -6,7 +6,9 @@ import os
 import shtab
 
 from broker.adapters.durability import Durability
-from schemas.client.connection import BusOptions
+from broker.cli.errors import CommandError
+from schemas.client.errors import BusOptionsError
+from schemas.client.options import BusOptions
 from schemas.wire.subjects import inbox_prefix
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
@@ -58,9 +60,12 @@ def durability(options: argparse.Namespace) -> Durability:
 
 
 def bus_options(options: argparse.Namespace, name: str, role: str) -> BusOptions:
-    """Where NATS is. name: for those who look at the server's connections. role: as `nats-config` names its keys."""
+    """Where NATS is. name: for those who look at the server's connections. role: as `nats-config` names its keys.
+
+    Raises: CommandError if an address or file cannot be used.
+    """
     servers = options.nats or [os.environ.get("DRAGOMAN_NATS") or DEFAULT_URL]
-    return BusOptions(
+    given = BusOptions(
         tuple(servers),
         name=name,
         credentials_file=options.creds,
@@ -70,3 +75,8 @@ def bus_options(options: argparse.Namespace, name: str, role: str) -> BusOptions
         certificate_file=options.tls_cert,
         key_file=options.tls_key,
     )
+    try:
+        given.check()
+    except BusOptionsError as error:
+        raise CommandError(str(error)) from error
+    return given

@@ -59,9 +59,10 @@ async def _ask(connection: Connection, verb: str, payload: bytes) -> bytes:
 
 
 def _connected(options: argparse.Namespace, ask: Callable[[Connection], Awaitable[bytes]]) -> bytes:
+    nats = bus_options(options, f"dragoman {options.command}", "operator")
+
     async def connect_and_ask() -> bytes:
-        name = f"dragoman {options.command}"
-        async with connect(bus_options(options, name, "operator"), CONNECT_DEADLINE_S) as connection:
+        async with connect(nats, CONNECT_DEADLINE_S) as connection:
             return await ask(connection)
 
     try:

@@ -81,9 +81,9 @@ def run(options: argparse.Namespace) -> int:
     since = options.since or (Since.new() if options.follow else Since.beginning())
     types = [TYPES[each] for each in options.type]
     role = f"subscriber-{options.subscriber}" if options.subscriber else "operator"
+    nats = bus_options(options, "dragoman events", role)
 
     async def show() -> None:
-        nats = bus_options(options, "dragoman events", role)
         until_stopped = until_told_to_stop() if options.follow else nullcontext()
         async with until_stopped, connect(nats, CONNECT_DEADLINE_S) as connection:
             found = subscribe(

@@ -26,9 +26,10 @@ CONNECT_DEADLINE_S = 3.0
 
 def with_nats(options: argparse.Namespace, role: str, do: Callable[[Connection], Awaitable[T]]) -> T:
     """Do something at NATS. Raises: CommandError."""
+    nats = bus_options(options, f"dragoman {options.command}", role)
 
     async def connected() -> T:
-        async with connect(bus_options(options, f"dragoman {options.command}", role), CONNECT_DEADLINE_S) as connection:
+        async with connect(nats, CONNECT_DEADLINE_S) as connection:
             return await do(connection)
 
     return run_async(connected)

@@ -95,9 +95,10 @@ def run(options: argparse.Namespace) -> int:
         events_age_s=options.events_age,
         dead_letters_age_s=options.dead_letters_age,
     )
+    nats = bus_options(options, "dragoman nats-setup", "setup")
 
     async def set_up() -> tuple[list[StreamDone], dict[str, str], list[str]]:
-        async with connect(bus_options(options, "dragoman nats-setup", "setup")) as connection:
+        async with connect(nats) as connection:
             problems = await server_problems(connection, Durability(tuple(options.nats_monitor)))
             done = await set_up_streams(connection, settings, adopt=options.adopt, loosen=options.loosen)
             places: dict[str, str] = {}

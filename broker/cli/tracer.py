@@ -78,11 +78,12 @@ def run(options: argparse.Namespace) -> int:
     except ImportError as error:
         raise CommandError(f"spans need the extra `tracing`: pip install 'dragoman[tracing]' ({error})") from error
     settings = TracerSettings(SHARD, ratio, int(options.slow * 1_000_000), options.from_start)
+    nats = bus_options(options, "dragoman tracer", "tracer")
 
     async def serve() -> None:
         exporter = OtlpExporter(build())
         try:
-            async with until_told_to_stop(), connect(bus_options(options, "dragoman tracer", "tracer")) as connection:
+            async with until_told_to_stop(), connect(nats) as connection:
                 tracer = Tracer(connection, exporter.export, ProgressFile(options.data), settings)
 
                 def why_not_ready() -> str:

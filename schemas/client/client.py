@@ -16,6 +16,8 @@ from nats.aio.client import Client, _validate_subject
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from schemas.client.errors import BusOptionsError
+from schemas.client.options import BusOptions
 from schemas.wire.bus import parse_headers, status_of
 
 _log = logging.getLogger(__name__)
@@ -31,23 +33,16 @@ nats.protocol.parser.MSG_RE = re.compile(rb"\AMSG " + _SUBJECT_AND_REPLY + rb"(\
 nats.protocol.parser.HMSG_RE = re.compile(rb"\AHMSG " + _SUBJECT_AND_REPLY + rb"(\d+) (\d+)\r\n")
 
 
-class NoTlsError(nats.errors.Error):
-    """A server speaks no TLS where that is asked for. place: its host and port."""
-
-    def __init__(self, place: str) -> None:
-        super().__init__(
-            f"the server at {place} speaks no TLS, so nothing was sent to it: check --nats, or, if it is meant to be"
-            " so, give nats:// and leave --tls-ca and --tls-cert out"
-        )
+class NothingSentError(nats.errors.Error):
+    """We do not say who we are. The text says why and what to do."""
 
 
 class BusClient(Client):
     """What a `Connection` is made of."""
 
-    def __init__(self, *, with_tls: bool = False) -> None:
-        """with_tls: no server is told anything without it."""
+    def __init__(self, options: BusOptions) -> None:
         super().__init__()
-        self._with_tls = with_tls
+        self._given = options
         self.dropped = 0  # messages that could not be processed
         self._told = 0  # of them
         self._told_at_s = -TELL_EACH_S
@@ -60,15 +55,33 @@ class BusClient(Client):
         # It goes over to TLS only if the server's first words, which nobody has signed, say that it must: whoever sits
         # in between leaves that out, and has our password or what we sign. This is called before it looks at them.
         assert self._current_server is not None
-        if initial_connection and self._with_tls and self._current_server.uri.scheme != "wss":
+        if initial_connection and self._given.asks_for_tls and self._current_server.uri.scheme != "wss":
             speaks = info.get("tls_required") or info.get("tls_available")
             if not speaks or self._current_server.uri.scheme == "ws":
                 assert self._transport is not None
                 # It would only be forgotten, and is tried again five times a second.
                 self._transport.close()  # type: ignore[no-untyped-call]
-                raise NoTlsError(self._current_server.uri.netloc.rpartition("@")[2])
+                place = self._current_server.uri.netloc.rpartition("@")[2]
+                raise NothingSentError(
+                    f"the server at {place} speaks no TLS, so nothing was sent to it: check --nats, or, if it is meant"
+                    " to be so, give nats:// and leave --tls-ca and --tls-cert out"
+                )
             info["tls_required"] = True
         await super()._process_info(info, initial_connection)
+
+    def _connect_command(self) -> bytes:
+        # Key and credentials are read again each time. What is wrong in them would end its reconnecting for good, or
+        # keep it looking for a JWT, and everything else waiting, for ever.
+        try:
+            self._given.check_identity()
+        except BusOptionsError as error:
+            raise NothingSentError(str(error)) from error
+        return super()._connect_command()
+
+    async def close(self) -> None:
+        # It fails an assertion where it was refused its options, and hides by that why.
+        if self._flush_queue is not None:
+            await super().close()
 
     async def subscribe_sink(self, subject: str, sink: Sink) -> Subscription:
         """Call `sink` as soon as a message is read: no headers parsed, no queue, no other task.

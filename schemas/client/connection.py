@@ -6,12 +6,10 @@ deadline. Streams are read in `reader` and `follow`.
 """
 
 import logging
-import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 import anyio
 import msgspec
@@ -21,10 +19,13 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from schemas.client.client import TELL_EACH_S, BusClient, NoTlsError, Sink, headers_of
+from schemas.client.client import TELL_EACH_S, BusClient, NothingSentError, Sink, headers_of
 from schemas.client.errors import BusRefusedError, BusUnavailableError, MessageTooLargeError
+from schemas.client.options import BusOptions
 from schemas.errors import UNREADABLE
 from schemas.wire.bus import ReceivedMessage, header_block, one_line, status_of
+
+__all__ = ["BusOptions", "Connection", "connect", "raise_api_error", "read_answer"]
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -32,38 +33,6 @@ T = TypeVar("T")
 CONNECT_DEADLINE_S = 10.0
 REQUEST_DEADLINE_S = 5.0
 CLOSE_GRACE_S = 2.0
-
-
-class BusOptions(msgspec.Struct, frozen=True):
-    """Where NATS is and who we are there.
-
-    credentials_file: a `.creds` file (JWT and NKey seed); else an NKey's seed file, else user and password, else what
-        the URL says, else nobody.
-    inbox: where answers are heard; a server with permissions gives each user a place of its own.
-    ca_file: who vouches for the servers, if not those that the system trusts. Certificate and key: who we are, where
-        the servers ask for that. With any of them, or one address with tls://, nothing is sent to a server without TLS.
-    """
-
-    servers: Sequence[str] = ("nats://127.0.0.1:4222",)
-    name: str = "dragoman"
-    credentials_file: str = ""
-    nkey_file: str = ""
-    user: str = ""
-    password: str = ""
-    inbox: str = "_INBOX"
-    ca_file: str = ""
-    certificate_file: str = ""
-    key_file: str = ""
-
-    def places(self) -> str:
-        """The servers, for people: without passwords."""
-        return ", ".join(_without_password(server) for server in self.servers)
-
-    @property
-    def asks_for_tls(self) -> bool:
-        """Of every server, also of those that a server tells of."""
-        is_said = any(server.startswith(("tls://", "wss://")) for server in self.servers)
-        return is_said or bool(self.ca_file or self.certificate_file)
 
 
 class Connection:
@@ -278,20 +247,21 @@ async def connect(options: BusOptions, deadline_s: float = CONNECT_DEADLINE_S) -
     """Connect to NATS; afterwards the connection comes back by itself, for ever.
 
     deadline_s: for the first connection only.
-    Raises: BusUnavailableError, saying what was tried and what to do.
+    Raises: BusUnavailableError, saying what was tried and what to do; BusOptionsError, nothing was.
     """
-    client = BusClient(with_tls=options.asks_for_tls)
+    options.check()
+    client = BusClient(options)
     connection = Connection(client, options.places())
     last_error = "no server answered"
     is_refused = False
-    no_tls: NoTlsError | None = None
+    nothing_sent: NothingSentError | None = None
     told_at_s = -TELL_EACH_S
 
     async def on_error(error: Exception) -> None:
-        nonlocal last_error, is_refused, no_tls, told_at_s
+        nonlocal last_error, is_refused, nothing_sent, told_at_s
         last_error = str(error) or type(error).__name__
-        if isinstance(error, NoTlsError):
-            no_tls = error
+        if isinstance(error, NothingSentError):
+            nothing_sent = error
             if connection.losses and time.monotonic() - told_at_s >= TELL_EACH_S:  # else it is raised
                 told_at_s = time.monotonic()
                 _log.warning("not connected to NATS, trying again: %s", error)
@@ -316,8 +286,6 @@ async def connect(options: BusOptions, deadline_s: float = CONNECT_DEADLINE_S) -
     elif options.user:
         identity.update(user=options.user, password=options.password)
     try:
-        if options.ca_file or options.certificate_file:
-            identity["tls"] = _tls(options)
         with anyio.move_on_after(deadline_s):
             try:
                 await client.connect(
@@ -333,13 +301,14 @@ async def connect(options: BusOptions, deadline_s: float = CONNECT_DEADLINE_S) -
                     reconnect_time_wait=0.2,  # type: ignore[arg-type]
                     ping_interval=5,  # a dead server that closes nothing is noticed after three of them
                     max_outstanding_pings=2,
+                    tls=options.tls_context(),
                     **identity,
                 )
             except (nats.errors.Error, OSError, ValueError) as error:
                 await checkpoint_if_cancelled()
                 last_error = str(error) or type(error).__name__
-        if no_tls is not None and not client.is_connected:
-            raise BusUnavailableError(f"cannot connect to NATS: {no_tls}")
+        if nothing_sent is not None and not client.is_connected:
+            raise BusUnavailableError(f"cannot connect to NATS: {nothing_sent}")
         if is_refused and not client.is_connected:
             raise BusUnavailableError(
                 f"NATS at {connection.places} does not know us (Authorization Violation):"
@@ -357,20 +326,6 @@ async def connect(options: BusOptions, deadline_s: float = CONNECT_DEADLINE_S) -
         # arrive was waited for.
         with anyio.move_on_after(CLOSE_GRACE_S, shield=True):
             await client.close()
-
-
-def _tls(options: BusOptions) -> ssl.SSLContext:
-    """Raises: BusUnavailableError, naming the file that cannot be used."""
-    context = ssl.create_default_context()
-    try:
-        if options.ca_file:
-            context.load_verify_locations(options.ca_file)
-        if options.certificate_file:
-            context.load_cert_chain(options.certificate_file, options.key_file or None)
-    except OSError as error:  # SSLError is one
-        files = ", ".join(name for name in (options.ca_file, options.certificate_file, options.key_file) if name)
-        raise BusUnavailableError(f"the certificates for NATS cannot be used ({files}): {error}") from error
-    return context
 
 
 def raise_api_error(request: str, answer: bytes) -> None:
@@ -399,9 +354,3 @@ class _ApiError(msgspec.Struct):
 
 class _ApiAnswer(msgspec.Struct):
     error: _ApiError | None = None
-
-
-def _without_password(server: str) -> str:
-    parts = urlsplit(server)
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))

@@ -9,6 +9,10 @@ class BusUnavailableError(BusError):
     """No answer, or no connection: whether the request took effect is unknown. Wait, then the same again."""
 
 
+class BusOptionsError(BusError):
+    """What we were given to connect with cannot be used: nobody was called, and again would be the same."""
+
+
 class BusRefusedError(BusError):
     """The server answered with an error.
 

@@ -12,6 +12,7 @@ from broker.adapters.api_service import serve_api
 from schemas.client.client import BusClient
 from schemas.client.connection import Connection
 from schemas.client.follow import follow
+from schemas.client.options import BusOptions
 from schemas.client.reader import StreamReader
 from schemas.wire.bus import header_block
 from schemas.wire.subjects import STATE_STREAM
@@ -129,9 +130,9 @@ async def test_a_stream_is_read_past_a_subject_of_any_bytes(connection: Connecti
 async def test_honest_headers_are_read_as_nats_py_reads_them(headers: dict[str, str], status: str) -> None:
     block = header_block(headers).replace(b"NATS/1.0", b"NATS/1.0" + status.encode(), 1)
     theirs = await Client()._process_headers(block)
-    assert await BusClient()._process_headers(block) == theirs
+    assert await BusClient(BusOptions())._process_headers(block) == theirs
 
 
 @given(st.binary(max_size=40), st.sampled_from([b"", b"NATS/1.0", b"NATS/1.0 ", b"NATS/1.0\r\n"]))
 async def test_headers_of_any_bytes_are_read(rest: bytes, begin: bytes) -> None:
-    await BusClient()._process_headers(begin + rest)
+    await BusClient(BusOptions())._process_headers(begin + rest)

@@ -1,4 +1,7 @@
-"""Who asks for TLS tells nothing to a server that speaks none, whoever sits between us and the right one."""
+"""Who asks for TLS tells nothing to a server that speaks none, whoever sits between us and the right one.
+
+And who cannot say who it is, tells nothing and tries again.
+"""
 
 import logging
 from collections.abc import AsyncIterator
@@ -137,6 +140,26 @@ async def test_a_server_without_tls_is_told_nothing_when_the_connection_comes_ba
         said = [record.getMessage() for record in caplog.records if "speaks no TLS" in record.getMessage()]
         assert len(said) == 1, "not at each attempt"
         async with servers(secure.config):
+            with anyio.fail_after(15):
+                await connection.wait_until_up()
+            await connection.api("INFO")
+
+
+async def test_a_key_that_is_broken_for_a_while_ends_no_connection(
+    secure: Secure, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is read again at each attempt."""
+    key = anyio.Path(secure.key)
+    seed = await key.read_text()
+    async with servers(secure.config) as processes, connect(secure.options()) as connection:
+        await key.write_text("")
+        processes[0].kill()
+        await processes[0].wait()
+        async with servers(secure.config):
+            with caplog.at_level(logging.WARNING, "schemas.client.connection"), anyio.fail_after(15):
+                while f"--nkey {key}: there is no seed" not in caplog.text:
+                    await checkpoint()
+            await key.write_text(seed)
             with anyio.fail_after(15):
                 await connection.wait_until_up()
             await connection.api("INFO")
