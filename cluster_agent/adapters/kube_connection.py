@@ -245,6 +245,8 @@ class KubeConnection:
         except ClusterAccessError:
             raise
         except Exception as error:  # whatever the library stumbles over in a file that is no kubeconfig
+            if not self._credentials.in_cluster and not isinstance(error, OSError):
+                _check_kubeconfigs(self._credentials.paths)
             reason = str(error) if isinstance(error, ConfigException | OSError) else f"{type(error).__name__}: {error}"
             raise ClusterAccessError(f"{self._credentials}: {reason}") from error
         self._configuration, self._endpoint, self._expires = configuration, endpoint, expires
@@ -295,6 +297,45 @@ async def connect_to_cluster(
         yield connection
     finally:
         await connection.close()
+
+
+class _Cluster(msgspec.Struct):
+    name: Any
+    cluster: dict[Any, Any] | None = None
+
+
+class _Context(msgspec.Struct):
+    name: Any
+    context: dict[Any, Any] | None = None
+
+
+class _User(msgspec.Struct):
+    name: Any
+    user: dict[Any, Any] | None = None
+
+
+class _Kubeconfig(msgspec.Struct):
+    """One of several files may leave out what the others have."""
+
+    clusters: list[_Cluster] | None = None
+    contexts: list[_Context] | None = None
+    users: list[_User] | None = None
+    current_context: Any = msgspec.field(name="current-context", default=None)
+
+
+def _check_kubeconfigs(paths: str) -> None:
+    """Raises: ClusterAccessError, naming the first file whose form is not a kubeconfig's."""
+    for path in paths.split(os.pathsep):
+        file = Path(path).expanduser()
+        if path and file.is_file() and not _is_kubeconfig(file):
+            raise ClusterAccessError(f"{path} is no kubeconfig: expected an object with clusters, contexts and users")
+
+
+def _is_kubeconfig(file: Path) -> bool:
+    try:
+        return msgspec.convert(yaml.safe_load(file.read_bytes()), _Kubeconfig) != _Kubeconfig()
+    except (yaml.YAMLError, ValueError, *UNREADABLE):  # a ValueError: a date that there is not
+        return False
 
 
 def _endpoint_of(configuration: Configuration) -> tuple[object, ...]:

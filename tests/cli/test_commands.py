@@ -213,12 +213,36 @@ users: [{name: me, user: {token: secret}}]
 """
 
 
+NO_KUBECONFIGS = {
+    "empty": b"",
+    "list": b"[1]",
+    "text": b"hello",
+    "something else": b"{apiVersion: v1, kind: Pod}",
+    "a date that there is not": b"clusters: 2020-02-30",
+    "binary": b"\xff\xfe\x00\xd8",
+    "clusters that are text": b"clusters: here",
+    "users that are numbers": b"users: [1]",
+    "a context without a name": b"contexts: [{context: {cluster: here}}]",
+    "a cluster that is a list": b"clusters: [{name: here, cluster: []}]",
+}
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         pytest.param(["--kubeconfig", "{root}/none"], "there is no kubeconfig {root}/none", id="no kubeconfig"),
         pytest.param(["--kubeconfig", "{root}/yaml"], "not YAML", id="no YAML"),
-        pytest.param(["--kubeconfig", "{root}/list"], "kubeconfig {root}/list: ", id="something else"),
+        *(
+            pytest.param(
+                ["--kubeconfig", f"{{root}}/{name}"],
+                f"{{root}}/{name} is no kubeconfig: expected an object with clusters, contexts and users",
+                id=f"no kubeconfig but {name}",
+            )
+            for name in NO_KUBECONFIGS
+        ),
+        pytest.param(
+            ["--kubeconfig", "{root}/good:{root}/list"], "{root}/list is no kubeconfig", id="one of two is none"
+        ),
         pytest.param(["--kubeconfig", "{root}/good", "--context", "other"], "name other", id="no such context"),
         pytest.param(["--kubeconfig", "{root}/good", "--context", "gone"], "name gone", id="no such cluster"),
         pytest.param(["--kubeconfig", "{root}/good"], "https://127.0.0.1:1 gave no answer", id="nobody there"),
@@ -228,8 +252,8 @@ users: [{name: me, user: {token: secret}}]
 def test_an_agent_that_cannot_use_its_cluster_says_why(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
 ) -> None:
-    for name, text in (("yaml", "[1,"), ("list", "[1]"), ("good", KUBECONFIG)):
-        (tmp_path / name).write_text(text)
+    for name, content in {"yaml": b"[1,", "good": KUBECONFIG.encode(), **NO_KUBECONFIGS}.items():
+        (tmp_path / name).write_bytes(content)
     assert run("agent", "--cluster", "east", *(each.replace("{root}", str(tmp_path)) for each in arguments)) == 1
     printed = capsys.readouterr()
     assert sentence.replace("{root}", str(tmp_path)) in printed.err
