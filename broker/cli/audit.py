@@ -310,12 +310,18 @@ def run_anchor(options: argparse.Namespace) -> int:
         if options.file is None:
             print(text.decode(), end="")
         else:
-            options.file.write_bytes(text)
+            _write(options.file, text)
     except AnchorError as error:
         raise CommandError(str(error), exit_code=1) from None
-    except OSError as error:
-        raise CommandError(f"{options.file} cannot be written: {error.strerror}", exit_code=1) from error
     return 0
+
+
+def _write(file: Path, text: bytes) -> None:
+    """Raises: CommandError."""
+    try:
+        file.write_bytes(text)
+    except OSError as error:
+        raise CommandError(f"{file} cannot be written: {error.strerror}", exit_code=1) from error
 
 
 async def _head(connection: Connection) -> Anchor:

@@ -2,9 +2,11 @@
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -30,6 +32,30 @@ def set_up_logging(verbosity: int, log_format: str) -> None:
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
 
 
+def open_missing_streams() -> None:
+    """Whoever started us may have closed stdin, stdout or stderr: they are /dev/null then.
+
+    Python has None for them, and would give their file descriptors to what is opened next: a file, a connection.
+    """
+    if sys.stdin is None:
+        sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115  # for as long as we run
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+
+
+def drop_unwritable() -> None:
+    """What stdout and stderr still hold and cannot write is dropped, so that the interpreter's last flush is silent."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+
+
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -50,10 +76,16 @@ def print_json(value: Any) -> None:
     sys.stdout.flush()
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Rich itself would end the process here, with 1; what becomes of it is for `main` to say, as with `print`."""
+        raise  # the BrokenPipeError for which rich calls this
+
+
 def console() -> Console:
     """Where tables go; as wide as the terminal, and wide enough for a table where there is none."""
     width = None if sys.stdout.isatty() else 160
-    return Console(file=sys.stdout, width=width, highlight=False, soft_wrap=False)
+    return _Console(file=sys.stdout, width=width, highlight=False, soft_wrap=False)
 
 
 def claim_table(rows: Sequence[ClaimRow]) -> Group:
