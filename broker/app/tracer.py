@@ -8,6 +8,7 @@ segment and from what DRA_STATE has.
 
 import logging
 import os
+import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -54,6 +55,14 @@ class ProgressFile:
         """directory: None keeps nothing."""
         self._path = directory / "tracer.json" if directory is not None else None
 
+    def prepare(self) -> None:
+        """Make the directory and write to it, so that who cannot learns it at once. Raises: OSError."""
+        if self._path is None:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self._path.parent) as file:
+            file.write(b"{}")
+
     def read(self) -> Progress | None:
         """None where nothing was kept. Raises: OSError; ValueError if the file is not ours."""
         if self._path is None or not self._path.exists():
@@ -67,7 +76,6 @@ class ProgressFile:
         """Raises: OSError."""
         if self._path is None:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         beside = self._path.with_suffix(".new")
         with beside.open("wb") as file:
             file.write(msgspec.json.encode(progress))

@@ -47,9 +47,12 @@ def run(options: argparse.Namespace) -> int:
     """Run the demo."""
     with tempfile.TemporaryDirectory(prefix="dragoman-demo-") as temporary:
         root = options.keep or Path(temporary)
-        if options.keep and options.keep.exists() and any(options.keep.iterdir()):
-            raise CommandError(f"--keep {options.keep}: the directory is not empty; give a new one")
-        write_manifests(root)
+        try:
+            if root.exists() and any(root.iterdir()):
+                raise CommandError(f"--keep {root}: the directory is not empty; give a new one")
+            write_manifests(root)
+        except OSError as error:
+            raise CommandError(f"the demo's manifests cannot be written to {root}: {error.strerror}") from error
         try:
             anyio.run(_demo, root, console())
         except* (EmbeddedNatsError, BusError) as group:
@@ -58,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def write_manifests(root: Path) -> None:
-    """Put the demo's manifests into one directory for each cluster."""
+    """Put the demo's manifests into one directory for each cluster. Raises: OSError."""
     for cluster in CLUSTERS:
         (root / cluster).mkdir(parents=True, exist_ok=True)
         for source in files("broker.cli").joinpath("demo_manifests", cluster).iterdir():

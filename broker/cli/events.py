@@ -1,7 +1,9 @@
 """`dragoman events`: what happened, and what happens."""
 
 import argparse
+from collections.abc import Callable
 from contextlib import aclosing, nullcontext
+from datetime import datetime
 from typing import get_args
 
 import anyio
@@ -23,6 +25,7 @@ from schemas.client.subscribe import Received, subscribe
 from schemas.events import AnyEvent, event_type
 
 CONNECT_DEADLINE_S = 3.0
+YEAR_MOST = 2261  # NATS counts nanoseconds in 63 bits: what is later it takes for a time long ago
 TYPES = {
     event_type(each).removeprefix("dev.dragoman.").removesuffix(".v1"): event_type(each) for each in get_args(AnyEvent)
 }
@@ -59,16 +62,19 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         " (default: all that is kept; with --follow what comes)",
     )
     parser.add_argument("--type", action="append", choices=sorted(TYPES), default=[], metavar="TYPE", help="see below")
-    parser.add_argument("--cluster", default="", metavar="NAME", help="of this cluster only")
+    parser.add_argument("--cluster", type=_name_of("name of a cluster"), metavar="NAME", help="of this cluster only")
     parser.add_argument(
         "--durable",
-        type=_durable,
+        type=_name_of("durable name"),
         metavar="NAME",
         help="go on where the last run with this name was, and share the events with others that run with it;"
         " --since is where a new name begins. A --subscriber has its own name for it",
     )
     parser.add_argument(
-        "--subscriber", metavar="NAME", help="who we are at NATS, with that role's --nkey (default: an operator)"
+        "--subscriber",
+        type=_name_of("name of a subscriber"),
+        metavar="NAME",
+        help="who we are at NATS, with that role's --nkey (default: an operator)",
     )
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
     add_nats_arguments(parser)
@@ -89,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
             found = subscribe(
                 connection,
                 types=types,
-                cluster=options.cluster,
+                cluster=options.cluster or "",
                 since=since,
                 follow=options.follow,
                 durable=options.durable or "",
@@ -137,12 +143,17 @@ def _show(to: Console, received: Received) -> None:
     to.print(Text(f"{received.time}  {what:26} {about}  {'  '.join(filter(None, words))}".rstrip()), soft_wrap=True)
 
 
-def _durable(text: str) -> str:
-    if not NAME_PATTERN.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no durable name: letters, digits, '-' and '_', at most 64")
-    return text
+def _name_of(what: str) -> Callable[[str], str]:
+    def name(text: str) -> str:
+        if not NAME_PATTERN.fullmatch(text):
+            raise argparse.ArgumentTypeError(f"{text!r} is no {what}: letters, digits, '-' and '_', at most 64")
+        return text
+
+    return name
 
 
 def _since(text: str) -> Since:
     found = sequence_or_time(text, "stream")
+    if isinstance(found, datetime) and found.year > YEAR_MOST:
+        raise argparse.ArgumentTypeError(f"{text!r} is after the year {YEAR_MOST}: NATS has no such time")
     return Since.after(found) if isinstance(found, int) else Since.at(found)

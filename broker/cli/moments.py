@@ -9,6 +9,7 @@ import msgspec
 
 from broker.app.audit import Range
 
+SEQUENCE_END = 2**64 - 1  # NATS counts in 64 bits, and is asked for the one after
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -28,19 +29,24 @@ def moment(text: str) -> Moment:
 
 
 def sequence_or_time(text: str, of: str) -> int | datetime:
-    """A sequence, or a time with a zone; also how long ago that was. of: what has the sequences, for the error.
+    """A sequence, or a time in UTC, which may be named with another zone, or by how long ago it was.
 
+    of: what has the sequences, for the error.
     Raises: ArgumentTypeError.
     """
     if text.isascii() and text.isdigit():
+        if len(text) > len(str(SEQUENCE_END)) or int(text) >= SEQUENCE_END:
+            raise argparse.ArgumentTypeError(f"{text} is no {of} sequence: they are below {SEQUENCE_END}")
         return int(text)
+    when: datetime | None
     try:
         if found := re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text):
             return datetime.fromtimestamp(time.time() - float(found[1]) * UNITS[found[2]], UTC)
         when = datetime.fromisoformat(text)
-    except (ValueError, OverflowError):  # so long ago that there was no year
+        when = when.astimezone(UTC) if when.tzinfo is not None else None
+    except (ValueError, OverflowError):  # so long ago, or to come, that UTC has no year for it
         when = None
-    if when is None or when.tzinfo is None:
+    if when is None:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no time span (30m, 1h, 2d), time with a zone (2026-01-31T12:00Z) or {of} sequence"
         )

@@ -76,9 +76,9 @@ def run(options: argparse.Namespace) -> int:
     directory: Path = options.dir
     if options.dev_ca and find_spec("cryptography") is None:
         raise CommandError("--dev-ca needs the package cryptography: pip install 'dragoman[local]'")
-    if directory.exists() and any(directory.iterdir()) and not options.force:
-        raise CommandError(f"--dir {directory}: the directory is not empty; --force replaces its files, but no key")
     try:
+        if directory.exists() and any(directory.iterdir()) and not options.force:
+            raise CommandError(f"--dir {directory}: the directory is not empty; --force replaces its files, but no key")
         written = _write(directory, plan, options.tls_ca)
     except OSError as error:
         raise CommandError(f"--dir {directory}: {error.filename} cannot be written: {error.strerror}") from error
@@ -156,8 +156,8 @@ def _write(directory: Path, plan: NatsPlan, tls_ca: Path | None) -> list[tuple[s
         is_new = not path.exists()
         if is_new:
             _write_secret(path, new_seed() + "\n")
-        seeds[role.name] = path.read_text()
         try:
+            seeds[role.name] = path.read_text(encoding="ascii", errors="replace")  # what is no text is no seed
             public = public_key(seeds[role.name])
         except ValueError as error:
             raise CommandError(f"{path}: {error}; remove the file to have a new key") from error

@@ -20,6 +20,7 @@ from schemas.client.since import Since
 
 _AGE = re.compile(r"([1-9][0-9]{0,5})([hd])")
 _SECONDS = {"h": HOUR_S, "d": 24 * HOUR_S}
+AGE_S_MOST = 106_751 * _SECONDS["d"]  # NATS counts nanoseconds in 63 bits
 
 EPILOG = """\
 It is safe to repeat. A stream that Dragoman did not make, and one that would promise less than it does, is changed only
@@ -130,6 +131,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _age(text: str) -> int:
     found = _AGE.fullmatch(text)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no age such as 72h or 30d")
-    return int(found[1]) * _SECONDS[found[2]]
+    age_s = int(found[1]) * _SECONDS[found[2]] if found is not None else 0
+    if not 0 < age_s <= AGE_S_MOST:
+        most = f"{AGE_S_MOST // _SECONDS['d']}d"
+        raise argparse.ArgumentTypeError(f"{text!r} is no age such as 72h or 30d, at most {most}")
+    return age_s

@@ -57,7 +57,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _difference(path: Path, wanted: str) -> str:
-    there = path.read_text() if path.exists() else ""
+    """Raises: CommandError."""
+    try:
+        there = path.read_text() if path.exists() else ""
+    except OSError as error:
+        raise CommandError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CommandError(f"{path} cannot be read: it is not text in UTF-8") from error
     lines = difflib.unified_diff(
         there.splitlines(keepends=True), wanted.splitlines(keepends=True), str(path), "as schemas/events.py has it"
     )

@@ -19,6 +19,8 @@ from broker.errors import flat
 from schemas.client.connection import connect
 from schemas.client.errors import BusError
 
+SLOW_S_MOST = 365 * 86_400
+
 EPILOG = """\
 Where the collector is, is said by OpenTelemetry's environment variables: OTEL_EXPORTER_OTLP_ENDPOINT (default:
 http://localhost:4318), OTEL_EXPORTER_OTLP_HEADERS, OTEL_EXPORTER_OTLP_CERTIFICATE, OTEL_SERVICE_NAME,
@@ -71,12 +73,17 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 def run(options: argparse.Namespace) -> int:
     """Run until told to stop."""
     ratio = _ratio(options.ratio)
-    if not options.slow > 0:
-        raise CommandError(f"--slow: {options.slow:g} is not above 0")
+    if not 0 < options.slow <= SLOW_S_MOST:
+        raise CommandError(f"--slow: {options.slow:g} is not above 0 and at most {SLOW_S_MOST} s")
     try:
         from broker.adapters.otlp import OtlpExporter
     except ImportError as error:
         raise CommandError(f"spans need the extra `tracing`: pip install 'dragoman[tracing]' ({error})") from error
+    progress = ProgressFile(options.data)
+    try:
+        progress.prepare()
+    except OSError as error:
+        raise CommandError(f"--data {options.data} cannot be used: {error.strerror}", exit_code=1) from error
     settings = TracerSettings(SHARD, ratio, int(options.slow * 1_000_000), options.from_start)
     nats = bus_options(options, "dragoman tracer", "tracer")
 
@@ -84,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
         exporter = OtlpExporter(build())
         try:
             async with until_told_to_stop(), connect(nats) as connection:
-                tracer = Tracer(connection, exporter.export, ProgressFile(options.data), settings)
+                tracer = Tracer(connection, exporter.export, progress, settings)
 
                 def why_not_ready() -> str:
                     if not connection.is_up:

@@ -57,6 +57,13 @@ async def test_monitoring_that_cannot_be_read_is_a_problem_of_its_own(nats_url: 
     assert "/varz cannot be read" in problems[1]
 
 
+@pytest.mark.parametrize("url", ["http://[::1", "http://127.0.0.1:port", "http://127.0.0.1/ a"])
+async def test_an_address_of_monitoring_that_is_none_is_a_problem_too(nats_url: str, url: str) -> None:
+    async with connect_to(nats_url) as connection:
+        (problem,) = await server_problems(connection, Durability((url,)))
+    assert problem.startswith(f"--nats-monitor {url}: ")
+
+
 async def test_an_old_server_is_named_with_what_is_needed(nats_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("broker.adapters.durability.SERVER_VERSION_MIN", (99, 0, 0))
     async with connect_to(nats_url) as connection:

@@ -154,16 +154,62 @@ def test_prints_its_version(capsys: pytest.CaptureFixture[str]) -> None:
             ["nats-setup", "--forget-subscriber", "a.b"], "'a.b' is no name of a subscriber", id="no subscriber"
         ),
         pytest.param(["demo", "--keep", "{root}"], "the directory is not empty", id="a demo into a full directory"),
+        pytest.param(["demo", "--keep", "{root}/config.yaml"], "config.yaml: Not a directory", id="a demo into a file"),
+        pytest.param(["demo", "--keep", "/proc/nope"], "/proc/nope: No such file or directory", id="a demo nowhere"),
+        pytest.param(
+            ["up", "--cluster", "east={root}", "--data", "{root}/config.yaml"],
+            "the data directory {root}/config.yaml/nats cannot be used: Not a directory",
+            id="state in a file",
+        ),
+        pytest.param(
+            ["up", "--cluster", "east={root}", "--data", "/proc/x"],
+            "the data directory /proc/x/nats cannot be used: No such file or directory",
+            id="state nowhere",
+        ),
+        pytest.param(
+            ["schema", "--check", "--dir", "{root}/directory"],
+            "{root}/directory/asyncapi.yaml cannot be read: Is a directory",
+            id="a schema that is a directory",
+        ),
+        pytest.param(
+            ["schema", "--check", "--dir", "{root}/binary"],
+            "{root}/binary/asyncapi.yaml cannot be read: it is not text in UTF-8",
+            id="a schema that is no text",
+        ),
+        pytest.param(["tracer", "--slow", "inf"], "--slow: inf is not above 0 and at most", id="nothing is slow"),
+        pytest.param(["tracer", "--slow", "nan"], "--slow: nan is not above 0 and at most", id="slow is no number"),
+        pytest.param(["events", "--since", "0001-01-01T00:00+14:00"], "is no time span", id="before the first year"),
+        pytest.param(["events", "--since", "9999-12-31T23:59-14:00"], "is no time span", id="after the last year"),
+        pytest.param(["events", "--since", "2262-01-01T00:00Z"], "is after the year 2261", id="after NATS' last year"),
+        pytest.param(
+            ["explain", "a", "--at", "0001-01-01T00:00+14:00"], "is no time span", id="a past before the first year"
+        ),
+        pytest.param(
+            ["events", "--since", "99999999999999999999999999"],
+            "99999999999999999999999999 is no stream sequence: they are below 18446744073709551615",
+            id="a sequence that no stream can have",
+        ),
+        pytest.param(
+            ["nats-setup", "--state-age", "999999d"], "is no age such as 72h or 30d, at most 106751d", id="too old"
+        ),
+        pytest.param(["events", "--cluster", "a b"], "--cluster: 'a b' is no name of a cluster", id="no cluster"),
+        pytest.param(["events", "--cluster", "a.>"], "--cluster: 'a.>' is no name of a cluster", id="all clusters"),
+        pytest.param(
+            ["events", "--subscriber", "x y"], "--subscriber: 'x y' is no name of a subscriber", id="nobody subscribes"
+        ),
     ],
 )
 def test_wrong_arguments_end_with_2_and_a_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
 ) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"clusters": ["east"]}))
+    (tmp_path / "directory/asyncapi.yaml").mkdir(parents=True)
+    (tmp_path / "binary").mkdir()
+    (tmp_path / "binary/asyncapi.yaml").write_bytes(b"\xff\x00")
     assert run(*(each.replace("{root}", str(tmp_path)) for each in arguments)) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert sentence in printed.err
+    assert sentence.replace("{root}", str(tmp_path)) in printed.err
     assert "Traceback" not in printed.err
 
 
@@ -259,6 +305,17 @@ def test_an_agent_that_cannot_use_its_cluster_says_why(
     assert sentence.replace("{root}", str(tmp_path)) in printed.err
     assert "secret" not in printed.err
     assert "Traceback" not in printed.err
+
+
+@pytest.mark.parametrize("data", ["{root}/file", "/proc/x"])
+def test_a_tracer_that_cannot_keep_its_progress_says_so_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], data: str
+) -> None:
+    pytest.importorskip("opentelemetry.sdk")
+    (tmp_path / "file").write_text("")
+    directory = data.replace("{root}", str(tmp_path))
+    assert run("tracer", "--data", directory, "--nats", "nats://127.0.0.1:1") == 1
+    assert f"--data {directory} cannot be used: " in capsys.readouterr().err
 
 
 def test_one_agent_at_a_time_has_a_data_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

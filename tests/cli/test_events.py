@@ -134,7 +134,7 @@ def test_a_durable_name_that_is_none_is_named(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit) as ended:
         main(["events", "--durable", "a.b"])
     assert ended.value.code == 2
-    assert "'a.b' is no durable name" in capsys.readouterr().err
+    assert "--durable: 'a.b' is no durable name" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("since", ["yesterday", "1y", "2026-01-31T12:00"])

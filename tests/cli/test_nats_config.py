@@ -108,3 +108,16 @@ def test_a_key_that_is_none_is_named(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "keys/broker.nk").write_text("nonsense")
     assert write(tmp_path, *CLUSTERS, "--force") == 2
     assert "broker.nk: it is not the seed of an NKey" in capsys.readouterr().err
+
+
+def test_a_key_that_is_no_text_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, *CLUSTERS)
+    (tmp_path / "keys/broker.nk").write_bytes(b"\xff\x00")
+    assert write(tmp_path, *CLUSTERS, "--force") == 2
+    assert "broker.nk: it is not the seed of an NKey" in capsys.readouterr().err
+
+
+def test_a_directory_that_is_a_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert write(tmp_path / "file", *CLUSTERS) == 2
+    assert f"--dir {tmp_path}/file: {tmp_path}/file cannot be written: Not a directory" in capsys.readouterr().err
