@@ -7,17 +7,18 @@ read, from the stream's leader. What the entries say is not known here.
 import logging
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
+from itertools import pairwise
 
 import anyio
 import msgspec
 
 from broker.adapters.errors import BatchTooLargeError, LedgerGoneError, LedgerTornError
 from broker.adapters.streams import STREAM_NOT_FOUND
-from schemas.client.client import as_published
-from schemas.client.connection import REQUEST_DEADLINE_S, Connection, raise_api_error, read_answer
+from schemas.client.batch import PubAck, as_batch, send_in_order
+from schemas.client.connection import REQUEST_DEADLINE_S, Connection
 from schemas.client.errors import BusRefusedError, BusUnavailableError, StreamGapError
 from schemas.client.reader import StreamReader
-from schemas.wire.bus import OutgoingMessage, StoredMessage, header_block
+from schemas.wire.bus import OutgoingMessage, StoredMessage
 
 _log = logging.getLogger(__name__)
 
@@ -55,14 +56,6 @@ class Uncertain(msgspec.Struct, frozen=True):
 
 
 AppendResult = Committed | Refused | Uncertain
-
-
-class _PubAck(msgspec.Struct):
-    stream: str = ""
-    seq: int = 0
-    duplicate: bool = False
-    batch: str = ""
-    count: int = 0
 
 
 class LedgerStore:
@@ -187,13 +180,11 @@ class LedgerStore:
         other (`append_until_known`).
         Only where `takes_rows`. Raises: MessageTooLargeError; nothing was sent.
         """
-        headers = []
-        for expected, message in enumerate(messages, start=expected_last):
-            headers.append({**message.headers, "Nats-Expected-Last-Sequence": str(expected)})
-            if expected > expected_last:
-                headers[-1]["Nats-Expected-Last-Msg-Id"] = messages[expected - expected_last - 1].message_id
+        row = [_expecting(messages[0], expected_last)]
+        for before, message in pairwise(messages):
+            row.append(_expecting(message, expected_last + len(row), before.message_id))
         try:
-            ack = await self._store(messages, headers, deadline_s)
+            ack = await send_in_order(self._connection, row, f"a row for {self.stream}", deadline_s)
             # A duplicate's ack names what is stored already: not for us to believe.
             return ack.stream == self.stream and ack.seq == expected_last + len(messages) and not ack.duplicate
         except (BusUnavailableError, BusRefusedError) as error:
@@ -235,13 +226,11 @@ class LedgerStore:
         except BusUnavailableError as error:
             return Uncertain(f"{reason}; then the tail could not be read: {error}")
 
-    async def _send(self, messages: Sequence[OutgoingMessage], expected_last: int, deadline_s: float) -> _PubAck:
+    async def _send(self, messages: Sequence[OutgoingMessage], expected_last: int, deadline_s: float) -> PubAck:
         """Send the batch and wait for its ack.
 
         One message is stored whole anyway, and as no batch it costs a server that keeps one replica a fifth: of a batch
         it makes a store on disk first.
-        A new batch id for every try: with the id of a try whose remains the server still holds, it would take the
-        first message for a gap.
         Raises: BatchTooLargeError, MessageTooLargeError before anything is sent.
         """
         assert messages, "a batch holds at least its inputs entry"
@@ -249,36 +238,18 @@ class LedgerStore:
             raise BatchTooLargeError(len(messages), BATCH_MESSAGES_MAX)
         ids = [message.message_id for message in messages if message.message_id]
         assert len(ids) == len(set(ids)), "a batch that repeats a message id is refused for ever"
-        batch_id = self._connection.unique_name()
-        headers = [dict(message.headers) for message in messages]
-        headers[0]["Nats-Expected-Last-Sequence"] = str(expected_last)
-        if len(messages) > 1:
-            for number, each in enumerate(headers, start=1):
-                each |= {"Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(number)}
-            headers[-1]["Nats-Batch-Commit"] = "1"
-        return await self._store(messages, headers, deadline_s)
+        sent = [_expecting(messages[0], expected_last), *messages[1:]]
+        if len(sent) > 1:
+            sent = as_batch(sent, self._connection.unique_name())
+        return await send_in_order(self._connection, sent, f"the batch for {self.stream}", deadline_s)
 
-    async def _store(
-        self, messages: Sequence[OutgoingMessage], headers: Sequence[dict[str, str]], deadline_s: float
-    ) -> _PubAck:
-        """Send the messages with these headers, in order, and wait for the ack of the last.
 
-        Raises: MessageTooLargeError before anything is sent; BusUnavailableError; BusRefusedError.
-        """
-        losses = self._connection.losses
-        ready = []
-        for message, each in zip(messages, headers, strict=True):
-            block = header_block(each)
-            self._connection.check_bytes(message.subject, len(block) + len(message.payload))
-            ready.append(as_published(message.subject, block, message.payload))
-        if len(ready) > 1:
-            await self._connection.publish_all(b"".join(ready[:-1]), messages[0].subject)
-        if losses != self._connection.losses:
-            raise BusUnavailableError("the connection was lost in the middle of the batch")
-        last = messages[-1]
-        reply = await self._connection.request(last.subject, last.payload, headers[-1], deadline_s=deadline_s)
-        raise_api_error(f"the batch for {self.stream}", reply.payload)
-        return read_answer(f"the batch for {self.stream}", reply.payload, _PubAck)
+def _expecting(message: OutgoingMessage, last_sequence: int, last_id: str = "") -> OutgoingMessage:
+    """The message, which is stored only if the ledger ends there, and with the message of that id."""
+    headers = {**message.headers, "Nats-Expected-Last-Sequence": str(last_sequence)}
+    if last_id:
+        headers["Nats-Expected-Last-Msg-Id"] = last_id
+    return msgspec.structs.replace(message, headers=headers)
 
 
 def as_batches(messages: Sequence[OutgoingMessage]) -> Iterator[list[OutgoingMessage]]:

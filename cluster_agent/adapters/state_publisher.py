@@ -14,10 +14,10 @@ from typing import TypeAlias
 import anyio
 import msgspec
 
-from schemas.client.client import as_published
-from schemas.client.connection import Connection, raise_api_error, read_answer
+from schemas.client.batch import as_batch, send_in_order
+from schemas.client.connection import Connection
 from schemas.client.errors import BusRefusedError, BusUnavailableError
-from schemas.wire.bus import OutgoingMessage, header_block, one_line, pack
+from schemas.wire.bus import OutgoingMessage, one_line, pack
 from schemas.wire.subjects import STATE_STREAM
 
 WRONG_LAST_SEQUENCE = 10071
@@ -69,11 +69,10 @@ class _Waiting:
     is_known: it has the result of its batch.
     """
 
-    __slots__ = ("batch", "headers", "is_known", "is_single", "message", "result", "turn")
+    __slots__ = ("batch", "is_known", "is_single", "message", "result", "turn")
 
-    def __init__(self, message: OutgoingMessage, headers: dict[str, str]) -> None:
+    def __init__(self, message: OutgoingMessage) -> None:
         self.message = message
-        self.headers = headers
         self.turn = anyio.Event()
         self.batch: list[_Waiting] = []
         self.is_known = False
@@ -101,8 +100,9 @@ class StatePublisher:
         """See AgentBus.publish_state."""
         packed = pack(message)
         expected = {"Nats-Expected-Last-Subject-Sequence": str(expected_last_subject_sequence)}
-        this = _Waiting(packed, one_line({**packed.headers, **expected}))
-        self._connection.check_size(packed.subject, packed.payload, this.headers | _LONGEST)
+        headers = one_line({**packed.headers, **expected})
+        self._connection.check_size(packed.subject, packed.payload, headers | _LONGEST)
+        this = _Waiting(msgspec.structs.replace(packed, headers=headers))
         self._waiting.append(this)
         self._go_on()
         try:
@@ -170,13 +170,8 @@ class StatePublisher:
         self._go_on()
 
     async def _store(self, this: _Waiting, deadline_s: float) -> Result:
-        message = this.message
         try:
-            reply = await self._connection.request(
-                message.subject, message.payload, this.headers, deadline_s=deadline_s
-            )
-            raise_api_error(f"state on {message.subject}", reply.payload)
-            ack = read_answer(f"state on {message.subject}", reply.payload, _PubAck)
+            ack = await send_in_order(self._connection, [this.message], f"state on {this.message.subject}", deadline_s)
         except BusRefusedError as error:
             if error.err_code != WRONG_LAST_SEQUENCE:
                 return Uncertain(str(error))
@@ -196,28 +191,13 @@ class StatePublisher:
             self._end_batch(batch)
 
     async def _try_batch(self, batch: Sequence[_Waiting], deadline_s: float) -> None:
-        name = self._connection.unique_name()
-        ready = []
-        for number, each in enumerate(batch, start=1):
-            headers = {**each.headers, "Nats-Batch-Id": name, "Nats-Batch-Sequence": str(number)}
-            if number == len(batch):
-                headers["Nats-Batch-Commit"] = "1"
-            ready.append((each.message, headers))
-        first, (last, last_headers) = batch[0].message.subject, ready.pop()
-        what = f"state of {len(batch)} objects"
+        messages = as_batch([each.message for each in batch], self._connection.unique_name())
         result: Uncertain
+        with anyio.move_on_after(deadline_s):
+            await self._connection.wait_until_up()
         losses = self._connection.losses
         try:
-            with anyio.move_on_after(deadline_s):
-                await self._connection.wait_until_up()
-            losses = self._connection.losses
-            sent = [as_published(each.subject, header_block(headers), each.payload) for each, headers in ready]
-            await self._connection.publish_all(b"".join(sent), first)
-            if losses != self._connection.losses or not self._connection.is_up:
-                raise BusUnavailableError("the connection was lost in the middle of the batch")
-            reply = await self._connection.request(last.subject, last.payload, last_headers, deadline_s=deadline_s)
-            raise_api_error(what, reply.payload)
-            ack = read_answer(what, reply.payload, _PubAck)
+            ack = await send_in_order(self._connection, messages, f"state of {len(batch)} objects", deadline_s)
         except BusRefusedError as error:
             if losses == self._connection.losses and error.err_code not in WRONG_LAST_SEQUENCES:
                 again_s = WITHOUT_BATCHES_S if error.err_code == NO_BATCHES else BATCH_AGAIN_S
@@ -234,12 +214,3 @@ class StatePublisher:
             result = Uncertain(f"the server's ack does not fit a batch of {len(batch)}: {ack}")
         for each in batch:
             each.result = result
-
-
-class _PubAck(msgspec.Struct):
-    """count: of a batch."""
-
-    stream: str = ""
-    seq: int = 0
-    duplicate: bool = False
-    count: int = 0
